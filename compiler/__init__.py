@@ -1,0 +1,1 @@
+"""Joins the parts: capture, import, pipeline, build, verify and the command line."""

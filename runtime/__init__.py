@@ -1,0 +1,1 @@
+"""Runs an artifact: executor, KV blocks, sampler and engine."""
