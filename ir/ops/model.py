@@ -1,0 +1,99 @@
+"""Model ops: what language models are made of, raised from tensor ops by rules."""
+
+from __future__ import annotations
+
+from ..dims import equal, exact_quotient
+from ..errors import IRError
+from ..node import op
+from ..types import TensorType
+
+EXTRAS = ("mask", "sinks", "slopes", "bias")
+
+
+def heads_divide(q: TensorType, k: TensorType, axis: int) -> None:
+    """Refuse query heads that are no multiple of the key heads."""
+    if exact_quotient(q.shape[axis], k.shape[axis]) is None:
+        raise IRError(f"the heads of {q} are no multiple of the heads of {k}")
+
+
+def check_extras(extras: tuple[str, ...], given: tuple[TensorType, ...], known: tuple[str, ...]) -> None:
+    """Refuse extra inputs that the words in `extras` do not name, one each."""
+    unknown = [e for e in extras if e not in known]
+    if unknown or len(extras) != len(given):
+        raise IRError(f"extras name {len(given)} inputs out of {known}, not {extras}")
+
+
+@op("contraction")
+def linear(x: TensorType, w: TensorType, *bias: TensorType) -> TensorType:
+    """x[..., K] @ w[N, K]^T + bias[N]; accumulates in float32 or wider."""
+    if w.rank != 2 or x.rank < 1 or not equal(x.shape[-1], w.shape[1]):
+        raise IRError(f"inner dims differ, {x} by {w}")
+    for b in bias:
+        if b.rank != 1 or not equal(b.shape[0], w.shape[0]):
+            raise IRError(f"bias {b} for {w}")
+    if len(bias) > 1 or {w.dtype, *(b.dtype for b in bias)} != {x.dtype}:
+        raise IRError(f"one dtype was wanted, not {x}, {w} {', '.join(str(b) for b in bias)}")
+    return x.with_shape((*x.shape[:-1], w.shape[0]))
+
+
+@op("axis")
+def rms_norm(x: TensorType, *w: TensorType, eps: float, offset: float = 0.0) -> TensorType:
+    """x / sqrt(mean(x^2) + eps) * (offset + w) over the last dim, in float32, rounded to x's dtype once (Zhang and Sennrich, 2019)."""
+    _check_weights(x, w, most=1)
+    return x
+
+
+@op("axis")
+def layer_norm(x: TensorType, *wb: TensorType, eps: float) -> TensorType:
+    """(x - mean) / sqrt(var + eps) * w + b over the last dim, in float32, rounded to x's dtype once (Ba et al., 2016)."""
+    _check_weights(x, wb, most=2)
+    return x
+
+
+def _check_weights(x: TensorType, weights: tuple[TensorType, ...], most: int) -> None:
+    if not x.is_float or x.rank < 1 or len(weights) > most:
+        raise IRError(f"a float tensor and at most {most} weights were wanted, not {x}, {weights}")
+    for w in weights:
+        if not equal(w.shape[-1], x.shape[-1]) or w.rank != 1:
+            raise IRError(f"weight {w} for the last dim of {x}")
+
+
+@op("contraction", "mixes")
+def attention(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    *more: TensorType,
+    scale: float,
+    causal: bool = False,
+    softcap: float = 0.0,
+    extras: tuple[str, ...] = (),
+) -> TensorType:
+    """softmax(softcap(scale q k^T) + mask) v for q[B, H, S, D], k[B, G, L, D], v[B, G, L, E]; head h reads group h G / H.
+
+    Extras name the further inputs: "mask" (bool: allowed; float: added to the scores; broadcasts to [B, H, S, L]) and
+    "sinks" ([H] logits that join the softmax and are dropped). softcap(s) = c tanh(s / c), or s where c is 0. causal:
+    key j is visible to query i when j <= i + L - S... with L = S the usual triangle (torch's is_causal).
+    """
+    check_extras(extras, more, ("mask", "sinks"))
+    if not (q.rank == k.rank == v.rank == 4) or not equal(q.shape[3], k.shape[3]):
+        raise IRError(f"q[B, H, S, D], k[B, G, L, D], v[B, G, L, E] were wanted, not {q}, {k}, {v}")
+    if not equal(k.shape[1], v.shape[1]) or not equal(k.shape[2], v.shape[2]):
+        raise IRError(f"k and v differ in heads or length: {k}, {v}")
+    heads_divide(q, k, 1)
+    return q.with_shape((*q.shape[:3], v.shape[3]))
+
+
+@op("contraction")
+def expert_linear(
+    x: TensorType, w: TensorType, index: TensorType, *bias: TensorType
+) -> TensorType:
+    """y[..., :] = w[index[...]] @ x[..., :] (+ bias[index[...]]): each row by the weights of its own expert; w[E, N, K]."""
+    if w.rank != 3 or not equal(x.shape[-1], w.shape[2]) or len(index.shape) != x.rank - 1:
+        raise IRError(f"x[..., K], w[E, N, K], index[...] were wanted, not {x}, {w}, {index}")
+    if index.dtype not in ("i32", "i64") or len(bias) > 1:
+        raise IRError(f"an i32 or i64 index and at most one bias were wanted, not {index}, {bias}")
+    for b in bias:
+        if b.rank != 2 or not equal(b.shape[1], w.shape[1]):
+            raise IRError(f"bias {b} for {w}")
+    return x.with_shape((*x.shape[:-1], w.shape[1]))

@@ -1,0 +1,129 @@
+"""Targets: the machine a program is bound to.
+
+A target is written `cpu` (this machine), `cpu:x86-64-v3`, `cpu:znver5`, `cuda:sm_90`, `rocm:gfx942`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+import platform
+from dataclasses import dataclass, field
+
+from .errors import IRError
+
+# The LLVM names of x86-64 levels and of the processors that matter, and what they add. The levels are those of the
+# x86-64 psABI; the rest follows LLVM's X86TargetParser.
+_V2 = frozenset({"sse4_2", "ssse3", "popcnt"})
+_V3 = _V2 | {"avx", "avx2", "fma", "f16c", "bmi2"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VNNI = _V4 | {"avx512_vnni"}
+X86: dict[str, frozenset[str]] = {
+    "x86-64": frozenset(), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4,
+    "haswell": _V3, "skylake": _V3, "znver1": _V3, "znver2": _V3, "znver3": _V3, "skylake-avx512": _V4,
+    "alderlake": _V3 | {"avx_vnni"}, "cascadelake": _VNNI, "icelake-server": _VNNI,
+    "cooperlake": _VNNI | {"avx512_bf16"}, "znver4": _VNNI | {"avx512_bf16"},
+    "znver5": _VNNI | {"avx512_bf16", "avx_vnni"},
+    "sapphirerapids": _VNNI | {"avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8", "amx_tile"},
+}  # fmt: skip
+CUDA = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+ROCM = ("gfx90a", "gfx942", "gfx950")
+_KNOWN = frozenset().union(*X86.values())
+
+
+@dataclass(frozen=True)
+class Target:
+    """What code generation needs to know of a machine.
+
+    `arch` is LLVM's name (CPU) or the compute capability (GPU); `features` uses the kernel's /proc/cpuinfo words; caches
+    are bytes (one core's l1 and l2, the shared l3), 0 where unknown.
+    """
+
+    kind: str
+    arch: str
+    features: frozenset[str] = field(default_factory=frozenset[str])
+    cores: int = 1
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+    l3_bytes: int = 0
+
+    @staticmethod
+    def parse(text: str) -> Target:
+        """The target that a text names; `cpu` alone is the machine at hand."""
+        kind, _, arch = text.partition(":")
+        if kind == "cpu":
+            return host() if not arch else _named_cpu(arch)
+        known = {"cuda": CUDA, "rocm": ROCM}.get(kind)
+        if known is None:
+            raise IRError(f"no target kind {kind!r} in {text!r}; known: cpu, cuda, rocm")
+        if arch not in known:
+            raise IRError(f"no {kind} architecture {arch!r}; known: {', '.join(known)}")
+        return Target(kind, arch)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.arch}"
+
+    def has(self, *features: str) -> bool:
+        """Whether the machine has every feature."""
+        return all(f in self.features for f in features)
+
+    @property
+    def vector_bits(self) -> int:
+        """The width of the widest vector registers, in bits."""
+        if self.has("avx512f"):
+            return 512
+        return 256 if self.has("avx2") else 128
+
+    def missing_on(self, machine: Target) -> frozenset[str]:
+        """The features that code for this target needs and a machine lacks."""
+        return self.features - machine.features
+
+
+def host() -> Target:
+    """This machine: its ISA, the cores this process may use, its caches."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise IRError(f"the CPU backend knows x86-64, not {platform.machine()}")
+    features = host_features()
+    caches = _caches()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Target("cpu", _host_arch(features), features, cores, *caches)
+
+
+def host_features(path: str = "/proc/cpuinfo") -> frozenset[str]:
+    """The features of this machine among those that targets speak of."""
+    for line in pathlib.Path(path).read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split(":", 1)[1].split()) & _KNOWN
+    raise IRError(f"{path} lists no flags: the machine's instruction set is unknown")
+
+
+def _named_cpu(arch: str) -> Target:
+    if arch not in X86:
+        near = difflib.get_close_matches(arch, X86, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise IRError(f"no CPU {arch!r}; {hint}known: {', '.join(X86)}")
+    here = _caches()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Target("cpu", arch, X86[arch], cores, *here)
+
+
+def _host_arch(features: frozenset[str]) -> str:
+    """The most capable known processor all of whose features are here; makers' own names where they fit."""
+    vendor = "AuthenticAMD" in pathlib.Path("/proc/cpuinfo").read_text()
+    own = [a for a in X86 if a.startswith("znver") == vendor and X86[a] <= features]
+    levels = [a for a in X86 if a.startswith("x86-64") and X86[a] <= features]
+    return max(own + levels, key=lambda a: (len(X86[a]), a.startswith("znver")))
+
+
+def _caches() -> tuple[int, int, int]:
+    found = {1: 32 << 10, 2: 1 << 20, 3: 0}
+    for index in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() != "Instruction":
+            found[int((index / "level").read_text())] = _size((index / "size").read_text().strip())
+    return found[1], found[2], found[3]
+
+
+def _size(text: str) -> int:
+    units = {"K": 10, "M": 20, "G": 30}
+    return int(text[:-1]) << units[text[-1]] if text[-1] in units else int(text)
