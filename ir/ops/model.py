@@ -66,16 +66,19 @@ def attention(
     *more: TensorType,
     scale: float,
     causal: bool = False,
+    window: int = 0,
+    chunk: int = 0,
     softcap: float = 0.0,
     extras: tuple[str, ...] = (),
 ) -> TensorType:
     """softmax(softcap(scale q k^T) + mask) v for q[B, H, S, D], k[B, G, L, D], v[B, G, L, E]; head h reads group h G / H.
 
-    Extras name the further inputs: "mask" (bool: allowed; float: added to the scores; broadcasts to [B, H, S, L]) and
-    "sinks" ([H] logits that join the softmax and are dropped). softcap(s) = c tanh(s / c), or s where c is 0. causal:
-    key j is visible to query i when j <= i + L - S... with L = S the usual triangle (torch's is_causal).
+    Key j is visible to query i when j <= i (causal; torch's is_causal), i - j < window (window > 0) and
+    i // chunk == j // chunk (chunk > 0). softcap(s) = c tanh(s / c), or s where c is 0. Extras name the further inputs:
+    "mask" (bool: allowed; float: added to the scores; broadcasts to [B, H, S, L]), "sinks" ([H] logits that join the
+    softmax and are dropped), "slopes" ([H]: slope (j - i) is added), "bias" ([H, P]: bias[h, min(i - j, P - 1)] is added).
     """
-    check_extras(extras, more, ("mask", "sinks"))
+    check_extras(extras, more, EXTRAS)
     if not (q.rank == k.rank == v.rank == 4) or not equal(q.shape[3], k.shape[3]):
         raise IRError(f"q[B, H, S, D], k[B, G, L, D], v[B, G, L, E] were wanted, not {q}, {k}, {v}")
     if not equal(k.shape[1], v.shape[1]) or not equal(k.shape[2], v.shape[2]):
