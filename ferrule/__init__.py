@@ -5,8 +5,19 @@ is imported when it is first used, so that `import ferrule` costs nothing and an
 compiler is installed.
 """
 
+# The mapped folders are beside this one in a source tree and inside it once installed.
+# pyright: reportMissingImports=false
+
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .compiler.api import compile
+    from .ir.target import Target
+    from .runtime.artifact import Artifact, load
+    from .runtime.engine import Completion
+    from .runtime.sampling import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["Artifact", "Completion", "SamplingParams", "Target", "__version__", "compile", "load"]
@@ -20,7 +31,7 @@ _HOMES = {
     "load": ".runtime.artifact",
 }
 
-# In a source tree the other folders lie beside this one, not in it: let `python -m ferrule` find them.
+# In a source tree `python -m ferrule` finds the mapped folders beside this one.
 _tree = Path(__file__).resolve().parent.parent
 if (_tree / "pyproject.toml").is_file() and (_tree / "ir").is_dir():
     __path__.append(str(_tree))
@@ -32,7 +43,7 @@ def __getattr__(name: str) -> object:
     if home is None:
         known = ", ".join(__all__)
         raise AttributeError(f"module 'ferrule' has no attribute {name!r}; it has {known}")
-    value = getattr(import_module(home, __name__), name)
+    value: object = getattr(import_module(home, __name__), name)
     globals()[name] = value
     return value
 

@@ -3,7 +3,7 @@
 
 def main() -> None:
     """Run the command line on `sys.argv` and exit with its status."""
-    from .compiler.cli import main as run
+    from .compiler.cli import main as run  # pyright: ignore[reportMissingImports]
 
     run()
 

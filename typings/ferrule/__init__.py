@@ -1,0 +1,1 @@
+../../ferrule/__init__.py
