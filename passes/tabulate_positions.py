@@ -1,0 +1,220 @@
+"""Positions: values that depend on positions alone become tables over positions, made once when the
+model is compiled.
+
+Rotary tables of any scaling, learned and sinusoidal embeddings, scales that grow with the position:
+each is a subgraph over iota(S) that no token reaches. It is run at several lengths and must fall
+into one of four kinds:
+
+- *uniform*: the same at every batch entry and position; its value at B = S = 1 stands for it;
+- *table*: the same in every batch entry, and row p the same at every length; row p of its value at
+  S = max_context is taken at each token's own position;
+- *own index*: the token's own row b S + s, as expert layers write it to spread tokens over their
+  experts; a take at it is a broadcast;
+- anything else is an error that names the node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..ir.dims import Dim, dim, equal, exact_quotient, product
+from ..ir.errors import IRError
+from ..ir.graph import Graph
+from ..ir.node import Node, input_
+from ..ir.ops import tensor
+from ..ir.types import TensorType
+from ..ir.verify import quote
+from .analyze_tokens import BATCH, LENGTH, Evaluate, analyze, need_evaluate
+
+Array = np.ndarray[Any, Any]
+SIZES = ((2, 5), (3, 9), (1, 1))
+POSITIONS = "positions"
+
+
+@dataclass(frozen=True)
+class TabulatePositions:
+    """Give the graph an input positions i32[S] and read position values from tables of max_context
+    rows.
+
+    Types do not change: run at positions 0, 1, ..., S - 1 the graph gives what it gave before.
+    """
+
+    name: ClassVar[str] = "tabulate-positions"
+    max_context: int = 4096
+    evaluate: Evaluate | None = None
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with no value left that depends on positions other than through the new
+        input."""
+        positions = input_(name=POSITIONS, type=TensorType("i32", (dim(LENGTH),)))
+        frontier = [v for v in analyze(graph).frontier() if isinstance(v.type, TensorType)]
+        mapping: dict[Node, Node] = {}
+        for value in frontier:
+            mapping.update(self._lifted(graph, value, positions))
+        lifted = graph.replace(mapping)
+        return replace(lifted, inputs=(*lifted.inputs, positions))
+
+    def _lifted(self, graph: Graph, value: Node, positions: Node) -> dict[Node, Node]:
+        evaluate = need_evaluate(self.evaluate, self.name)
+        try:
+            axes = _Axes(value)
+            rows = [axes.rows(evaluate((value,), {BATCH: b, LENGTH: s})[0], b, s) for b, s in SIZES]
+            if _is_uniform(rows):
+                return {value: axes.uniform()}
+            if _is_own_index(rows):
+                return axes.own_index(graph.users(value))
+            self._check_table(evaluate, axes, rows)
+            return {value: axes.table(positions, self.max_context)}
+        except _NoTableError as error:
+            raise IRError(
+                f"a value that depends on positions alone {error}\n{quote(graph, value)}"
+            ) from None
+
+    def _check_table(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> None:
+        if not _agree([r[:1] for r in rows], rows):
+            raise _NoTableError("differs between the sequences of a batch")
+        longest = evaluate((axes.value,), {BATCH: 1, LENGTH: self.max_context})[0]
+        for found in rows:
+            whole = axes.rows(longest, 1, self.max_context)
+            if not _close(whole[0, : found.shape[1]], found[0]):
+                raise _NoTableError(
+                    f"changes with the length: its first {found.shape[1]} rows are others at "
+                    f"length {self.max_context}; "
+                    "a smaller max_context may keep it fixed"
+                )
+
+
+class _NoTableError(Exception):
+    """Why a value is no table over positions."""
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.dtype.kind in "fc":
+        return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True))
+    return bool((a == b).all())
+
+
+def _agree(wanted: list[Array], rows: list[Array]) -> bool:
+    return all(_close(np.broadcast_to(w, r.shape), r) for w, r in zip(wanted, rows, strict=True))
+
+
+def _is_uniform(rows: list[Array]) -> bool:
+    first = rows[0][:1, :1]
+    return _agree([first] * len(rows), rows)
+
+
+def _is_own_index(rows: list[Array]) -> bool:
+    """Whether every row holds its own number b S + s throughout."""
+    if rows[0].dtype.kind not in "iu":
+        return False
+    wanted: list[Array] = []
+    for r in rows:
+        own: Array = np.arange(r.shape[0] * r.shape[1], dtype=r.dtype)
+        wanted.append(np.reshape(own, (*r.shape[:2], *(1 for _ in r.shape[2:]))))
+    return _agree(wanted, rows)
+
+
+class _Axes:
+    """Where batch and length stand among a value's axes: each axis is a product of B, S and a
+    number, in that order."""
+
+    def __init__(self, value: Node) -> None:
+        self.value = value
+        self.parts = [_parts(d) for d in value.shape]
+        for name in (BATCH, LENGTH):
+            if sum(p.count(dim(name)) for p in self.parts) > 1:
+                raise _NoTableError(
+                    f"has {name} more than once in its shape {value.type}: it compares positions"
+                )
+
+    @property
+    def flat(self) -> list[Dim]:
+        """The factors of all the axes in order."""
+        return [p for parts in self.parts for p in parts]
+
+    def rows(self, value: Array, b: int, s: int) -> Array:
+        """The value as [b or 1, s or 1, numbers...]."""
+        sizes = {dim(BATCH): b, dim(LENGTH): s}
+        split = value.reshape([sizes.get(p, p) if not isinstance(p, int) else p for p in self.flat])  # type: ignore[call-overload]
+        order = [i for i, p in enumerate(self.flat) if isinstance(p, int)]
+        lead = [self.flat.index(dim(n)) for n in (BATCH, LENGTH) if dim(n) in self.flat]
+        moved = split.transpose(*lead, *order)
+        for at, name in enumerate((BATCH, LENGTH)):
+            if dim(name) not in self.flat:
+                moved = np.expand_dims(moved, at)
+        return np.broadcast_to(moved, (b, s, *moved.shape[2:]))
+
+    def uniform(self) -> Node:
+        """The value at B = S = 1, broadcast back to the shape."""
+        fixed = Graph("uniform", (), (self.value,)).substitute({BATCH: 1, LENGTH: 1}).outputs[0]
+        return self._spread(fixed)
+
+    def _spread(self, fixed: Node) -> Node:
+        """Broadcast a value that lacks B, or B and S, to the shape, factor by factor."""
+        if fixed.shape == self.value.shape:
+            return fixed
+        has_length = any(dim(LENGTH) in _parts(d) for d in fixed.shape)
+        narrow = tuple(
+            p if isinstance(p, int) or (has_length and p == dim(LENGTH)) else 1 for p in self.flat
+        )
+        wide = tensor.broadcast(tensor.reshape(fixed, shape=narrow), shape=tuple(self.flat))
+        return tensor.reshape(wide, shape=self.value.shape)
+
+    def table(self, positions: Node, max_context: int) -> Node:
+        """Rows of the value at S = max_context, taken at the positions, in the value's own shape
+        and order."""
+        fixed = (
+            Graph("table", (), (self.value,)).substitute({BATCH: 1, LENGTH: max_context}).outputs[0]
+        )
+        kept = [p for p in self.flat if p != dim(BATCH)]
+        at = kept.index(dim(LENGTH))
+        split = tensor.reshape(
+            fixed, shape=tuple(max_context if i == at else p for i, p in enumerate(kept))
+        )
+        order = (at, *(i for i in range(len(kept)) if i != at))
+        taken = tensor.take(
+            tensor.transpose(split, permutation=order), positions, axis=0
+        )  # [S, numbers...]
+        back = tensor.transpose(taken, permutation=tuple(order.index(i) for i in range(len(kept))))
+        return self._spread(back)
+
+    def own_index(self, users: tuple[Node, ...]) -> dict[Node, Node]:
+        """Takes of rows at their own number, as broadcasts over the numbers that follow B and S."""
+        if self.flat[:2] != [dim(BATCH), dim(LENGTH)]:
+            raise _NoTableError("is the token's own number in an order other than batch, length")
+        return {u: self._own_rows(u) for u in users}
+
+    def _own_rows(self, user: Node) -> Node:
+        x, axis = user.inputs[0], int(user.attributes.get("axis", 0))
+        rows = product((dim(BATCH), dim(LENGTH)))
+        if (
+            user.op is not tensor.take
+            or user.inputs[1] is not self.value
+            or not equal(x.shape[axis], rows)
+        ):
+            raise _NoTableError(
+                f"is the token's own number, which only a take of its row can read, not {user!r}"
+            )
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        ones = tuple(1 for _ in self.flat[2:])
+        lead = (*before, dim(BATCH), dim(LENGTH))
+        narrow = tensor.reshape(x, shape=(*lead, *ones, *after))
+        wide = tensor.broadcast(narrow, shape=(*lead, *self.flat[2:], *after))
+        return tensor.reshape(wide, shape=user.shape)
+
+
+def _parts(d: Dim) -> list[Dim]:
+    """A dim as factors: batch, length, and what is left; nothing for 1."""
+    parts: list[Dim] = []
+    rest = d
+    for name in (BATCH, LENGTH):
+        quotient = exact_quotient(rest, dim(name)) if not isinstance(rest, int) else None
+        if quotient is not None:
+            parts.append(dim(name))
+            rest = quotient
+    if not isinstance(rest, int):
+        raise _NoTableError(f"has the dim {d}, which is no product of B, S and a number")
+    return parts if equal(rest, 1) else [*parts, rest]
