@@ -163,7 +163,7 @@ def test_every_pass_has_a_test():
 
 
 def declares_pass(path: Path) -> bool:
-    """Whether a class of the file has a `name: ClassVar[str]` with a value: a pass, not the protocol."""
+    """Whether a class of the file gives its `name` a value: a pass, not the protocol."""
     return any(
         isinstance(line, ast.AnnAssign) and line.value and ast.unparse(line.target) == "name"
         for node in tree(path).body
