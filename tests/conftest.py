@@ -1,8 +1,13 @@
-"""For every test: a missing GPU skips the tests that need one, and the summary says how many."""
+"""For every test: a worker keeps to its core; tests that need a GPU are skipped without, and counted."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    _keep_to_one_core(os.environ.get("PYTEST_XDIST_WORKER", ""))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,3 +31,15 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _keep_to_one_core(worker: str) -> None:
+    """Give each of several workers (gw0, gw1, ...) a core; torch and the kernels then take one thread.
+
+    Workers that share cores slow each other far below half: a parallel region waits for a thread
+    that the other process keeps off its core.
+    """
+    if worker:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        os.environ["OMP_NUM_THREADS"] = "1"
