@@ -1,0 +1,36 @@
+"""Parts of a graph evaluated at given dims, for the passes that learn from values (masks, position
+tables)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..ir.graph import Graph
+from ..ir.node import Node
+from .reference import evaluate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def evaluator(
+    parameters: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor] | None = None
+) -> Any:
+    """A function (nodes, {dim: value}) -> numpy values, as the passes want it
+    (analyze_tokens.Evaluate).
+
+    Only parameters and inputs that the nodes reach are read. bfloat16 comes back as float32.
+    """
+
+    def values(nodes: tuple[Node, ...], dims: Mapping[str, int]) -> list[np.ndarray[Any, Any]]:
+        graph = Graph("part", (), nodes).substitute(dims)
+        reached = [n for n in graph.nodes() if n.op.name == "input"]
+        graph = Graph("part", tuple(reached), graph.outputs)
+        given = {n["name"]: (inputs or {})[n["name"]] for n in reached}
+        outputs = evaluate(graph, given, parameters)
+        return [(o.float() if o.dtype == torch.bfloat16 else o).numpy() for o in outputs]
+
+    return values

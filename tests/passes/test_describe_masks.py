@@ -1,0 +1,129 @@
+"""Masks by evaluation: each family, sizes beyond what is run, biases, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ferrule.ir.errors import IRError
+from ferrule.ir.text import parse_graph, print_graph
+from ferrule.passes.describe_masks import DescribeMasks, Mask, draw
+
+HEAD = """graph m(%ids: i64[B, S]) where B in [1, 8], S in [1, 99999] {
+  %e = parameter {name = "emb", type = f32[100, 32]} : f32[100, 32]
+  %x = take %e %ids {axis = 0} : f32[B, S, 32]   from model.embed (m.py:1)
+  %h = reshape %x {shape = (B, S, 4, 8)} : f32[B, S, 4, 8]
+  %q = transpose %h {permutation = (0, 2, 1, 3)} : f32[B, 4, S, 8]
+  %p = iota {size = S, dtype = "i64"} : i64[S]
+  %i = reshape %p {shape = (1, 1, S, 1)} : i64[1, 1, S, 1]
+  %j = reshape %p {shape = (1, 1, 1, S)} : i64[1, 1, 1, S]
+  %c = le %j %i : bool[1, 1, S, S]
+"""
+TAIL = """  %a = attention %q %q %q %m {scale = 0.5, extras = ("mask",)} : f32[B, 4, S, 8]
+  return %a as out
+}
+"""
+CAUSAL = "  %m = bitwise_and %c %c : bool[1, 1, S, S]\n"
+
+
+def window(size: int) -> str:
+    """Causal and less than `size` back."""
+    return f"""  %w = constant {{value = {size}, dtype = "i64"}} : i64[]
+  %iw = sub %i %w : i64[1, 1, S, 1]
+  %cw = gt %j %iw : bool[1, 1, S, S]
+  %m = bitwise_and %c %cw : bool[1, 1, S, S]
+"""
+
+
+def chunk(size: int) -> str:
+    """Causal and in the same chunk."""
+    return f"""  %w = constant {{value = {size}, dtype = "i64"}} : i64[]
+  %ic = floordiv %i %w : i64[1, 1, S, 1]
+  %jc = floordiv %j %w : i64[1, 1, 1, S]
+  %cw = eq %ic %jc : bool[1, 1, S, S]
+  %m = bitwise_and %c %cw : bool[1, 1, S, S]
+"""
+
+
+ADDITIVE = """  %zero = constant {value = 0.0, dtype = "f32"} : f32[]
+  %low = constant {value = -3.4028234663852886e+38, dtype = "f32"} : f32[]
+  %m = where %c %zero %low : f32[1, 1, S, S]
+"""
+ALIBI = """  %s = parameter {name = "slopes", type = f32[4]} : f32[4]
+  %s4 = reshape %s {shape = (1, 4, 1, 1)} : f32[1, 4, 1, 1]
+  %jf = cast %j {dtype = "f32"} : f32[1, 1, 1, S]
+  %b = mul %s4 %jf : f32[1, 4, 1, S]
+  %low = constant {value = -inf, dtype = "f32"} : f32[]
+  %m = where %c %b %low : f32[1, 4, S, S]
+"""
+SQUARED = """  %s = parameter {name = "slopes", type = f32[4]} : f32[4]
+  %s4 = reshape %s {shape = (1, 4, 1, 1)} : f32[1, 4, 1, 1]
+  %d = sub %i %j : i64[1, 1, S, S]
+  %df = cast %d {dtype = "f32"} : f32[1, 1, S, S]
+  %d2 = mul %df %df : f32[1, 1, S, S]
+  %b = mul %s4 %d2 : f32[1, 4, S, S]
+  %low = constant {value = -inf, dtype = "f32"} : f32[]
+  %m = where %c %b %low : f32[1, 4, S, S]
+"""
+ODD = """  %two = constant {value = 2, dtype = "i64"} : i64[]
+  %zero = constant {value = 0, dtype = "i64"} : i64[]
+  %r = mod %j %two : i64[1, 1, 1, S]
+  %even = eq %r %zero : bool[1, 1, 1, S]
+  %m = bitwise_and %c %even : bool[1, 1, S, S]
+"""
+SLOPES = {"slopes": -np.array([0.5, 0.25, 0.125, 0.0625], np.float32)}
+
+
+def described(mask: str, evaluator, max_context: int = 8192):
+    """The attention after the pass over a graph with this mask."""
+    graph = parse_graph(HEAD + mask + TAIL)
+    after = DescribeMasks(max_context, evaluator(graph, SLOPES)).run(graph)
+    assert parse_graph(print_graph(after)) == after
+    return after.outputs[0], after
+
+
+@pytest.mark.parametrize(
+    ("mask", "window_", "chunk_"),
+    [
+        (CAUSAL, 0, 0), (ADDITIVE, 0, 0), (window(7), 7, 0), (window(1), 1, 0), (window(79), 79, 0),
+        (window(80), 80, 0), (window(4096), 4096, 0), (window(9000), 0, 0), (chunk(5), 0, 5),
+        (chunk(512), 0, 512),
+    ],
+)  # fmt: skip
+def test_families(mask: str, window_: int, chunk_: int, evaluator):
+    attention, _ = described(mask, evaluator)
+    assert (attention["causal"], attention["window"], attention["chunk"]) == (True, window_, chunk_)
+    assert attention["extras"] == ()
+    assert len(attention.inputs) == 3
+
+
+def test_linear_bias_becomes_slopes(evaluator):
+    attention, after = described(ALIBI, evaluator)
+    assert attention["extras"] == ("slopes",)
+    slopes = evaluator(after, SLOPES)((attention.inputs[3],), {})[0]
+    np.testing.assert_allclose(slopes, SLOPES["slopes"], rtol=1e-6)
+
+
+def test_other_bias_becomes_a_table_by_distance(evaluator):
+    attention, after = described(SQUARED, evaluator, max_context=100)
+    assert attention["extras"] == ("bias",)
+    table = evaluator(after, SLOPES)((attention.inputs[3],), {})[0]
+    wanted = SLOPES["slopes"][:, None] * np.arange(100.0) ** 2
+    np.testing.assert_allclose(table, wanted, rtol=1e-5)
+
+
+def test_unknown_mask_is_drawn_with_its_place(evaluator):
+    with pytest.raises(IRError, match=r"no known family(.|\n)*x\.\.(.|\n)*x\.x(.|\n)*attention"):
+        described(ODD, evaluator)
+
+
+def test_mask_that_depends_on_tokens_is_refused(evaluator):
+    mask = """  %ir = reshape %ids {shape = (B, 1, 1, S)} : i64[B, 1, 1, S]
+  %m = le %ir %i : bool[B, 1, S, S]
+"""
+    with pytest.raises(IRError, match="depends on the tokens"):
+        described(mask, evaluator)
+
+
+def test_allowed_pairs_of_a_window_inside_a_chunk():
+    seen = Mask(window=2, chunk=3).allowed(5)
+    assert draw(seen) == "  x....\n  xx...\n  .xx..\n  ...x.\n  ...xx"

@@ -1,0 +1,105 @@
+"""Position values become tables: rotary, learned, uniform, own rows; what changes with the length
+is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ferrule.ir.errors import IRError
+from ferrule.ir.graph import Graph
+from ferrule.ir.text import parse_graph
+from ferrule.passes.analyze_tokens import analyze
+from ferrule.passes.tabulate_positions import TabulatePositions
+
+HEAD = """graph m(%ids: i64[B, S]) where B in [1, 8], S in [1, 4096] {
+  %e = parameter {name = "emb", type = f32[50, 6]} : f32[50, 6]
+  %x = take %e %ids {axis = 0} : f32[B, S, 6]   from model.embed (m.py:1)
+  %p = iota {size = S, dtype = "i64"} : i64[S]
+"""
+RNG = np.random.default_rng()
+PARAMETERS = {
+    "emb": RNG.standard_normal((50, 6)).astype(np.float32),
+    "wpe": RNG.standard_normal((64, 6)).astype(np.float32),
+    "inv": np.array([1.0, 0.1, 0.01], np.float32),
+}
+LEARNED = """  %t = parameter {name = "wpe", type = f32[64, 6]} : f32[64, 6]
+  %two = constant {value = 2, dtype = "i64"} : i64[]
+  %p2 = add %p %two : i64[S]
+  %r = take %t %p2 {axis = 0} : f32[S, 6]
+  %o = add %x %r : f32[B, S, 6]
+  return %o as out
+}
+"""
+ROTARY = """  %pf = cast %p {dtype = "f32"} : f32[S]
+  %pr = reshape %pf {shape = (1, 1, S)} : f32[1, 1, S]
+  %i = parameter {name = "inv", type = f32[3]} : f32[3]
+  %ir = reshape %i {shape = (1, 3, 1)} : f32[1, 3, 1]
+  %f = mul %ir %pr : f32[1, 3, S]
+  %fb = broadcast %f {shape = (B, 3, S)} : f32[B, 3, S]
+  %c = cos %fb : f32[B, 3, S]
+  %xt = transpose %x {permutation = (0, 2, 1)} : f32[B, 6, S]
+  %xr = reshape %xt {shape = (B, 2, 3, S)} : f32[B, 2, 3, S]
+  %cr = reshape %c {shape = (B, 1, 3, S)} : f32[B, 1, 3, S]
+  %o = mul %xr %cr : f32[B, 2, 3, S]
+  return %o as out
+}
+"""
+UNIFORM = """  %one = constant {value = 1.0, dtype = "f32"} : f32[]
+  %z = broadcast %one {shape = (B*S, 6)} : f32[B*S, 6]
+  %xr = reshape %x {shape = (B*S, 6)} : f32[B*S, 6]
+  %o = add %xr %z : f32[B*S, 6]
+  return %o as out
+}
+"""
+OWN = """  %n = iota {size = B*S, dtype = "i64"} : i64[B*S]
+  %n1 = reshape %n {shape = (B*S, 1)} : i64[B*S, 1]
+  %n2 = broadcast %n1 {shape = (B*S, 2)} : i64[B*S, 2]
+  %n3 = reshape %n2 {shape = (2*B*S,)} : i64[2*B*S]
+  %xr = reshape %x {shape = (B*S, 6)} : f32[B*S, 6]
+  %o = take %xr %n3 {axis = 0} : f32[2*B*S, 6]
+  return %o as out
+}
+"""
+
+
+def tabulated(text: str, evaluator, max_context: int = 32) -> tuple[Graph, Graph]:
+    """The graph before and after."""
+    before = parse_graph(HEAD + text)
+    return before, TabulatePositions(max_context, evaluator(before, PARAMETERS)).run(before)
+
+
+@pytest.mark.parametrize("text", [LEARNED, ROTARY, UNIFORM, OWN])
+def test_values_stay_and_nothing_reads_positions_otherwise(text: str, evaluator):
+    before, after = tabulated(text, evaluator)
+    kinds = analyze(after).kinds
+    read = {i for n in after.nodes() if kinds[n] == "token" for i in n.inputs}
+    assert all(kinds[n] != "position" or n.op.name in ("broadcast", "reshape") for n in read)
+    ids = RNG.integers(0, 50, (3, 11))
+    dims = {"B": 3, "S": 11}
+    wanted = evaluator(before, PARAMETERS, {"ids": ids})(before.outputs, dims)[0]
+    inputs = {"ids": ids, "positions": np.arange(11, dtype=np.int32)}
+    given = evaluator(after, PARAMETERS, inputs)(after.outputs, dims)[0]
+    np.testing.assert_allclose(given, wanted, rtol=1e-6)
+
+
+def test_a_value_that_changes_with_the_length_is_refused(evaluator):
+    text = """  %pf = cast %p {dtype = "f32"} : f32[S]
+  %s = dim_value {dim = S, dtype = "f32"} : f32[]
+  %r = div %pf %s : f32[S]
+  %rr = reshape %r {shape = (S, 1)} : f32[S, 1]   from model.scale (m.py:7)
+  %o = add %x %rr : f32[B, S, 6]
+  return %o as out
+}
+"""
+    with pytest.raises(IRError, match=r"changes with the length(.|\n)*model\.scale \(m\.py:7\)"):
+        tabulated(text, evaluator)
+
+
+def test_the_table_has_max_context_rows(evaluator):
+    _, after = tabulated(LEARNED, evaluator, max_context=21)
+    tables = [
+        n.inputs[0]
+        for n in after.nodes()
+        if n.op.name == "take" and n.inputs[0].op.name != "parameter"
+    ]
+    assert [t.shape for t in tables] == [(21, 6)]
