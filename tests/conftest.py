@@ -1,4 +1,4 @@
-"""For every test: a worker keeps to its core; tests that need a GPU are skipped without, and counted."""
+"""For every test: a worker keeps to its core; GPU tests are counted where there is no GPU."""
 
 import os
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def _has_gpu() -> bool:
 
 
 def _keep_to_one_core(worker: str) -> None:
-    """Give each of several workers (gw0, gw1, ...) a core; torch and the kernels then take one thread.
+    """Give each of several workers (gw0, gw1, ...) a core; torch and kernels then take one thread.
 
     Workers that share cores slow each other far below half: a parallel region waits for a thread
     that the other process keeps off its core.
