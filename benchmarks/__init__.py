@@ -1,0 +1,1 @@
+"""Side-by-side measurement; each script says what it needs and prints what it found."""

@@ -1,0 +1,289 @@
+"""The command line. Every command imports what it needs when it runs, so that `ferrule --help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..runtime.artifact import Artifact
+    from ..runtime.sampling import SamplingParams
+
+app = typer.Typer(
+    name="ferrule",
+    help="Binds a language model written in PyTorch to a machine: compile, run, look inside.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A compiled artifact.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Threads = Annotated[int | None, typer.Option(help="Cores to use; all of them by default.")]
+Memory = Annotated[str | None, typer.Option(help="Bytes for the KV cache, such as 512M or 4G.")]
+MaxTokens = Annotated[int, typer.Option(help="The most tokens to generate.")]
+Temperature = Annotated[float, typer.Option(help="0 picks the likeliest token every time.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that make up this share.")]
+TopK = Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face directory or name.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the artifact goes.")],
+    target: Annotated[
+        str, typer.Option(help="cpu (this machine), cpu:x86-64-v3, cpu:znver5, ...")
+    ] = "cpu",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_context: Annotated[int | None, typer.Option(help="The longest sequence in tokens.")] = None,
+    max_batch: Annotated[int, typer.Option(help="The most sequences in one step.")] = 32,
+    chunk: Annotated[int, typer.Option(help="The most tokens in one step.")] = 512,
+    block: Annotated[int, typer.Option(help="Tokens in a block of the KV cache.")] = 16,
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the graph after every pass here.")
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(help="Stop after this pass (with --dump).")
+    ] = None,
+    parity: Annotated[bool, typer.Option(help="Compare with the eager model at the end.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at the output.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Compile a model into an artifact directory."""
+    from .build import Options, compile_to
+    from .console import print_build
+
+    options = Options(
+        target=target,
+        dtype=dtype,
+        max_context=max_context,
+        max_batch=max_batch,
+        chunk=chunk,
+        block=block,
+        dump=dump,
+        stop_after=stop_after,
+        parity=parity,
+        progress=not quiet,
+    )
+    done = compile_to(model, output, options, overwrite=overwrite)
+    print_build(done)
+
+
+@app.command()
+def run(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from the input.")],
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given often.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past the end token.")
+    ] = False,
+    threads: Threads = None,
+    kv_memory: Memory = None,
+) -> None:
+    """Continue a prompt, printing as tokens come."""
+    params = _sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    artifact = _load(folder, threads, kv_memory)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    typer.echo(text, nl=False)
+    _stream(artifact, text, params)
+
+
+@app.command()
+def chat(
+    folder: Folder,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    threads: Threads = None,
+    kv_memory: Memory = None,
+) -> None:
+    """Talk with a model through its chat template; an empty line or Ctrl-D ends."""
+    params = _sampling(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
+    artifact = _load(folder, threads, kv_memory)
+    messages = [{"role": "system", "content": system}] if system else []
+    while (asked := _ask()) is not None:
+        messages.append({"role": "user", "content": asked})
+        answer = _stream(artifact, artifact.chat_ids(messages), params)
+        messages.append({"role": "assistant", "content": answer})
+
+
+@app.command()
+def plan(
+    folder: Folder,
+    memory: Annotated[str | None, typer.Option(help="A budget for everything, such as 8G.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the memory that an artifact takes, to the byte, without loading it."""
+    from .plan_report import read_memory
+
+    report = read_memory(folder, _bytes(memory))
+    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
+
+
+@app.command()
+def explain(
+    folder: Folder,
+    entry: Annotated[
+        str | None, typer.Option(help="decode, mixed or main; all by default.")
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="Run a step and time each kernel.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """List every kernel of a step: ops, model source, template, bytes, operations, time."""
+    from .console import print_explanation
+    from .explain import explain_artifact
+
+    lines = explain_artifact(folder, entry=entry, measure=measure)
+    if as_json:
+        typer.echo(json.dumps([line.to_json() for line in lines], indent=2))
+    else:
+        print_explanation(lines)
+
+
+@app.command()
+def opt(
+    file: Annotated[Path | None, typer.Argument(help="IR text; the input by default.")] = None,
+    passes: Annotated[str, typer.Option(help='Such as "canonicalize,merge-linears".')] = "",
+    list_passes: Annotated[
+        bool, typer.Option("--list", help="List the passes and their options.")
+    ] = False,
+    origins: Annotated[bool, typer.Option(help="Keep the places in the model's source.")] = True,
+) -> None:
+    """Run passes over IR text and print the result."""
+    from .opt import pass_lines, run_text
+
+    if list_passes:
+        typer.echo("\n".join(pass_lines()))
+        return
+    text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
+    typer.echo(run_text(text, passes, origins=origins), nl=False)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    model: Annotated[
+        str | None, typer.Option(help="The model, where it is no longer where it was.")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the first pass and node that depart.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare an artifact with the eager model it was compiled from."""
+    from .verify import bisect_artifact, verify_artifact
+
+    if bisect:
+        found = bisect_artifact(folder, model)
+        typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+        raise typer.Exit(0 if found.agrees else 1)
+    report, dtype = verify_artifact(folder, model)
+    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
+    from .parity import check
+
+    check(report, dtype)
+
+
+def _load(folder: Path, threads: int | None, kv_memory: str | None) -> Artifact:
+    from ..runtime.artifact import load
+
+    return load(folder, threads=threads, cache_bytes=_bytes(kv_memory))
+
+
+def _sampling(**given: object) -> SamplingParams:
+    from ..runtime.sampling import SamplingParams
+
+    return SamplingParams(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+
+
+def _stream(artifact: Artifact, prompt: str | list[int], params: SamplingParams) -> str:
+    """Print a completion as it comes; gives its text."""
+    parts = []
+    for delta in artifact.stream(prompt, params):
+        parts.append(delta.text)
+        typer.echo(delta.text, nl=False)
+        sys.stdout.flush()
+    typer.echo()
+    return "".join(parts)
+
+
+def _ask() -> str | None:
+    """A line from the user, or None at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip() or None
+    except EOFError:
+        return None
+
+
+def _bytes(text: str | None) -> int | None:
+    """The bytes that a text such as 4G or 512MiB denotes."""
+    if text is None:
+        return None
+    units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in units else ""
+    try:
+        return int(float(number.removesuffix(unit)) * (1 << units[unit]))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no size; wanted bytes, or a number with K, M, G or T"
+        ) from None
+
+
+def main() -> None:
+    """Run the command line on sys.argv: errors are one message and status 1, wrong usage is
+    status 2.
+    """
+    if os.environ.get("FERRULE_TRACEBACK") == "1":
+        app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        typer.echo(f"error: {_message(error)}", err=True)
+        sys.exit(1)
+
+
+def _message(error: Exception) -> str:
+    """One clear message: ours as they are, a stranger's with its kind and the way to see more."""
+    ours = type(error).__module__.split(".")[0] == "ferrule"
+    text = str(error).strip()
+    if ours or isinstance(error, OSError):
+        return text
+    return f"{type(error).__name__}: {text} (FERRULE_TRACEBACK=1 shows where)"

@@ -1,0 +1,243 @@
+"""Parity: how far a built model's logits lie from the eager model's, position by position.
+
+Both see the same token ids. Ferrule gets them as a server would: the prompts' beginnings as one
+ragged batch through the mixed entry, the rest one token at a time through the decode entry, so
+that caches, tables and both sets of kernels are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..runtime.executor import Batch, StepRunner
+from .errors import CompileError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Rows = dict[tuple[int, int], Array]  # (sequence, position) -> logits[V]
+Logits = Callable[[Sequence[int]], Array]  # token ids -> logits[S, V], by the eager model
+
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
+    "def add(a, b):\n    return a + b\n\n\ndef multiply(a, b):\n    return",
+    "A compiler reads a program, checks it, and",
+    "import os\nimport sys\n\nfor line in sys.stdin:\n    print(line.strip())\n",
+)
+RANDOM_LENGTHS = (19, 7, 26, 12)
+DECODED = 5  # positions of each sequence that go through the decode entry
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a build may differ by, and still be accepted.
+
+    `relative` is the largest difference of a row's logits over the row's largest magnitude;
+    `outliers` is the share of rows that may exceed it (a router that is nearly undecided flips at
+    the slightest rounding); `kl` bounds the mean divergence.
+    """
+
+    relative: float
+    outliers: float
+    kl: float
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "f32": Tolerance(1e-3, 0.0, 1e-5),
+    "f16": Tolerance(3e-2, 0.1, 5e-3),
+    "bf16": Tolerance(1.5e-1, 0.1, 3e-2),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The differences over all compared positions; `kl` is KL(eager || built) in nats.
+
+    `top1` is the share of positions with the same best token. `errors` holds each position's
+    largest absolute difference of logits, `relative` the largest of them over the row's largest
+    magnitude.
+    """
+
+    positions: int
+    top1: float
+    kl: float
+    kl_largest: float
+    error: float
+    relative: float
+    outliers: float
+    errors: tuple[float, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The report as the manifest stores it."""
+        return asdict(self) | {"errors": [float(f"{e:.3g}") for e in self.errors]}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.positions} positions: top-1 agreement {self.top1:.1%}, KL {self.kl:.2g} "
+            f"(largest {self.kl_largest:.2g}), largest logit error {self.error:.3g} "
+            f"({self.relative:.2g} relative)"
+        )
+
+
+def compare(eager: Rows, built: Rows, tolerance: float) -> Parity:
+    """The differences between two sets of logits over the same positions."""
+    if eager.keys() != built.keys():
+        raise CompileError(f"parity: {len(built)} positions were computed, {len(eager)} wanted")
+    rows = [_differences(eager[key], built[key]) for key in eager]
+    errors, scales, kls, agree = (np.array(column) for column in zip(*rows, strict=True))
+    relative = errors / np.maximum(scales, 1e-6)
+    return Parity(
+        positions=len(rows),
+        top1=float(agree.mean()),
+        kl=float(kls.mean()),
+        kl_largest=float(kls.max()),
+        error=float(errors.max()),
+        relative=float(relative.max()),
+        outliers=float((~(relative <= tolerance)).mean()),  # NaN counts
+        errors=tuple(float(e) for e in errors),
+    )
+
+
+def _differences(eager: Array, built: Array) -> tuple[float, float, float, bool]:
+    """Largest error, the row's scale, KL(eager || built), whether both choose the same token."""
+    a, b = eager.astype(np.float64), built.astype(np.float64)
+    finite = np.isfinite(a)  # a model may forbid tokens by -inf: both must
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("nan"), 1.0, float("nan"), False
+    log_a, log_b = _log_softmax(a[finite]), _log_softmax(b[finite])
+    divergence = float((np.exp(log_a) * (log_a - log_b)).sum())
+    error, scale = np.abs(a[finite] - b[finite]).max(), np.abs(a[finite]).max()
+    return float(error), float(scale), divergence, bool(a.argmax() == b.argmax())
+
+
+def _log_softmax(x: Array) -> Array:
+    shifted = x - x.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def check(parity: Parity, dtype: str) -> None:
+    """Raise CompileError where a build differs from eager by more than its dtype excuses."""
+    tolerance = TOLERANCES[dtype]
+    faults = []
+    if not parity.kl <= tolerance.kl:
+        faults.append(f"mean KL {parity.kl:.3g}, at most {tolerance.kl:g} wanted")
+    if not parity.outliers <= tolerance.outliers:
+        faults.append(
+            f"{parity.outliers:.0%} of positions differ by more than {tolerance.relative:g} of the "
+            f"largest logit, at most {tolerance.outliers:.0%} may ({parity.relative:.3g} is the largest)"
+        )
+    if faults:
+        raise CompileError(
+            f"the built model departs from eager {dtype}: {'; '.join(faults)}\n  {parity}"
+        )
+
+
+def random_prompts(vocabulary: int, limit: int, seed: int = 0) -> list[list[int]]:
+    """Ragged sequences of random token ids, for a model that has no tokenizer."""
+    generator = np.random.default_rng(seed)
+    lengths = [min(n, limit) for n in RANDOM_LENGTHS]
+    return [generator.integers(0, vocabulary, n).tolist() for n in lengths]
+
+
+def text_prompts(
+    encode: Callable[[str], Sequence[int]], vocabulary: int, limit: int
+) -> list[list[int]]:
+    """The embedded prompts as token ids, cut to the limit."""
+    encoded = [list(encode(text))[:limit] for text in PROMPTS]
+    fits = all(ids and max(ids) < vocabulary for ids in encoded)
+    return encoded if fits else random_prompts(vocabulary, limit)
+
+
+def compared_positions(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The (sequence, position) pairs whose logits are compared: the last one of the prefill, and
+    each decoded one.
+    """
+    return [(n, p) for n, ids in enumerate(sequences) for p in range(_prefill(ids) - 1, len(ids))]
+
+
+def _prefill(ids: Sequence[int]) -> int:
+    return max(1, len(ids) - DECODED)
+
+
+def eager_rows(logits: Logits, sequences: Sequence[Sequence[int]]) -> Rows:
+    """The eager model's logits at the compared positions, each sequence alone and whole."""
+    wanted = compared_positions(sequences)
+    rows: Rows = {}
+    for n, ids in enumerate(sequences):
+        all_rows = logits(ids)
+        rows |= {(m, p): np.array(all_rows[p], np.float32) for m, p in wanted if m == n}
+    return rows
+
+
+def built_rows(runner: StepRunner, sequences: Sequence[Sequence[int]]) -> Rows:
+    """The built model's logits at the compared positions, over ragged batches with caches."""
+    rows: Rows = {}
+    for begin in range(0, len(sequences), runner.max_batch):
+        group = range(begin, min(begin + runner.max_batch, len(sequences)))
+        for numbers, spans, batch in _steps(runner, sequences, group):
+            _, logits = runner.step(batch)
+            values = as_float(logits)
+            for row, n in enumerate(numbers):
+                rows[n, spans[row][1] - 1] = values[row].copy()
+    wanted = compared_positions(sequences)
+    return {key: rows[key] for key in wanted}
+
+
+def as_float(logits: Array) -> Array:
+    """Logits as f32; bf16 arrives as its bits."""
+    if logits.dtype == np.uint16:
+        return (logits.astype(np.uint32) << 16).view(np.float32)
+    return logits.astype(np.float32)
+
+
+Span = tuple[int, int]
+
+
+def _steps(
+    runner: StepRunner, sequences: Sequence[Sequence[int]], group: range
+) -> Iterator[tuple[list[int], list[Span], Batch]]:
+    """The steps that take a group of sequences from nothing to their ends."""
+    done = dict.fromkeys(group, 0)
+    share = max(1, runner.chunk // len(group))
+    while left := [n for n in group if done[n] < len(sequences[n])]:
+        spans = []
+        for n in left:
+            begin, prefill = done[n], _prefill(sequences[n])
+            end = min(prefill, begin + share) if begin < prefill else begin + 1
+            spans.append((begin, end))
+            done[n] = end
+        yield left, spans, _batch(runner, sequences, group, left, spans)
+
+
+def _batch(
+    runner: StepRunner,
+    sequences: Sequence[Sequence[int]],
+    group: range,
+    numbers: list[int],
+    spans: list[Span],
+) -> Batch:
+    """One ragged step: tokens begin..end of each sequence, each with blocks of its own."""
+    width = -(-max(len(sequences[n]) for n in group) // runner.block)
+    tables = {n: range(at * width, (at + 1) * width) for at, n in enumerate(group)}
+    pairs = [
+        (n, p) for n, (begin, end) in zip(numbers, spans, strict=True) for p in range(begin, end)
+    ]
+    starts = np.cumsum([0, *(end - begin for begin, end in spans)]).tolist()
+    return Batch(
+        tokens=[sequences[n][p] for n, p in pairs],
+        positions=[p for _, p in pairs],
+        query_start=starts,
+        context_length=[end for _, end in spans],
+        block_table=[
+            tables[n][: -(-end // runner.block)] for n, (_, end) in zip(numbers, spans, strict=True)
+        ],
+        slots=[tables[n][p // runner.block] * runner.block + p % runner.block for n, p in pairs],
+        logit_rows=[start - 1 for start in starts[1:]],
+    )
+
+
+def blocks_needed(sequences: Sequence[Sequence[int]], block: int) -> int:
+    """Cache blocks that hold all the sequences at once, each rounded up to the longest."""
+    return len(sequences) * -(-max(map(len, sequences)) // block)
