@@ -1,0 +1,208 @@
+"""An artifact: a directory that holds a built model, opened, checked, run and saved."""
+
+import shutil
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from ..ir.plan import Plan, PlanError
+from .engine import Completion, Delta, Engine
+from .errors import ArtifactError, RequestError
+from .executor import Executor, ModuleExecutor, available_memory, blocks_for
+from .front import Front
+from .library import KernelLibrary
+from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
+from .report import PlanReport, plan_report
+from .sampling import SamplingParams
+from .saving import save_directory
+from .tensors import Array
+from .text import Text, end_ids
+from .weights import Weights
+
+KERNELS, PLAN, WEIGHTS = "kernels.so", "plan.json", "weights.safetensors"
+Prompt = str | Sequence[int]
+
+
+class Artifact:
+    """A built model. Its engine and its cache are made when it first generates.
+
+    `cache_bytes` is the budget of the KV cache, `threads` the number of cores that kernels use;
+    where they are None the runtime chooses. A `temporary` directory is removed once the artifact
+    is saved or gone. Several threads may generate at once: their requests are batched together.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        threads: int | None = None,
+        cache_bytes: int | None = None,
+        temporary: bool = False,
+    ) -> None:
+        self.path = Path(path).resolve()
+        self.threads, self.cache_bytes = threads, cache_bytes
+        self.manifest: Manifest = read_manifest(self.path)
+        check_machine(self.path, self.manifest)
+        self.plan = _read_plan(self.path / PLAN)
+        self._lock = threading.RLock()
+        self._shared: Front | None = None
+        self._remove = (
+            weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+            if temporary
+            else None
+        )
+
+    def __repr__(self) -> str:
+        target = self.manifest["target"]
+        return f"Artifact({str(self.path)!r}, {target.get('kind')}:{target.get('arch')})"
+
+    @cached_property
+    def library(self) -> KernelLibrary:
+        """The kernels, loaded."""
+        return KernelLibrary(self.path / KERNELS, self.threads)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weights, mapped."""
+        return Weights(self.path / WEIGHTS)
+
+    @cached_property
+    def text(self) -> Text | None:
+        """The tokenizer; None where the artifact has none."""
+        directory = _text_directory(self.path)
+        return Text(directory) if (directory / "tokenizer.json").is_file() else None
+
+    @property
+    def _front(self) -> Front:
+        with self._lock:
+            if self._shared is None:
+                self._shared = Front(self.new_engine())
+            return self._shared
+
+    def new_engine(self) -> Engine:
+        """A new engine with its own cache, for a server that steps it on a thread of its own."""
+        if "decode" not in self.plan.entries or "mixed" not in self.plan.entries:
+            names = ", ".join(self.plan.entries)
+            raise RequestError(f"{self.path}: no language model: its entries are {names}")
+        blocks = blocks_for(self.plan, self.cache_bytes, available_memory())
+        executor = Executor(self.plan, self.library, self.weights, blocks)
+        return Engine(executor, self.text, end_ids(_text_directory(self.path), self.text))
+
+    @cached_property
+    def module(self) -> ModuleExecutor:
+        """The executor of a module that is no language model."""
+        return ModuleExecutor(self.plan, self.library, self.weights, next(iter(self.plan.entries)))
+
+    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        """Run a module that is no language model: arrays in the order of its signature."""
+        names = [spec.name for spec in self.module.inputs]
+        if len(inputs) != len(names):
+            raise ValueError(f"given {len(inputs)} inputs; wanted {len(names)}: {', '.join(names)}")
+        with self._lock:
+            return tuple(self.module.run(dict(zip(names, inputs, strict=True))).values())
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt, all in one batch; a prompt is text or token ids.
+
+        One set of parameters serves all, or there is one for each. The error of a request is
+        raised, and ends the others of this call.
+        """
+        asked = _prompts(prompts)
+        chosen = _params(params, len(asked))
+        ids: list[str] = []
+        try:
+            for prompt, each in zip(asked, chosen, strict=True):
+                ids.append(self._front.submit(prompt, each))
+            return [self._front.complete(request_id) for request_id in ids]
+        finally:
+            for request_id in ids:
+                self._front.close(request_id)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Complete one prompt, piece by piece; closing the iterator ends the request."""
+        request_id = self._front.submit(prompt, params)
+        try:
+            yield from self._front.deltas(request_id)
+        finally:
+            self._front.close(request_id)
+
+    def chat_ids(self, messages: Sequence[object], **options: object) -> list[int]:
+        """The prompt of a conversation, by the model's chat template."""
+        if self.text is None:
+            raise RequestError(f"{self.path}: the artifact has no tokenizer, so no chat template")
+        return self.text.chat(messages, **options)
+
+    def plan_report(self, cache_bytes: int | None = None) -> PlanReport:
+        """Memory to the byte, for a cache budget in bytes or as this artifact would choose."""
+        budget = self.cache_bytes if cache_bytes is None else cache_bytes
+        return plan_report(self.plan, self.manifest, budget, available_memory())
+
+    def save(self, directory: Path | str) -> Path:
+        """Put the artifact at `directory`, whole or not at all, and return its path.
+
+        Raises `ArtifactError` where it cannot: a full disk, other files in the way.
+        """
+        target = Path(directory).absolute()
+        with self._lock:
+            if target.resolve() != self.path:
+                save_directory(self.path, target, link=self._remove is not None)
+                self.path = target.resolve()
+                if self._remove is not None:
+                    self._remove()
+                    self._remove = None
+        return self.path
+
+
+def load(
+    directory: Path | str,
+    *,
+    threads: int | None = None,
+    cache_bytes: int | None = None,
+    verify: bool = True,
+) -> Artifact:
+    """Open an artifact. Raises `ArtifactError` where it is damaged or for another machine.
+
+    `verify=False` leaves out the hashes, for a disk that is trusted and slow.
+    """
+    artifact = Artifact(directory, threads=threads, cache_bytes=cache_bytes)
+    if verify:
+        check_files(artifact.path, artifact.manifest)
+    return artifact
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; beside it is {MANIFEST}") from None
+    except PlanError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _text_directory(path: Path) -> Path:
+    return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    given = list(prompts)
+    if given and all(hasattr(p, "__index__") for p in given):
+        return [given]  # pyright: ignore[reportReturnType] (one prompt of token ids)
+    return given  # pyright: ignore[reportReturnType]
+
+
+def _params(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"given {len(params)} sampling parameters for {count} prompts")
+    return list(params)

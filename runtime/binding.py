@@ -1,0 +1,120 @@
+"""Binds the calls of a plan to kernels and memory, once for each set of dims."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import tvm_ffi
+
+from ..ir.plan import Argument, Call, Plan, PlanError, evaluate_shape, tensor_bytes
+from .errors import StepError
+from .tensors import Array, aligned_bytes, place, to_tensor
+from .weights import Weights
+
+Kernel = Callable[..., None]
+Bound = tuple[tuple[Kernel, tuple[tvm_ffi.Tensor, ...], Call], ...]
+Dims = Mapping[str, int]
+
+
+class Kernels(Protocol):
+    """What binding needs of a library."""
+
+    def __getitem__(self, name: str) -> Kernel: ...
+
+
+class Binder:
+    """The memory of one plan, and its calls bound to it.
+
+    `steps` are byte buffers for inputs and results, by name: a tensor lies at the start of its
+    buffer, whatever its shape in a step. Weights are bound once; what depends on dims is kept for
+    the `variants` sets of dims used last.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        kernels: Kernels,
+        weights: Weights | Mapping[str, Array],
+        caches: Mapping[str, Array],
+        steps: Mapping[str, Array],
+        variants: int = 64,
+    ) -> None:
+        self.plan = plan
+        self.workspace = aligned_bytes(plan.workspace_bytes)
+        self._kernels = {name: kernels[name] for name in plan.kernels()}
+        self._steps = steps
+        self._weights = {n: to_tensor(_weight(weights, a)) for n, a in plan.weights().items()}
+        self._caches = {n: to_tensor(a) for n, a in caches.items()}
+        self._variants = variants
+        self._bound: OrderedDict[tuple[object, ...], Bound] = OrderedDict()
+
+    def bind(self, entry: str, dims: Dims) -> Bound:
+        """The calls of an entry for these dims, ready to run."""
+        key = (entry, *dims.items())
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bind(entry, dims)
+            self._bound[key] = bound
+            if len(self._bound) > self._variants:
+                self._bound.popitem(last=False)
+        else:
+            self._bound.move_to_end(key)
+        return bound
+
+    def _bind(self, entry: str, dims: Dims) -> Bound:
+        if entry not in self.plan.entries:
+            raise PlanError(f"no entry {entry!r}; the plan has {', '.join(self.plan.entries)}")
+        made: dict[Argument, tvm_ffi.Tensor] = {}
+        calls = self.plan.entries[entry].calls
+        return tuple(
+            (
+                self._kernels[call.kernel],
+                tuple(self._tensor(argument, dims, made) for argument in call.arguments),
+                call,
+            )
+            for call in calls
+        )
+
+    def _tensor(
+        self, argument: Argument, dims: Dims, made: dict[Argument, tvm_ffi.Tensor]
+    ) -> tvm_ffi.Tensor:
+        if argument.kind == "weight":
+            return self._weights[argument.name or ""]
+        if argument.kind == "cache":
+            return self._caches[argument.name or ""]
+        if argument not in made:
+            made[argument] = to_tensor(self.view(argument, dims))
+        return made[argument]
+
+    def view(self, argument: Argument, dims: Dims) -> Array:
+        """The memory of an input, result or workspace argument, as an array."""
+        shape = evaluate_shape(argument.shape, dims)
+        if argument.kind == "workspace":
+            return place(self.workspace, argument.offset, argument.dtype, shape)
+        memory = self._steps.get(argument.name or "")
+        if memory is None:
+            listed = ", ".join(self._steps)
+            raise PlanError(f"no {argument.kind} {argument.name!r}; a step has {listed}")
+        if (size := tensor_bytes(argument.dtype, shape)) > memory.nbytes:
+            raise PlanError(f"{argument.name} {shape}: {size} bytes of a buffer of {memory.nbytes}")
+        return place(memory, 0, argument.dtype, shape)
+
+
+def run_bound(bound: Bound) -> None:
+    """Run bound calls in order; an error names the kernel, its ops and its origin."""
+    call = None
+    try:
+        for kernel, arguments, call in bound:  # noqa: B007 (call is read by the handler)
+            kernel(*arguments)
+    except Exception as error:
+        assert call is not None, "only a call raises"
+        ops = f" ({call.ops})" if call.ops else ""
+        origin = f" from {call.origin}" if call.origin else ""
+        raise StepError(f"kernel {call.kernel!r}{ops}{origin} failed: {error}") from error
+
+
+def _weight(weights: Weights | Mapping[str, Array], argument: Argument) -> Array:
+    name, shape = argument.name or "", evaluate_shape(argument.shape, {})
+    if isinstance(weights, Weights):
+        return weights.select(name, argument.dtype, shape)
+    return weights[name]

@@ -1,0 +1,13 @@
+"""The errors that running an artifact can raise."""
+
+
+class ArtifactError(Exception):
+    """An artifact that cannot be opened, trusted or saved; the message says why and where."""
+
+
+class RequestError(ValueError):
+    """A request that cannot be served as it was given."""
+
+
+class StepError(RuntimeError):
+    """A kernel that raised while a step ran; the message names the kernel and its origin."""

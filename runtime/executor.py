@@ -1,0 +1,266 @@
+"""Runs steps: fills the inputs, binds the plan's calls, runs them, returns the results."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
+from .binding import Binder, Kernels, run_bound
+from .errors import ArtifactError
+from .tensors import STORAGE, Array, aligned_bytes, allocate, place
+from .weights import Weights
+
+RESERVED_TOKENS = 1  # a pool holds at least one token's block
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of one step, sequence after sequence, as plain integers.
+
+    Sequence n owns tokens query_start[n] to query_start[n + 1]; its context_length counts all its
+    tokens up to and including this step; slots are places in the cache; logit_rows say which
+    tokens get logits.
+    """
+
+    tokens: Sequence[int]
+    positions: Sequence[int]
+    query_start: Sequence[int]
+    context_length: Sequence[int]
+    block_table: Sequence[Sequence[int]]
+    slots: Sequence[int]
+    logit_rows: Sequence[int]
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether each sequence has one token and wants its logits."""
+        return len(self.tokens) == len(self.context_length) == len(self.logit_rows)
+
+
+class StepRunner(Protocol):
+    """What the engine needs: limits, and a step. The limits are those of the memory at hand."""
+
+    block: int
+    blocks: int
+    chunk: int
+    max_batch: int
+    max_context: int
+    vocabulary: int
+
+    def step(self, batch: Batch) -> tuple[Array, Array]:
+        """Run one step: argmax i32[R] and logits f32[R, V], good until the next step."""
+        ...
+
+
+class Threaded(Kernels, Protocol):
+    """Kernels whose workers belong to the calling thread."""
+
+    def enter_thread(self) -> None:
+        """Give the calling thread its workers."""
+        ...
+
+
+class Executor:
+    """A causal language model ready to run steps, with a cache of `blocks` blocks.
+
+    `step` returns argmax i32[R] and logits f32[R, V]: both are views of memory that the next step
+    overwrites.
+    """
+
+    def __init__(
+        self, plan: Plan, library: Threaded, weights: Weights | Mapping[str, Array], blocks: int
+    ) -> None:
+        self.plan = plan
+        self.block = plan.block
+        self.blocks = blocks
+        self.chunk = bound_of(plan, "T")
+        self.max_batch = min(bound_of(plan, "N"), bound_of(plan, "R"), self.chunk)
+        self.table_width = bound_of(plan, "M")
+        self.max_context = min(context_limit(plan), blocks * plan.block)
+        self._library = library
+        self._caches = {
+            c.name: allocate(c.dtype, (blocks, plan.block, *c.entry)) for c in plan.caches
+        }
+        self._signature = {
+            spec.name: spec
+            for entry in plan.entries.values()
+            for kind in ("input", "result")
+            for spec in entry.signature(kind)
+        }
+        for name in ("logits", "argmax"):
+            if name not in self._signature:
+                raise PlanError(
+                    f"the plan has no result {name!r}; it has {', '.join(self._signature)}"
+                )
+        self.vocabulary = evaluate_dim(self._signature["logits"].shape[-1], {})
+        self._memory = {n: self._largest(spec) for n, spec in self._signature.items()}
+        self._binder = Binder(plan, library, weights, self._caches, self._memory)
+
+    def _largest(self, spec: TensorSpec) -> Array:
+        return aligned_bytes(tensor_bytes(spec.dtype, self.plan.largest(spec.shape)))
+
+    def step(self, batch: Batch) -> tuple[Array, Array]:
+        """Run one step; raises `StepError` where a kernel does."""
+        width = self._width(batch)
+        dims = {
+            "T": len(batch.tokens),
+            "N": len(batch.context_length),
+            "R": len(batch.logit_rows),
+            "M": width,
+            "C": self.blocks,
+        }
+        self._check(dims)
+        entry = "decode" if batch.is_decode else "mixed"
+        bound = self._binder.bind(entry, dims)
+        self._fill(batch, width)
+        self._library.enter_thread()
+        run_bound(bound)
+        return self._result("argmax", dims), self._result("logits", dims)
+
+    def _width(self, batch: Batch) -> int:
+        """The block table's width: a power of two where it may be, to bind few variants."""
+        needed = max(map(len, batch.block_table))
+        return max(needed, min(1 << (needed - 1).bit_length(), self.table_width))
+
+    def _check(self, dims: Mapping[str, int]) -> None:
+        for name, (least, greatest) in self.plan.dims.items():
+            if name in dims and not least <= dims[name] <= greatest:
+                raise PlanError(
+                    f"a step with {name} = {dims[name]}: the plan has {least} to {greatest}"
+                )
+
+    def _fill(self, batch: Batch, width: int) -> None:
+        self._set("tokens", batch.tokens)
+        self._set("positions", batch.positions)
+        self._set("query_start", batch.query_start)
+        self._set("context_length", batch.context_length)
+        self._set("slots", batch.slots)
+        self._set("logit_rows", batch.logit_rows)
+        if (memory := self._memory.get("block_table")) is not None:
+            table = place(memory, 0, "i32", (len(batch.block_table), width))
+            for row, blocks in zip(table, batch.block_table, strict=True):
+                row[: len(blocks)] = blocks
+                row[len(blocks) :] = 0
+
+    def _set(self, name: str, values: Sequence[int]) -> None:
+        # A model whose step does not read an input (learned positions are read by some only) has
+        # no memory for it.
+        if (memory := self._memory.get(name)) is not None:
+            place(memory, 0, "i32", (len(values),))[:] = values
+
+    def _result(self, name: str, dims: Mapping[str, int]) -> Array:
+        spec = self._signature[name]
+        return place(self._memory[name], 0, spec.dtype, evaluate_shape(spec.shape, dims))
+
+
+class ModuleExecutor:
+    """A compiled module that is no language model: named arrays in, new arrays out."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        library: Threaded,
+        weights: Weights | Mapping[str, Array],
+        entry: str = "main",
+    ) -> None:
+        if entry not in plan.entries:
+            raise PlanError(f"no entry {entry!r}; the plan has {', '.join(plan.entries)}")
+        self.inputs = plan.entries[entry].signature("input")
+        self.results = plan.entries[entry].signature("result")
+        self._plan, self._entry, self._library = plan, entry, library
+        self._memory = {
+            spec.name: aligned_bytes(tensor_bytes(spec.dtype, plan.largest(spec.shape)))
+            for spec in (*self.inputs, *self.results)
+        }
+        self._binder = Binder(plan, library, weights, {}, self._memory)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The results, by name; dims are read from the inputs' shapes, which must agree."""
+        dims = self._dims(inputs)
+        for spec in self.inputs:
+            shape = evaluate_shape(spec.shape, dims)
+            place(self._memory[spec.name], 0, spec.dtype, shape)[...] = _bits(
+                inputs[spec.name], spec
+            )
+        self._library.enter_thread()
+        run_bound(self._binder.bind(self._entry, dims))
+        return {
+            spec.name: place(
+                self._memory[spec.name], 0, spec.dtype, evaluate_shape(spec.shape, dims)
+            ).copy()
+            for spec in self.results
+        }
+
+    def _dims(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        names = [spec.name for spec in self.inputs]
+        if sorted(inputs) != sorted(names):
+            raise ValueError(f"given inputs {', '.join(inputs)}; wanted {', '.join(names)}")
+        dims: dict[str, int] = {}
+        for spec in self.inputs:
+            _read_dims(spec, inputs[spec.name].shape, dims)
+        for spec in self.inputs:
+            wanted, given = evaluate_shape(spec.shape, dims), inputs[spec.name].shape
+            if wanted != given:
+                raise ValueError(f"input {spec.name!r}: given shape {given}, wanted {wanted}")
+        for name, size in dims.items():
+            least, greatest = self._plan.dims[name]
+            if not least <= size <= greatest:
+                raise ValueError(f"dim {name} = {size}: the plan has {least} to {greatest}")
+        return dims
+
+
+def _read_dims(spec: TensorSpec, given: tuple[int, ...], dims: dict[str, int]) -> None:
+    if len(given) != len(spec.shape):
+        raise ValueError(f"input {spec.name!r}: given shape {given}, wanted {list(spec.shape)}")
+    for expr, size in zip(spec.shape, given, strict=True):
+        if isinstance(expr, str):
+            dims.setdefault(expr, size)
+
+
+def _bits(array: Array, spec: TensorSpec) -> Array:
+    """The array as stored: bf16 and f8 may come as ml_dtypes or as bits; nothing is converted."""
+    storage = STORAGE[spec.dtype]
+    if array.dtype == storage:
+        return array
+    if array.dtype.itemsize == storage.itemsize and array.dtype.kind in "Vb":
+        return np.ascontiguousarray(array).view(storage).reshape(array.shape)
+    raise ValueError(f"input {spec.name!r}: given {array.dtype}, wanted {spec.dtype}")
+
+
+def bound_of(plan: Plan, name: str) -> int:
+    """The greatest value of a step's dim."""
+    if name not in plan.dims:
+        raise PlanError(f"the plan has no dim {name!r}; it has {', '.join(plan.dims)}")
+    return plan.dims[name][1]
+
+
+def context_limit(plan: Plan) -> int:
+    """The most tokens of a sequence: the limit `max_context`, or what the block table can name."""
+    widest = bound_of(plan, "M") * plan.block
+    return min(plan.limits.get("max_context", widest), widest)
+
+
+def blocks_for(plan: Plan, budget: int | None, available: int) -> int:
+    """How many blocks of cache to make.
+
+    `budget` is in bytes; where it is None, every sequence of a full batch gets its whole context,
+    but the caches take no more than half of the `available` memory.
+    """
+    wanted = bound_of(plan, "N") * -(-context_limit(plan) // plan.block)
+    if not plan.caches:
+        return wanted
+    blocks = min(wanted, (available // 2 if budget is None else budget) // plan.block_bytes)
+    if blocks < RESERVED_TOKENS:
+        given = "half of free memory" if budget is None else f"{budget} bytes"
+        raise ArtifactError(f"KV cache: {given} holds no block of {plan.block_bytes} bytes")
+    return blocks
+
+
+def available_memory(path: str = "/proc/meminfo") -> int:
+    """Bytes of memory that a new process could take, as the kernel estimates it."""
+    with open(path) as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    raise OSError(f"{path} has no line MemAvailable")

@@ -1,0 +1,89 @@
+"""Loads a library of kernels and gives the calling thread the workers that parallel kernels use.
+
+Kernels need tvm_ffi for their errors and, where they are parallel, `TVMBackendParallelLaunch` of
+libtvm_runtime.so, which registers itself with tvm_ffi when it is loaded. No Python of TVM is
+imported.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import tvm_ffi
+
+from .errors import ArtifactError
+
+RUNTIME_LIBRARY = "libtvm_runtime.so"
+_SHARE_ALL_CORES = -3  # ThreadGroup::kSpecifyThreadShareAllCore of TVM's threading backend
+
+
+def available_cores() -> tuple[int, ...]:
+    """The cores that this process may run on."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+class KernelLibrary:
+    """A loaded kernels.so: `library["k3"]` is the kernel as a callable on tensors.
+
+    `threads` is 1 to the number of cores, all of them where it is None. TVM keeps a pool of workers
+    for each thread that calls kernels: such a thread calls `enter_thread` first.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        cores = available_cores()
+        self.threads = len(cores) if threads is None else threads
+        if not 1 <= self.threads <= len(cores):
+            raise ValueError(f"threads={threads}: wanted 1 to {len(cores)}, the cores given to us")
+        self.path = Path(path)
+        load_parallel_runtime(self.path.parent)
+        self._configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+        self._cores = [str(core) for core in cores]
+        self._entered = threading.local()
+        self._module = self._load()
+
+    def _load(self) -> tvm_ffi.Module:
+        try:
+            return tvm_ffi.load_module(str(self.path.resolve()))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ArtifactError(f"{self.path}: cannot be loaded: {reason}") from error
+
+    def __getitem__(self, name: str) -> Callable[..., None]:
+        try:
+            return self._module[name]
+        except AttributeError:
+            raise ArtifactError(f"{self.path}: holds no kernel {name!r}") from None
+
+    def enter_thread(self) -> None:
+        """Give the calling thread its workers, once; its affinity becomes all cores given to us."""
+        if not hasattr(self._entered, "workers"):
+            self._configure(_SHARE_ALL_CORES, self.threads, self._cores)
+            self._entered.workers = self.threads
+
+
+def load_parallel_runtime(beside: Path) -> None:
+    """Load libtvm_runtime.so, once in a process: TVM's own where installed, else the copy `beside`.
+
+    TVM's own comes first because a later `import tvm` loads that file, and two copies in one
+    process would register everything twice.
+    """
+    if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is not None:
+        return
+    candidates = [*installed_runtime(), beside / RUNTIME_LIBRARY]
+    for path in candidates:
+        if path.is_file():
+            ctypes.CDLL(str(path.resolve()))
+            return
+    looked = ", ".join(map(str, candidates))
+    raise ArtifactError(f"no {RUNTIME_LIBRARY}: install apache-tvm, or put it at one of {looked}")
+
+
+def installed_runtime() -> tuple[Path, ...]:
+    """Where the installed apache-tvm, if there is one, keeps libtvm_runtime.so."""
+    spec = find_spec("tvm")
+    if spec is None or spec.origin is None:
+        return ()
+    return (Path(spec.origin).parent / "lib" / RUNTIME_LIBRARY,)

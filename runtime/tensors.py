@@ -1,0 +1,56 @@
+"""Aligned memory and the tensors that kernels see in it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+
+from ..ir.plan import ALIGNMENT, DTYPE_BITS, tensor_bytes
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# What a kernel's buffer is declared as. bf16 and f8 cross the border as bits, packed integers as
+# bytes.
+STORAGE: dict[str, np.dtype[Any]] = {
+    name: np.dtype(storage)
+    for name, storage in {
+        "f64": "f8", "f32": "f4", "f16": "f2", "bf16": "u2", "f8e4m3": "u1", "f8e5m2": "u1",
+        "i64": "i8", "i32": "i4", "i16": "i2", "i8": "i1", "u8": "u1", "bool": "u1",
+        "i4": "u1", "u4": "u1", "i2": "u1",
+    }.items()
+}  # fmt: skip
+
+
+def aligned_bytes(size: int) -> Array:
+    """`size` zero bytes that begin at a multiple of 64; pages are taken when first written."""
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
+def storage_shape(dtype: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape in memory: packed dtypes hold several values a byte along the last dim."""
+    per_byte = 8 // DTYPE_BITS[dtype] if DTYPE_BITS[dtype] < 8 else 1
+    if per_byte == 1 or not shape:
+        return tuple(shape)
+    return (*shape[:-1], -(-shape[-1] // per_byte))
+
+
+def place(memory: Array, offset: int, dtype: str, shape: Sequence[int]) -> Array:
+    """An array of `dtype` and `shape` at byte `offset` of `memory`, sharing it."""
+    return np.ndarray(storage_shape(dtype, shape), STORAGE[dtype], memory, offset)
+
+
+def allocate(dtype: str, shape: Sequence[int]) -> Array:
+    """A new aligned array of zeros."""
+    return place(aligned_bytes(tensor_bytes(dtype, shape)), 0, dtype, shape)
+
+
+def to_tensor(array: Array) -> tvm_ffi.Tensor:
+    """The array as a kernel argument, sharing memory; it must begin at a multiple of 64 bytes.
+
+    Kernels load whole vectors from aligned addresses: an array that is not aligned ends the
+    process.
+    """
+    return tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

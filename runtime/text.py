@@ -1,0 +1,171 @@
+"""Text to tokens and back, as the model's own tokenizer files say."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from .chat import ChatTemplate
+from .errors import ArtifactError, RequestError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+_BROKEN = "\ufffd"  # what a tokenizer gives for bytes that are no character, or not yet
+
+
+class Text:
+    """A tokenizer and a chat template, from files beside each other."""
+
+    def __init__(self, directory: Path) -> None:
+        path = Path(directory) / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ArtifactError(f"{path}: no tokenizer can be read from it: {error}") from error
+        # Padding and truncation are a batch's business: transformers drops what the file says, too.
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.special_tokens = special_tokens(directory)
+        source = _template_source(directory)
+        self.template = ChatTemplate(source, self.special_tokens) if source else None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, with the tokens that the tokenizer puts around a prompt."""
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of ids; bytes that make no character come out as U+FFFD."""
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def chat(self, messages: Iterable[Any], **options: Any) -> list[int]:
+        """The ids of a conversation that the template wrote out, a reply expected next.
+
+        Options go to `ChatTemplate.render`. The template writes its special tokens itself.
+        """
+        if self.template is None:
+            raise RequestError("the artifact has no chat template: give a prompt, not messages")
+        return self.encode(self.template.render(messages, **options), add_special_tokens=False)
+
+
+class TextStream:
+    """Text of tokens that come one at a time: never half a character, never past a stop string.
+
+    `push` and `finish` return what may be shown; `stopped` says that a stop string ended the text.
+    """
+
+    def __init__(
+        self,
+        text: Text,
+        *,
+        skip_special: bool = True,
+        stop: Sequence[str] = (),
+        keep_stop: bool = False,
+    ) -> None:
+        self.stopped = False
+        self._text, self._skip = text, skip_special
+        self._stop, self._keep_stop = tuple(stop), keep_stop
+        self._ids: list[int] = []
+        self._before = self._read = 0  # ids[before:read] is the context of what is not yet text
+        self._held = ""  # text that might be the beginning of a stop string
+
+    def push(self, token: int, *, may_stop: bool = True) -> str:
+        """Add a token; returns the text that is certain now."""
+        self._ids.append(token)
+        known = self._decode(self._before, self._read)
+        longer = self._decode(self._before, len(self._ids))
+        if len(longer) <= len(known) or longer.endswith(_BROKEN):
+            return ""
+        self._before, self._read = self._read, len(self._ids)
+        return self._release(longer[len(known) :], may_stop=may_stop)
+
+    def finish(self) -> str:
+        """The text that was held back, now that nothing follows."""
+        if self.stopped:
+            return ""
+        known = self._decode(self._before, self._read)
+        rest = self._decode(self._before, len(self._ids))[len(known) :]
+        self._read = len(self._ids)
+        shown = self._release(rest, may_stop=True)
+        shown, self._held = shown + self._held, ""
+        return shown
+
+    def _decode(self, begin: int, end: int) -> str:
+        if begin == end:
+            return ""
+        return self._text.decode(self._ids[begin:end], skip_special_tokens=self._skip)
+
+    def _release(self, fresh: str, *, may_stop: bool) -> str:
+        text = self._held + fresh
+        if may_stop and (found := self._find(text)) is not None:
+            self.stopped, self._held = True, ""
+            return text[:found]
+        keep = self._possible(text) if may_stop else 0
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _find(self, text: str) -> int | None:
+        """Where the text ends, if a stop string is in it: the first that begins."""
+        ends = [(text.find(s), s) for s in self._stop if s in text]
+        if not ends:
+            return None
+        begin, stop = min(ends)
+        return begin + len(stop) if self._keep_stop else begin
+
+    def _possible(self, text: str) -> int:
+        """The length of the longest end of the text that a stop string begins with."""
+        longest = max((len(s) - 1 for s in self._stop), default=0)
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(s.startswith(text[-length:]) for s in self._stop):
+                return length
+        return 0
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """The special tokens by role ("bos_token", ...), as the template may name them."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(Path(directory) / name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def end_ids(directory: Path, text: Text | None) -> frozenset[int]:
+    """The ids that end a text: generation_config.json's, config.json's or the tokenizer's."""
+    for name in ("generation_config.json", "config.json"):
+        config = read_json(Path(directory) / name)
+        given = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+        if given is not None:
+            return frozenset([given] if isinstance(given, int) else given)
+    token = text.special_tokens.get("eos_token") if text else None
+    found = text.tokenizer.token_to_id(token) if text and token else None
+    return frozenset() if found is None else frozenset([found])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an absent file is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON: {error}") from None
+
+
+def _template_source(directory: Path) -> str | None:
+    path = Path(directory) / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    given = read_json(Path(directory) / "tokenizer_config.json").get("chat_template")
+    if isinstance(given, list):  # several templates by name
+        given = next((t["template"] for t in given if t["name"] == "default"), None)
+    return given
