@@ -2,6 +2,4 @@
 
 
 class CompileError(Exception):
-    """A model that cannot be compiled, or a build that does not hold: says what was given, what
-    was wanted, and where.
-    """
+    """A model, checkpoint or option that cannot be compiled: says what was given, what was wanted, and where."""

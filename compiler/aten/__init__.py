@@ -1,0 +1,1 @@
+"""ATen ops as tensor ops, one table a family."""

@@ -1,0 +1,307 @@
+"""Capture: a PyTorch module becomes an exported program with symbolic batch and length.
+
+A causal language model is a module whose forward maps token ids [B, S] to logits [B, S, V], bare or as `.logits`. Nothing
+here looks at class or parameter names. Any other module is captured with the arguments that it is called with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from .checkpoint import LiveWeights, Weights
+from .decisions import decided_by_length
+from .errors import CompileError
+from .sources import model_line
+
+# Sizes that the trace runs with: no other dim of a model's source is likely to be confused with them, because symbolic
+# dims are only ever compared with other symbolic dims, and 0 and 1 are special to the tracer.
+BATCH, LENGTH = 3, 19
+MOST_BATCH = 1024
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """An exported program, and what the importer needs to know about it.
+
+    `dims` maps the tracer's symbols to our dim names, `bounds` gives each dim's (lowest, highest), `prefix` is the path that
+    the wrapper put before every name of the model's state dict, `tree` rebuilds the module's own result from flat outputs.
+    """
+
+    program: ExportedProgram
+    name: str
+    dims: Mapping[str, str]
+    bounds: Mapping[str, tuple[int, int]]
+    weights: Weights
+    prefix: str = ""
+    input_names: tuple[str, ...] = ()
+    tree: Any = None
+    is_language_model: bool = False
+
+
+def capture(
+    model: nn.Module,
+    *,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    max_context: int | None = None,
+    weights: Weights | None = None,
+    name: str = "model",
+) -> Captured:
+    """The model as an exported program; `weights` replaces the model's own values where those are not in memory.
+
+    Without `args` and `kwargs` the module is a causal language model, captured for any batch and any length up to
+    `max_context`, or else up to the model's own limit. With them it is any module, captured at the shapes given, except for
+    the dims that `dynamic_shapes` (as in torch.export) leaves open. Raises CompileError where the model does not export.
+    """
+    weights = LiveWeights(model) if weights is None else weights
+    with prepared(model):
+        if args is None and kwargs is None:
+            return _capture_language_model(model, max_context, weights, name)
+        return _capture_module(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, weights, name)
+
+
+# -- language models
+
+
+class LogitsOf(nn.Module):
+    """A language model reduced to token ids in, logits out."""
+
+    def __init__(self, model: nn.Module, longest: int) -> None:
+        super().__init__()
+        self.model, self.longest = model, longest
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, S, V] of ids [B, S]."""
+        with decided_by_length(ids, 1, self.longest):
+            result = self.model(ids)
+        logits = result if isinstance(result, torch.Tensor) else getattr(result, "logits", None)
+        if logits is None and isinstance(result, (tuple, list)) and result:
+            logits = result[0]
+        _check_logits(logits, result, ids)
+        return logits
+
+
+def _check_logits(logits: Any, result: Any, ids: torch.Tensor) -> None:
+    fits = isinstance(logits, torch.Tensor) and logits.dim() == 3 and logits.is_floating_point()
+    if not fits or logits.shape[0] != ids.shape[0] or logits.shape[1] != ids.shape[1]:
+        given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(result).__name__
+        raise CompileError(
+            "a causal language model maps token ids [B, S] to floating-point logits [B, S, V] (bare, or as .logits); "
+            f"this forward gives {given} for ids {list(ids.shape)}. Pass args=... to compile any other module."
+        )
+
+
+def _capture_language_model(
+    model: nn.Module, max_context: int | None, weights: Weights, name: str
+) -> Captured:
+    if max_context is not None and max_context < 2:
+        raise CompileError(f"max_context is at least 2 tokens, not {max_context}")
+    _check_takes_tokens(model)
+    limit = max_context or own_limit(model) or DEFAULT_CONTEXT
+    program, (low, high) = _export_any_length(model, limit, max_context)
+    symbols = _input_symbols(program)
+    if [isinstance(s, str) for s in symbols] != [True, True]:
+        raise CompileError(
+            f"the model's forward works for one batch or length alone: [B, S] became {symbols}; "
+            "something in it turns the batch or the length into a fixed number"
+        )
+    return Captured(
+        program=program,
+        name=name,
+        dims={symbols[0]: "B", symbols[1]: "S"},
+        bounds={"B": (1, MOST_BATCH), "S": (low, high)},
+        weights=weights,
+        prefix="model.",
+        input_names=("ids",),
+        is_language_model=True,
+    )
+
+
+def _check_takes_tokens(model: nn.Module) -> None:
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = next(iter(parameters), None)
+    if first is None or first.kind not in (*kinds, inspect.Parameter.VAR_POSITIONAL):
+        raise CompileError(
+            f"the first argument of {type(model).__name__}.forward should be the token ids; "
+            f"its signature is {inspect.signature(model.forward)}"
+        )
+
+
+def own_limit(model: nn.Module) -> int | None:
+    """The most positions that a model's config states, where it has one."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for field in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > 1:
+            return value
+    return None
+
+
+def _export_any_length(
+    model: nn.Module, limit: int, wanted: int | None
+) -> tuple[ExportedProgram, tuple[int, int]]:
+    """The program, and the lengths that it holds for."""
+    length = min(LENGTH, limit)
+    ids = torch.zeros(BATCH, length, dtype=torch.int64)
+    batch = Dim("B", min=1, max=MOST_BATCH)
+    try:
+        shapes = ({0: batch, 1: Dim("S", min=1, max=limit)},)
+        return _export(LogitsOf(model, limit), (ids,), {}, shapes), (1, limit)
+    except CompileError as refusal:
+        # A table that is sliced to the length bounds it: let the tracer find the bound, where none was asked for.
+        found = None if wanted else _export_to_the_bound(model, ids, batch, limit)
+        if found is None:
+            raise refusal
+        return found
+
+
+def _export_to_the_bound(
+    model: nn.Module, ids: torch.Tensor, batch: Any, limit: int
+) -> tuple[ExportedProgram, tuple[int, int]] | None:
+    try:
+        program = _export(LogitsOf(model, limit), (ids,), {}, ({0: batch, 1: Dim.AUTO},))
+    except CompileError:
+        return None
+    symbol = _input_symbols(program)[1]
+    for dim, bound in program.range_constraints.items():
+        if str(dim) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
+            high = min(limit, int(bound.upper))
+            shapes = ({0: batch, 1: Dim("S", min=1, max=high)},)
+            return _export(LogitsOf(model, high), (ids,), {}, shapes), (1, high)
+    return None
+
+
+# -- any other module
+
+
+def _capture_module(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    weights: Weights,
+    name: str,
+) -> Captured:
+    program = _export(model, args, kwargs, dynamic_shapes)
+    dims = {}
+    for number, symbol in enumerate(program.range_constraints):
+        dims[str(symbol)] = f"D{number}"
+    bounds = {
+        dims[str(s)]: (max(1, int(v.lower)), int(v.upper) if v.upper < 1 << 31 else 1 << 31)
+        for s, v in program.range_constraints.items()
+    }
+    return Captured(
+        program=program,
+        name=name,
+        dims=dims,
+        bounds=bounds,
+        weights=weights,
+        input_names=tuple(program.graph_signature.user_inputs),
+        tree=program.call_spec.out_spec,
+    )
+
+
+# -- what both share
+
+
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                module, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes
+            )
+            # Functional form, nothing decomposed: SDPA, linear and the norms stay whole.
+            return program.run_decompositions({})
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(_refusal(module, error)) from error
+
+
+def _refusal(module: nn.Module, error: Exception) -> str:
+    model = module.model if isinstance(module, LogitsOf) else module
+    where = model_line(error)
+    reason = str(error).strip().split("\n\n")[0]
+    return (
+        f"{type(model).__name__} does not export"
+        + (f", at {where}" if where else "")
+        + f": {type(error).__name__}: {reason}"
+    )
+
+
+def _input_symbols(program: ExportedProgram) -> list[str | int]:
+    """Each dim of the first user input: a symbol's name, or the number that it was fixed to."""
+    wanted = program.graph_signature.user_inputs[0]
+    node = next(n for n in program.graph.nodes if n.name == wanted)
+    return [int(d) if isinstance(d, int) else str(d.node.expr) for d in node.meta["val"].shape]
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """The model in the state that it is captured in, and put back afterwards.
+
+    Evaluation mode; caches off; attention through SDPA where the model has it, expert layers in the form that is plain
+    tensor algebra (batched_mm), both exact; parameters that are on the meta device stand as fake CPU tensors.
+    """
+    with ExitStack() as undo:
+        _evaluation_mode(model, undo)
+        config = getattr(model, "config", None)
+        if config is not None and getattr(config, "use_cache", False):
+            undo.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = False
+        _plain_attention(model, undo)
+        _plain_experts(model, undo)
+        _fake_parameters(model, undo)
+        yield
+
+
+def _evaluation_mode(model: nn.Module, undo: ExitStack) -> None:
+    for module in [m for m in model.modules() if m.training]:
+        undo.callback(setattr, module, "training", True)
+        module.training = False
+
+
+def _plain_attention(model: nn.Module, undo: ExitStack) -> None:
+    current = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if current is None or current in ("sdpa", "eager") or not hasattr(model, "set_attn_implementation"):
+        return
+    undo.callback(model.set_attn_implementation, current)
+    model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+
+
+def _plain_experts(model: nn.Module, undo: ExitStack) -> None:
+    if hasattr(model, "set_experts_implementation") and hasattr(model, "get_experts_implementation"):
+        undo.callback(model.set_experts_implementation, model.get_experts_implementation())
+        model.set_experts_implementation("batched_mm")
+
+
+def _fake_parameters(model: nn.Module, undo: ExitStack) -> None:
+    """Stand a fake CPU tensor in for every parameter on the meta device, the same one for tied parameters."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is None or old.device.type != "meta":
+                continue
+            if id(old) not in fakes:
+                fake = FakeTensor(mode, old.detach(), torch.device("cpu"))
+                fakes[id(old)] = nn.Parameter(fake, requires_grad=False)
+            undo.callback(module._parameters.__setitem__, name, old)
+            module._parameters[name] = fakes[id(old)]
