@@ -1,0 +1,104 @@
+"""Weights in the layouts that kernels read: linear becomes packed_linear over a weight packed by ordinary nodes.
+
+The packing depends on parameters alone and is evaluated when the model is compiled. Whatever else reads such a weight at run time
+(the embedding's lookup in a table that the head shares) reads it out of the packed form, so that it is stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from ..ir.errors import IRError
+from ..ir.graph import Graph
+from ..ir.node import Node
+from ..ir.ops import model, serving, tensor
+from ..ir.verify import quote
+from .split_preparation import constants_of
+
+
+class Layout(Protocol):
+    """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)], filled with zeros."""
+
+    @property
+    def columns(self) -> int:
+        """Rows of w that stand side by side."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Consecutive k of a row next to one another; 1 for no such axis."""
+        ...
+
+    @property
+    def word(self) -> str:
+        """The name that packed_linear carries."""
+        ...
+
+    def packed(self, w: Node) -> Node:
+        """w[N, K] or w[E, N, K] in this layout."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayoutWeights:
+    """Pack the weights of linear and expert_linear in the layout that `layouts` gives for their dtype."""
+
+    name: ClassVar[str] = "layout-weights"
+    layouts: Mapping[str, Layout] = field(default_factory=dict[str, Layout])
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with packed linears; a linear whose weight is computed at run time is left as it is."""
+        constant = constants_of(graph)
+        mapping: dict[Node, Node] = {}
+        packed: dict[Node, Node] = {}
+        for node in graph.nodes():
+            if node.op in (model.linear, model.expert_linear) and node.inputs[1] in constant:
+                layout = self._layout(graph, node)
+                packed[node.inputs[1]] = layout.packed(node.inputs[1])
+                mapping[node] = _packed_op(node, packed[node.inputs[1]], layout)
+        for weight, inside in packed.items():
+            mapping.update(self._readers(graph, constant, weight, inside))
+        return graph.replace(mapping)
+
+    def _layout(self, graph: Graph, node: Node) -> Layout:
+        dtype = node.inputs[1].dtype
+        if dtype not in self.layouts:
+            known = ", ".join(self.layouts) or "none"
+            raise IRError(
+                f"the backend lays out weights of {known}, not {dtype}\n{quote(graph, node)}"
+            )
+        return self.layouts[dtype]
+
+    def _readers(
+        self, graph: Graph, constant: frozenset[Node], weight: Node, packed: Node
+    ) -> dict[Node, Node]:
+        """The nodes that read a packed weight at run time other than as a linear's, reading it unpacked in place."""
+        linears = (model.linear, model.expert_linear)
+        users = [u for u in graph.users(weight) if u not in constant and u.op not in linears]
+        whole = unpacked(packed, self.layouts[weight.dtype], weight)
+        return {
+            u: u.with_inputs(tuple(whole if i is weight else i for i in u.inputs)) for u in users
+        }
+
+
+def _packed_op(node: Node, weight: Node, layout: Layout) -> Node:
+    x, w, *rest = node.inputs
+    op = serving.packed_linear if node.op is model.linear else serving.packed_expert_linear
+    return op(x, weight, *rest, n=w.shape[-2], layout=layout.word)
+
+
+def unpacked(packed: Node, layout: Layout, weight: Node) -> Node:
+    """The weight [..., N, K] as a view of its packed form."""
+    first = len(weight.shape) - 2
+    tail = (first + 3,) if layout.depth > 1 else ()
+    order = (*range(first), first, first + 2, first + 1, *tail)
+    split = tensor.transpose(packed, permutation=order)
+    blocks, columns, *depth = split.shape[first:]
+    rows, width = blocks * columns, depth[0] * (depth[1] if tail else 1)
+    value = tensor.reshape(split, shape=(*weight.shape[:first], rows, width))
+    for axis in (first, first + 1):
+        if value.shape[axis] != weight.shape[axis]:
+            value = tensor.slice_(value, axis=axis, start=0, stop=weight.shape[axis])
+    return value
