@@ -1,0 +1,123 @@
+"""What a backend tells the passes, as plain values: which ops its templates take, how it wants weights laid out.
+
+The passes may not import code generation; the compiler hands them a Backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..ir.graph import Graph
+from ..ir.node import OPS, Node
+from ..ir.ops import tensor as t
+from ..ir.target import Target
+from .cost import Cost
+
+
+@dataclass(frozen=True)
+class Template:
+    """A kind of kernel: the ops it is built around, and the ops it takes in before and behind them.
+
+    An op in `prologue` or `epilogue` is always correct there; whether it costs a pass over memory is the template's affair.
+    """
+
+    anchors: frozenset[str]
+    prologue: frozenset[str] = frozenset()
+    epilogue: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A packed weight: `columns` rows of w[N, K] side by side, `depth` consecutive k of each next to one another.
+
+    [N, K] becomes [ceil(N / columns), ceil(K / depth), columns, depth], without the last axis where depth is 1; what is
+    added is zero. `word` is the name that packed_linear carries.
+    """
+
+    columns: int
+    depth: int
+
+    @property
+    def word(self) -> str:
+        """The layout's name, such as n16k2."""
+        return f"n{self.columns}" + (f"k{self.depth}" if self.depth > 1 else "")
+
+    @staticmethod
+    def parse(word: str) -> Layout:
+        """The layout that a word names."""
+        columns, _, depth = word.removeprefix("n").partition("k")
+        return Layout(int(columns), int(depth or 1))
+
+    def packed(self, w: Node) -> Node:
+        """w[N, K] or w[E, N, K] in this layout, as pad, reshape and transpose nodes."""
+        *lead, n, k = (int(d) for d in w.shape)
+        blocks, depth = -(-n // self.columns), -(-k // self.depth)
+        after = (0,) * len(lead) + (blocks * self.columns - n, depth * self.depth - k)
+        padded = t.pad(w, before=(0,) * len(after), after=after, value=0.0) if any(after) else w
+        inner = (self.depth,) if self.depth > 1 else ()
+        split = t.reshape(padded, shape=(*lead, blocks, self.columns, depth, *inner))
+        first = len(lead)
+        tail = (first + 3,) if inner else ()
+        order = (*range(first), first, first + 2, first + 1, *tail)
+        return t.transpose(split, permutation=order)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A code generator as the passes see it: templates by name, and the layout of packed weights by dtype."""
+
+    name: str
+    templates: Mapping[str, Template] = field(default_factory=dict[str, Template])
+    layouts: Mapping[str, Layout] = field(default_factory=dict[str, Layout])
+
+    def template_of(self, op: str) -> str | None:
+        """The template that an op anchors, if one does."""
+        return next((name for name, t in self.templates.items() if op in t.anchors), None)
+
+
+@dataclass(frozen=True)
+class KernelBody:
+    """A kernel to compile: its graph, and the template chosen by grouping ("" lets the anchor decide)."""
+
+    body: Graph
+    template: str = ""
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What became of a kernel: `function` is its name in the library (equal bodies share one), `ops` its ops in order,
+    `cost` formulas over the dims, `source()` the generated text, which opens with the IR it came from."""
+
+    name: str
+    function: str
+    template: str
+    ops: str
+    cost: Cost
+    source: Callable[[], str]
+
+
+def cpu_backend(target: Target) -> Backend:
+    """What the CPU's templates take, for a target; needs no compiler to ask."""
+    rows = frozenset(
+        name for name, op in OPS.items()
+        if op.traits & {"elementwise", "movement", "reduction", "index", "cache"} or name in _ROWS_ALSO
+    )  # fmt: skip
+    templates = {
+        "rows": Template(rows, rows, rows),
+        "linear": Template(frozenset({"linear", "packed_linear"}), rows, rows),
+        "expert_linear": Template(frozenset({"expert_linear", "packed_expert_linear"}), rows, rows),
+        "attention": Template(
+            frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
+        ),
+    }
+    dot = target.has("avx512f", "avx512_bf16")
+    layouts = {d: Layout(16, 1) for d in ("f64", "f32", "f16", "bf16")}
+    return Backend("tvm", templates, {**layouts, "bf16": Layout(16, 2)} if dot else layouts)
+
+
+_ROWS_ALSO = frozenset({
+    "constant", "iota", "dim_value", "item", "softmax", "rms_norm", "layer_norm", "cumsum", "topk", "sort", "matmul",
+    "conv1d",
+})  # fmt: skip
+_RESHAPES = frozenset({"reshape"})

@@ -1,0 +1,156 @@
+"""The expert template: y[r] = w[index[r]] x[r] (+ b[index[r]]), reading the weights of chosen experts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.dims import product
+from ...ir.node import Node
+from ..backend import Layout
+from .function import Anchor, Kernel
+from .isa import DOT_BF16, LANES
+from .linear import load_vector, operand
+from .loops import Place, Work, flat_index
+from .pull import CodegenError
+from .values import Expr, cast, const, i64
+
+UNROLL = 4
+
+
+def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
+    layout = Layout.parse(node["layout"])
+    wide = "f64" if node.dtype == "f64" else "f32"
+    needed = {operand(kernel, node): "bf16" if layout.depth == 2 else wide}
+    index = node.inputs[2]
+    return needed if index in kernel.places else {**needed, index: index.dtype}
+
+
+def emit_expert(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a packed_expert_linear: column blocks go to the threads, and each thread goes through the rows."""
+    layout = Layout.parse(node["layout"])
+    if layout.columns != LANES or layout.depth not in (1, 2):
+        raise CodegenError(
+            f"packed_expert_linear: layout {node['layout']!r}; the CPU templates know n16 and n16k2"
+        )
+    if layout.depth == 2:
+        kernel.snippets.add(DOT_BF16)
+    place = results[node] if node in results else kernel.scratch(node)
+    columns = int(node["n"])
+    rows = kernel.dims.expr(product(node.shape[:-1]))
+    work = kernel.work()
+    with T.parallel(i64(0), i64(-(-columns // LANES))) as block:
+        with T.serial(i64(0), rows) as r:
+            at = flat_index(work, r, node.shape[:-1])
+            _element_block(kernel, work, node, layout, place, block, at)
+    kernel.places[node] = place
+
+
+def _element_block(
+    kernel: Kernel,
+    work: Work,
+    node: Node,
+    layout: Layout,
+    place: Place,
+    block: Expr,
+    at: list[Expr],
+) -> None:
+    """Sixteen columns of one row."""
+    dtype = "float64" if node.dtype == "f64" else "float32"
+    expert = T.bind(i64(kernel.places[node.inputs[2]].read(at)))
+    depth = -(-int(node.inputs[0].shape[-1]) // layout.depth)
+    sums = [_zeros(dtype) for _ in range(UNROLL)]
+    whole, rest = divmod(depth, UNROLL)
+    if whole:
+        with T.serial(i64(0), i64(whole)) as k:
+            for u, total in enumerate(sums):
+                _step(
+                    kernel,
+                    node,
+                    layout,
+                    total,
+                    (expert, block, k * i64(UNROLL) + i64(u)),
+                    at,
+                    dtype,
+                )
+    for u in range(rest):
+        _step(kernel, node, layout, sums[u], (expert, block, i64(whole * UNROLL + u)), at, dtype)
+    for more in sums[1:]:
+        with T.vectorized(LANES) as v:
+            T.buffer_store(sums[0], sums[0][v] + more[v], [v])
+    _store(work, node, place, sums[0], expert, block, at, dtype)
+
+
+def _zeros(dtype: str) -> tirx.Buffer:
+    buffer = T.alloc_buffer((LANES,), dtype)
+    with T.vectorized(LANES) as v:
+        T.buffer_store(buffer, const(0, dtype), [v])
+    return buffer
+
+
+def _step(
+    kernel: Kernel,
+    node: Node,
+    layout: Layout,
+    total: tirx.Buffer,
+    where: tuple[Expr, Expr, Expr],
+    at: list[Expr],
+    dtype: str,
+) -> None:
+    expert, block, k = where
+    x, w = kernel.places[operand(kernel, node)], kernel.places[node.inputs[1]]
+    lanes = T.ramp(0, 1, LANES)
+    if layout.depth == 2:
+        pair = tirx.op.reinterpret("int32", x.buffer[(*at, T.ramp(k * i64(2), i64(1), 2))])
+        bits = w.buffer[(expert, block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
+        pairs = tirx.op.reinterpret("int16x32", T.broadcast(T.bind(pair), LANES))
+        weights = tirx.op.reinterpret("int16x32", bits)
+        T.buffer_store(
+            total,
+            T.call_extern("float32x16", "ferrule_dot_bf16", total[lanes], weights, pairs),
+            [lanes],
+        )
+        return
+    value = T.broadcast(cast(x.read([*at, k]), dtype), LANES)
+    T.buffer_store(total, total[lanes] + value * load_vector(w, (expert, block, k), dtype), [lanes])
+
+
+def _store(
+    work: Work,
+    node: Node,
+    place: Place,
+    total: tirx.Buffer,
+    expert: Expr,
+    block: Expr,
+    at: list[Expr],
+    dtype: str,
+) -> None:
+    columns = int(node["n"])
+    base = T.bind(block * i64(LANES))
+
+    def element(lane: Expr, sums: tirx.Buffer = total) -> None:
+        value: Expr = sums[lane]
+        for bias in node.inputs[3:]:
+            value = value + cast(work.pull().value(bias, [expert, base + lane]), dtype)
+        place.store([*at, base + lane], value)
+
+    def vector() -> None:
+        with T.vectorized(i64(0), i64(LANES)) as v:
+            element(v)
+
+    if columns % LANES == 0:
+        return vector()
+    with T.If(tirx.LE(base + i64(LANES), i64(columns))):
+        with T.Then():
+            vector()
+        with T.Else():
+            copy = _zeros(dtype)
+            with T.vectorized(LANES) as v:
+                T.buffer_store(copy, total[v], [v])
+            with T.serial(i64(0), i64(columns % LANES)) as lane:
+                element(lane, copy)
+
+
+EXPERT = Anchor(_needs, emit_expert)

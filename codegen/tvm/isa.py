@@ -1,0 +1,63 @@
+"""What the templates need to know of a CPU: TVM's target, vector registers, dot instructions, tile sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+
+from ...ir.target import Target
+
+LANES = 16
+"""Elements of a vector in every template: one AVX-512 register of float32; LLVM splits it on narrower machines."""
+
+DOT_BF16 = """
+define <16 x float> @ferrule_dot_bf16(<16 x float> %a, <32 x i16> %b, <32 x i16> %c) alwaysinline {
+  %b1 = bitcast <32 x i16> %b to <32 x bfloat>
+  %c1 = bitcast <32 x i16> %c to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %a, <32 x bfloat> %b1, <32 x bfloat> %c1)
+  ret <16 x float> %r
+}
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+"""
+"""vdpbf16ps. TVM turns bfloat16 into float32 even in intrinsic arguments, so the dot is reached through LLVM IR."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile: rows x columns vectors of 16 float32 accumulators, `unroll` partial sums of each."""
+
+    rows: int
+    columns: int
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class Isa:
+    """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template."""
+
+    has_bf16_dot: bool
+    registers: int
+    cores: int
+    one: Tile
+    few: Tile
+    many: Tile
+
+
+def isa_of(target: Target) -> Isa:
+    """The templates' view of a target; tiles fill the vector registers without spilling."""
+    features = target.features
+    dot = "avx512_bf16" in features and "avx512f" in features
+    if "avx512f" in features:
+        tiles = Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)
+        return Isa(dot, 32, target.cores, *tiles)
+    if "avx2" in features:
+        # 16 registers of 8 floats: a column vector takes two of them.
+        return Isa(False, 16, target.cores, Tile(1, 1, 4), Tile(4, 1), Tile(6, 1))
+    return Isa(False, 16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
+
+
+def tvm_target(target: Target) -> tvm.target.Target:
+    """TVM's form of a CPU target."""
+    description = {"kind": "llvm", "mcpu": target.arch, "num-cores": max(1, target.cores)}
+    return tvm.target.Target(description)

@@ -1,0 +1,406 @@
+"""The linear template: y[t, n] = epilogue(sum_k prologue(x)[t, k] w[n, k] + b[n]) over packed weights.
+
+Weights lie in blocks of 16 columns, k after k (n16), or pairs of k for the bfloat16 dot instruction (n16k2). Blocks are
+shared out among the threads, each streaming its own part of the weights once; rows go through register tiles inside a block,
+where x stays in cache. Three variants by the number of rows: one, few, many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.dims import Dim, Shape, equal, equal_shapes, product
+from ...ir.node import Node
+from ...ir.ops import tensor as t
+from ..backend import Layout
+from .function import Anchor, Kernel
+from .isa import DOT_BF16, LANES, Tile
+from .loops import Place, Work, flat_index, over_rows, probe
+from .pull import CodegenError, NotRowwise
+from .rows import kept_nodes
+from .values import COMPUTED, Expr, cast, const, i64, load
+
+PARALLEL_FROM = 1 << 18
+"""Multiplications from which a linear goes to all threads."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One packed_linear of a kernel: operands, sizes, and the column groups that its results combine.
+
+    `offsets` are the distances, in columns, between a result's column and the columns of y that it needs: (0,) for a plain
+    linear, (0, F) where gate and up lie one after the other. `columns` is the width of the results.
+    """
+
+    kernel: Kernel
+    node: Node
+    x: Node
+    layout: Layout
+    results: Mapping[Node, Place]
+    offsets: tuple[int, ...]
+    columns: int
+
+    @property
+    def rows(self) -> Shape:
+        return self.node.shape[:-1]
+
+    @property
+    def uses_dot(self) -> bool:
+        return self.layout.depth == 2
+
+    @property
+    def depth(self) -> int:
+        return -(-int(self.node.inputs[0].shape[-1]) // self.layout.depth)
+
+    @property
+    def sum_dtype(self) -> str:
+        return "float64" if self.node.dtype == "f64" else "float32"
+
+
+def operand(kernel: Kernel, node: Node) -> Node:
+    """x as the kernel reads it: for the dot instruction an odd K gets a zero at the end."""
+    x = node.inputs[0]
+    layout = Layout.parse(node["layout"])
+    if int(x.shape[-1]) % layout.depth == 0:
+        return x
+    after = (0,) * (len(x.shape) - 1) + (layout.depth - int(x.shape[-1]) % layout.depth,)
+    return t.pad(x, before=(0,) * len(x.shape), after=after, value=0.0)
+
+
+def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
+    layout = Layout.parse(node["layout"])
+    x = operand(kernel, node)
+    if layout.depth == 2:
+        return {x: "bf16"}
+    return {x: "f64" if node.dtype == "f64" else "f32"}
+
+
+def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a packed_linear and, where they can be computed from its accumulators, the results behind it."""
+    layout = Layout.parse(node["layout"])
+    if layout.columns != LANES or layout.depth not in (1, 2):
+        raise CodegenError(
+            f"packed_linear: layout {node['layout']!r}; the CPU templates know n16 and n16k2"
+        )
+    if layout.depth == 2:
+        if not kernel.isa.has_bf16_dot:
+            raise CodegenError(
+                "packed_linear: layout n16k2 needs avx512_bf16, which the target lacks"
+            )
+        kernel.snippets.add(DOT_BF16)
+    linear, done = _with_epilogue(kernel, node, layout, results)
+    _emit_variants(linear)
+    kernel.places.update(done)
+
+
+def _emit_variants(linear: Linear) -> None:
+    rows = linear.kernel.dims.expr(product(linear.rows))
+    isa = linear.kernel.isa
+    count = product(linear.rows)
+    if isinstance(count, int):
+        tile = isa.one if count == 1 else isa.few if count <= isa.few.rows else isa.many
+        return _variant(linear, tile, rows)
+    with T.If(tirx.EQ(rows, i64(1))):
+        with T.Then():
+            _variant(linear, isa.one, rows)
+        with T.Else(), T.If(tirx.LE(rows, i64(isa.few.rows))):
+            with T.Then():
+                _variant(linear, isa.few, rows)
+            with T.Else():
+                _variant(linear, isa.many, rows)
+
+
+# -- epilogue
+
+
+def _with_epilogue(
+    kernel: Kernel, node: Node, layout: Layout, results: Mapping[Node, Place]
+) -> tuple[Linear, dict[Node, Place]]:
+    """The linear with the results fused behind it, or with its own value as the result; and what is done once it is emitted."""
+    x = operand(kernel, node)
+    left = {n: p for n, p in results.items() if kernel.places.get(n) is not p}
+    fused = _aliased(kernel, node, left)
+    if fused is not None and (offsets := _offsets(kernel, node, fused)) is not None:
+        return Linear(
+            kernel, node, x, layout, fused, offsets, int(next(iter(fused)).shape[-1])
+        ), left
+    place = results[node] if node in results else kernel.scratch(node)
+    kernel.places.pop(node, None)
+    return Linear(kernel, node, x, layout, {node: place}, (0,), int(node.shape[-1])), {node: place}
+
+
+def _aliased(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> dict[Node, Place] | None:
+    """The results in the linear's own row shape: reshapes at the end are views of the same memory; None if one is not."""
+    found: dict[Node, Place] = {}
+    for n, place in results.items():
+        inner = n
+        while inner.op.name == "reshape" and not equal_shapes(inner.shape[:-1], node.shape[:-1]):
+            inner = inner.inputs[0]
+        if not hasattr(inner.type, "shape") or not equal_shapes(inner.shape[:-1], node.shape[:-1]):
+            return None
+        found[inner] = place if inner is n else kernel.view(place, inner.shape)
+    widths = {n.shape[-1] for n in found}
+    return found if len(widths) == 1 and len(found) == len(results) else None
+
+
+def _offsets(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> tuple[int, ...] | None:
+    """The column distances at which the results read the linear; None where they read it in another way."""
+    if node.op.name != "packed_linear" or any(
+        isinstance(d, int) is False for d in (node.shape[-1],)
+    ):
+        return None
+    work = kernel.work()
+    if kept_nodes(results, {**work.sources, node: lambda at: at[-1]}):
+        return None
+    found: set[int] = set()
+    width = int(next(iter(results)).shape[-1])
+    try:
+        with probe():
+            rows = [tirx.Var(f"r{i}", "int64") for i in range(len(node.shape) - 1)]
+            j = tirx.Var("j", "int64")
+            inside = work.within(j, 0, width)
+            source = _probing_source(inside, node, rows, j, found)
+            for n in results:
+                inside.with_sources({node: source}).pull().value(n, [*rows, j])
+    except NotRowwise:
+        return None
+    aligned = all(o % LANES == 0 and 0 <= o and o + width <= int(node.shape[-1]) for o in found)
+    covers = width % LANES == 0 or found == {0}
+    return tuple(sorted(found)) if found and aligned and covers and len(found) <= 3 else None
+
+
+def _probing_source(
+    work: Work, node: Node, rows: Sequence[Expr], j: Expr, found: set[int]
+) -> Callable[[Sequence[Expr]], Expr]:
+    facts = work.pull().facts
+
+    def read(at: Sequence[Expr]) -> Expr:
+        distance = facts.simplify(at[-1] - j)
+        same = all(a is r or facts.can_prove_equal(a, r) for a, r in zip(at, rows, strict=False))
+        if not same or not isinstance(distance, tirx.IntImm):
+            raise NotRowwise
+        found.add(int(distance.value))
+        return const(0, COMPUTED[node.dtype])
+
+    return read
+
+
+# -- loops
+
+
+def _variant(linear: Linear, tile: Tile, rows: Expr) -> None:
+    """All column blocks, for a row tile; threads take runs of blocks."""
+    blocks = -(-linear.columns // LANES)
+    columns = min(max(1, tile.columns // len(linear.offsets)), blocks)
+    tile = replace(tile, columns=columns)
+    groups = -(-blocks // columns)
+    work = linear.kernel.work()
+    size = linear.depth * linear.layout.depth * linear.columns * len(linear.offsets) * tile.rows
+    spread = replace(
+        work, parallel=size >= PARALLEL_FROM or tile.rows == linear.kernel.isa.many.rows > 1
+    )
+
+    def group(inside: Work, at: list[Expr]) -> None:
+        _row_tiles(linear, inside, tile, at[0], rows)
+
+    over_rows(spread, (groups,), 1 << 20, group, always=True)
+
+
+def _row_tiles(linear: Linear, work: Work, tile: Tile, group: Expr, rows: Expr) -> None:
+    if tile.rows == 1:
+        return _tile(linear, work, tile, group, i64(0), rows)
+    tiles = tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows))
+    with T.serial(i64(0), tiles) as r:
+        _tile(linear, work.within(r, 0, tiles), tile, group, r * i64(tile.rows), rows)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """The accumulators of a tile, by (offset, row, column vector)."""
+
+    parts: Mapping[tuple[int, int, int], list[tirx.Buffer]]
+
+    def joined(self, key: tuple[int, int, int]) -> tirx.Buffer:
+        """One buffer of a key's partial sums, added up into the first."""
+        first, *more = self.parts[key]
+        for p in more:
+            with T.vectorized(LANES) as v:
+                T.buffer_store(first, first[v] + p[v], [v])
+        return first
+
+
+def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows: Expr) -> None:
+    """One register tile: sums over k, then the epilogue of each row and column vector."""
+    last_block = i64(-(-linear.columns // LANES) - 1)
+    block = [
+        T.bind(tirx.min(group * i64(tile.columns) + i64(c), last_block))
+        for c in range(tile.columns)
+    ]
+    row = [T.bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(tile.rows)]
+    keys = [
+        (o, r, c) for o in linear.offsets for r in range(tile.rows) for c in range(tile.columns)
+    ]
+    sums = _Sums({key: [_zeros(linear) for _ in range(tile.unroll)] for key in keys})
+    at = [flat_index(work, e, linear.rows) for e in row]
+    _over_depth(linear, tile, sums, block, at)
+    sides = {
+        (o, c): _set_aside(sums, tile, o, c) for o in linear.offsets for c in range(tile.columns)
+    }
+    for c in range(tile.columns):
+        with _guard(tirx.LE(group * i64(tile.columns) + i64(c), last_block), needed=c > 0):
+            mine = {o: sides[o, c] for o in linear.offsets}
+            with T.serial(i64(0), tirx.min(rows - start, i64(tile.rows))) as r:
+                inside = work.within(r, 0, tile.rows)
+                index = flat_index(inside, T.bind(start + r), linear.rows)
+                _store(linear, inside, mine, r, index, block[c])
+
+
+def _set_aside(sums: _Sums, tile: Tile, offset: int, column: int) -> tirx.Buffer:
+    """The sums of a column vector in memory: the epilogue is one loop over the rows, not code for each of them; and indexed
+    by a variable, the accumulators themselves would leave their registers."""
+    buffer = T.alloc_buffer((tile.rows, LANES), str(sums.parts[offset, 0, column][0].dtype))
+    for r in range(tile.rows):
+        joined = sums.joined((offset, r, column))
+        with T.vectorized(LANES) as v:
+            T.buffer_store(buffer, joined[v], [r, v])
+    return buffer
+
+
+class _guard:
+    """`if condition`, or nothing where it always holds."""
+
+    def __init__(self, condition: Expr, *, needed: bool) -> None:
+        self.frames = [T.If(condition), T.Then()] if needed else []
+
+    def __enter__(self) -> None:
+        for f in self.frames:
+            f.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for f in reversed(self.frames):
+            f.__exit__(*error)
+
+
+def _zeros(linear: Linear) -> tirx.Buffer:
+    buffer = T.alloc_buffer((LANES,), linear.sum_dtype)
+    with T.vectorized(LANES) as v:
+        T.buffer_store(buffer, const(0, linear.sum_dtype), [v])
+    return buffer
+
+
+def _over_depth(
+    linear: Linear, tile: Tile, sums: _Sums, block: list[Expr], at: list[list[Expr]]
+) -> None:
+    whole, rest = divmod(linear.depth, tile.unroll)
+    if whole:
+        with T.serial(i64(0), i64(whole)) as k:
+            for u in range(tile.unroll):
+                _step(linear, sums, u, block, at, k * i64(tile.unroll) + i64(u))
+    for u in range(rest):
+        _step(linear, sums, u, block, at, i64(whole * tile.unroll + u))
+
+
+def _step(
+    linear: Linear, sums: _Sums, u: int, block: list[Expr], at: list[list[Expr]], k: Expr
+) -> None:
+    """One k (or pair): a vector of weights for each column, a broadcast of x for each row."""
+    x = [_broadcast_x(linear, row, k) for row in at]
+    for o in linear.offsets:
+        for c, b in enumerate(block):
+            w = _weights(linear, b + i64(o // LANES), k)
+            for r, value in enumerate(x):
+                _multiply_add(linear, sums.parts[(o, r, c)][u], value, w)
+
+
+def _broadcast_x(linear: Linear, row: list[Expr], k: Expr) -> Expr:
+    place = linear.kernel.places[linear.x]
+    if not linear.uses_dot:
+        return T.bind(cast(place.read([*row, k]), linear.sum_dtype))
+    pair = place.buffer[(*row, T.ramp(k * i64(2), i64(1), 2))]
+    return T.bind(tirx.op.reinterpret("int32", pair))
+
+
+def _weights(linear: Linear, block: Expr, k: Expr) -> Expr:
+    w = linear.kernel.places[linear.node.inputs[1]]
+    if linear.uses_dot:
+        bits = w.buffer[(block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
+        return T.bind(tirx.op.reinterpret("int16x32", bits))
+    return load_vector(w, (block, k), linear.sum_dtype)
+
+
+def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:
+    """Sixteen weights that lie side by side, widened."""
+    bits = w.buffer[(*at, T.ramp(i64(0), i64(1), LANES))]
+    if w.dtype == "bf16":
+        wide = tirx.op.shift_left(
+            tirx.Cast("uint32x16", bits), T.broadcast(tirx.IntImm("uint32", 16), LANES)
+        )
+        return T.bind(tirx.op.reinterpret("float32x16", wide))
+    return T.bind(bits if w.dtype in ("f32", "f64") else tirx.Cast(f"{dtype}x16", bits))
+
+
+def _multiply_add(linear: Linear, total: tirx.Buffer, x: Expr, w: Expr) -> None:
+    lanes = T.ramp(0, 1, LANES)
+    if linear.uses_dot:
+        pairs = tirx.op.reinterpret("int16x32", T.broadcast(x, LANES))
+        value = T.call_extern("float32x16", "ferrule_dot_bf16", total[lanes], w, pairs)
+    else:
+        value = total[lanes] + T.broadcast(x, LANES) * w
+    T.buffer_store(total, value, [lanes])
+
+
+def _store(
+    linear: Linear,
+    work: Work,
+    sums: Mapping[int, tirx.Buffer],
+    r: Expr,
+    row: list[Expr],
+    block: Expr,
+) -> None:
+    """The results of one row and column vector: a whole vector, or element by element at a ragged end."""
+    ragged = linear.columns % LANES
+    base = T.bind(block * i64(LANES))
+
+    def vector() -> None:
+        with T.vectorized(i64(0), i64(LANES)) as v:
+            _store_element(linear, work.within(v, 0, LANES), sums, r, row, base, v)
+
+    if not ragged:
+        return vector()
+    with T.If(tirx.LE(base + i64(LANES), i64(linear.columns))):
+        with T.Then():
+            vector()
+        with T.Else(), T.serial(i64(0), i64(ragged)) as lane:
+            _store_element(linear, work.within(lane, 0, ragged), sums, r, row, base, lane)
+
+
+def _store_element(
+    linear: Linear,
+    work: Work,
+    sums: Mapping[int, tirx.Buffer],
+    r: Expr,
+    row: list[Expr],
+    base: Expr,
+    lane: Expr,
+) -> None:
+    j = base + lane
+    facts = work.pull().facts
+
+    def read(at: Sequence[Expr]) -> Expr:
+        distance = facts.simplify(at[-1] - j)
+        assert isinstance(distance, tirx.IntImm), f"{at[-1]} - {j}"
+        value: Expr = sums[int(distance.value)][r, lane]
+        for bias in linear.node.inputs[2:]:
+            value = value + cast(work.pull().value(bias, [at[-1]]), linear.sum_dtype)
+        return value
+
+    pull = work.with_sources({linear.node: read}).pull()
+    for n, place in linear.results.items():
+        place.store([*row, j], pull.value(n, [*row, j]))
+
+
+LINEAR = Anchor(_needs, emit_linear)
