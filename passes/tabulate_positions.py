@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ir.dims import Dim, dim, equal, exact_quotient, product
+from ..ir.dims import Dim, dim, equal, product
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_
@@ -28,6 +28,7 @@ from ..ir.ops import tensor
 from ..ir.types import TensorType
 from ..ir.verify import quote
 from .analyze_tokens import BATCH, LENGTH, Evaluate, analyze, need_evaluate
+from .token_values import factors_of
 
 Array = np.ndarray[Any, Any]
 SIZES = ((2, 5), (3, 9), (1, 1))
@@ -207,14 +208,7 @@ class _Axes:
 
 
 def _parts(d: Dim) -> list[Dim]:
-    """A dim as factors: batch, length, and what is left; nothing for 1."""
-    parts: list[Dim] = []
-    rest = d
-    for name in (BATCH, LENGTH):
-        quotient = exact_quotient(rest, dim(name)) if not isinstance(rest, int) else None
-        if quotient is not None:
-            parts.append(dim(name))
-            rest = quotient
-    if not isinstance(rest, int):
+    factors = factors_of(d)
+    if factors is None:
         raise _NoTableError(f"has the dim {d}, which is no product of B, S and a number")
-    return parts if equal(rest, 1) else [*parts, rest]
+    return list(factors)

@@ -25,6 +25,7 @@ from .token_values import (
     aligned_constant,
     as_token,
     common_axes,
+    factors_of,
     is_token,
     merged,
     numbers_of,
@@ -94,11 +95,10 @@ def broadcast(node: Node, operands: Sequence[Operand]) -> TokenValue:
 
 
 def _new_axis(d: Dim) -> Axis:
-    if d == 1:
-        return ()
-    if isinstance(d, int) or d in (B, S):
-        return (d,)
-    raise MixesTokensError(f"broadcast makes an axis of {d}")
+    factors = factors_of(d)
+    if factors is None:
+        raise MixesTokensError(f"broadcast makes an axis of {d}")
+    return factors
 
 
 def slice_(node: Node, operands: Sequence[Operand]) -> TokenValue:

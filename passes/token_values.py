@@ -55,6 +55,21 @@ def is_token(factor: Dim) -> bool:
     return factor in (B, S)
 
 
+def factors_of(d: Dim) -> Axis | None:
+    """A dim as batch, length and a number, in that order, 1 left out; None where it is no such
+    product."""
+    factors: list[Dim] = []
+    rest = d
+    for token in (B, S):
+        quotient = None if isinstance(rest, int) else exact_quotient(rest, token)
+        if quotient is not None:
+            factors.append(token)
+            rest = quotient
+    if not isinstance(rest, int):
+        return None
+    return tuple(factors) if rest == 1 else (*factors, rest)
+
+
 def numbers_of(axes: Iterable[Axis]) -> tuple[Dim, ...]:
     """The factors of axes that are neither batch nor length."""
     return tuple(f for axis in axes for f in axis if not is_token(f))
