@@ -4,10 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-import tvm_ffi
-
 from ..ir.plan import Argument, Call, Plan, PlanError, evaluate_shape, tensor_bytes
 from .errors import StepError
+from .ffi import tvm_ffi
 from .tensors import Array, aligned_bytes, place, to_tensor
 from .weights import Weights
 

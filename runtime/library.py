@@ -12,9 +12,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import tvm_ffi
-
 from .errors import ArtifactError
+from .ffi import tvm_ffi
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 _SHARE_ALL_CORES = -3  # ThreadGroup::kSpecifyThreadShareAllCore of TVM's threading backend

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from ..ir.plan import ALIGNMENT, DTYPE_BITS, tensor_bytes
+from .ffi import tvm_ffi
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
