@@ -67,7 +67,9 @@ def capture(
     with prepared(model):
         if args is None and kwargs is None:
             return _capture_language_model(model, max_context, weights, name)
-        return _capture_module(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, weights, name)
+        return _capture_module(
+            model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, weights, name
+        )
 
 
 # -- language models
@@ -277,14 +279,20 @@ def _evaluation_mode(model: nn.Module, undo: ExitStack) -> None:
 
 def _plain_attention(model: nn.Module, undo: ExitStack) -> None:
     current = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if current is None or current in ("sdpa", "eager") or not hasattr(model, "set_attn_implementation"):
+    if (
+        current is None
+        or current in ("sdpa", "eager")
+        or not hasattr(model, "set_attn_implementation")
+    ):
         return
     undo.callback(model.set_attn_implementation, current)
     model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
 
 
 def _plain_experts(model: nn.Module, undo: ExitStack) -> None:
-    if hasattr(model, "set_experts_implementation") and hasattr(model, "get_experts_implementation"):
+    if hasattr(model, "set_experts_implementation") and hasattr(
+        model, "get_experts_implementation"
+    ):
         undo.callback(model.set_experts_implementation, model.get_experts_implementation())
         model.set_experts_implementation("batched_mm")
 

@@ -184,7 +184,9 @@ class CheckpointWeights(Weights):
         ]
         problems += [p for name in self._recipes if (p := self._misshapen(name))]
         if problems:
-            extra = [f"  {name}: in the files, but the model has no such weight" for name in self.unused]
+            extra = [
+                f"  {name}: in the files, but the model has no such weight" for name in self.unused
+            ]
             raise CompileError(
                 f"{len(problems)} weights do not fit the model:\n" + "\n".join(problems + extra)
             )

@@ -1,0 +1,139 @@
+"""The value of every op in eager torch: what a graph means, slowly and plainly.
+
+`evaluate` walks a graph once. One small function an op, in a table beside its family: tensor.py, model.py, serving.py.
+Packed integers (i4, u4, i2) are held one a byte in int8 or uint8 tensors. Caches are their physical arrays
+[C, block, *entry]; an append returns a new array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...ir.dims import Dim
+from ...ir.errors import IRError
+from ...ir.graph import Graph
+from ...ir.node import Node
+from ...ir.types import CacheType, TensorType, Type
+from . import model, serving, tensor
+from .context import Context, bind
+
+Function = Callable[..., Any]
+TABLE: Mapping[str, Function] = {**tensor.TABLE, **model.TABLE, **serving.TABLE}
+
+
+@torch.no_grad()
+def evaluate(
+    graph: Graph,
+    inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+    parameters: Mapping[str, torch.Tensor] | None = None,
+    dims: Mapping[str, int] | None = None,
+    *,
+    wide: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """The graph's outputs for inputs by name or in order; `wide` does all floating-point mathematics in float64.
+
+    Named dims are read off the inputs' shapes; `dims` gives those that no input shows. A value whose shape departs from its
+    node's type is an IRError: the reference holds the type rules to account too.
+    """
+    given = _by_name(graph, inputs)
+    sizes: dict[str, int] = dict(dims or {})
+    for node in graph.inputs:
+        _bind_input(node.type, given[node["name"]], sizes, node["name"])
+    context = Context(sizes, wide, lambda *arguments: evaluate_body(*arguments, wide=wide))
+    values: dict[Node, Any] = {}
+    left = {n: len(graph.users(n)) for n in graph.nodes()}
+    kept = set(graph.outputs)
+    for node in graph.nodes():
+        values[node] = value_of(
+            node, [values[i] for i in node.inputs], context, given, parameters or {}
+        )
+        for source in dict.fromkeys(node.inputs):
+            left[source] -= 1
+            if not left[source] and source not in kept:
+                del values[source]
+    return tuple(values[o] for o in graph.outputs)
+
+
+def evaluate_body(
+    body: Graph, arguments: Sequence[Any], dims: Mapping[str, int], *, wide: bool
+) -> tuple[Any, ...]:
+    """The outputs of a kernel's body for its arguments in order."""
+    return evaluate(body, list(arguments), {}, dims, wide=wide)
+
+
+def value_of(
+    node: Node,
+    arguments: Sequence[Any],
+    context: Context,
+    inputs: Mapping[str, Any],
+    parameters: Mapping[str, torch.Tensor],
+) -> Any:
+    """The value of one node from the values of its inputs."""
+    name = node.op.name
+    if name == "input":
+        return context.widened(inputs[node["name"]])
+    if name == "parameter":
+        return context.widened(_parameter(node, parameters))
+    if name not in TABLE:
+        raise IRError(f"no reference value for op {name!r}")
+    attributes = {k: _number(v, context) for k, v in node.attributes.items()}
+    result = TABLE[name](context, *arguments, **attributes)
+    _check(node, node.type, result, context)
+    return result
+
+
+def _number(value: Any, context: Context) -> Any:
+    """Attributes with their dims as ints."""
+    if isinstance(value, tuple):
+        return tuple(_number(v, context) for v in value)
+    return context.size(value) if hasattr(value, "free_symbols") else value
+
+
+def _by_name(
+    graph: Graph, inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    names = [n["name"] for n in graph.inputs]
+    if isinstance(inputs, Mapping):
+        missing = [n for n in names if n not in inputs]
+        if missing:
+            raise IRError(f"no value for input {', '.join(missing)}; given: {', '.join(inputs)}")
+        return {n: inputs[n] for n in names}
+    if len(inputs) != len(names):
+        raise IRError(f"{len(inputs)} values given, {len(names)} wanted: {', '.join(names)}")
+    return dict(zip(names, inputs, strict=True))
+
+
+def _bind_input(t: Type, value: Any, sizes: dict[str, int], name: str) -> None:
+    shape: Sequence[Dim] = ()
+    if isinstance(t, TensorType):
+        shape = t.shape
+    elif isinstance(t, CacheType):
+        shape = (value.shape[0], t.block, *t.entry)
+    if len(shape) != value.dim():
+        raise IRError(f"input {name}: {list(value.shape)} given, {t} wanted")
+    for dim, size in zip(shape, value.shape, strict=True):
+        bind(dim, int(size), sizes, f"input {name}: {list(value.shape)} given, {t} wanted")
+
+
+def _parameter(node: Node, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    name = node["name"]
+    if name not in parameters:
+        raise IRError(f"no value for parameter {name!r} : {node.type}")
+    value = parameters[name]
+    if tuple(value.shape) != tuple(node.shape):
+        raise IRError(f"parameter {name}: {list(value.shape)} given, {node.type} wanted")
+    return value
+
+
+def _check(node: Node, t: Type, value: Any, context: Context) -> None:
+    if isinstance(t, TensorType):
+        wanted = tuple(context.size(d) for d in t.shape)
+        dtype = context.dtype(t.dtype)
+        if tuple(value.shape) != wanted or value.dtype != dtype:
+            raise IRError(
+                f"{node.op.name}: the value is {value.dtype} {list(value.shape)}, its type says {t}, "
+                f"that is {dtype} {list(wanted)}"
+            )
