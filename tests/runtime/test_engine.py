@@ -1,0 +1,166 @@
+"""The engine over an executor in plain Python: every request ends, and ends alone."""
+
+import numpy as np
+import pytest
+from ferrule.runtime.engine import Engine
+from ferrule.runtime.errors import RequestError
+from ferrule.runtime.sampling import SamplingParams
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import FakeRunner, toy_generate, toy_next
+
+
+def greedy(count, **rest):
+    return SamplingParams(temperature=0.0, max_tokens=count, **rest)
+
+
+def drain(engine, into=None):
+    """Steps to the end; tokens, reason and error of each request."""
+    ended = {} if into is None else into
+    while engine.has_work:
+        collect(engine.step(), ended)
+        engine.check()
+    return ended
+
+
+def collect(deltas, ended):
+    for delta in deltas:
+        tokens, reason, _ = ended.setdefault(delta.request_id, ([], None, None))
+        assert reason is None, f"{delta.request_id} went on after its end"
+        tokens.extend(delta.token_ids)
+        ended[delta.request_id] = (tokens, delta.finish_reason, delta.error)
+
+
+@st.composite
+def traffic(draw):
+    count = draw(st.integers(1, 7))
+    prompts = st.lists(st.integers(0, 66), min_size=1, max_size=24)
+    return [
+        (draw(prompts), draw(st.integers(1, 12)), draw(st.integers(0, 9))) for _ in range(count)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(traffic(), st.integers(9, 30), st.integers(1, 4), st.integers(4, 9))
+def test_tokens_do_not_depend_on_the_company(requests, blocks, max_batch, chunk):
+    engine = Engine(FakeRunner(blocks=blocks, max_batch=max_batch, chunk=chunk))
+    pending = sorted(enumerate(requests), key=lambda r: r[1][2])
+    ended, step = {}, 0
+    while pending or engine.has_work:
+        while pending and pending[0][1][2] <= step:
+            number, (prompt, count, _) = pending.pop(0)
+            engine.submit(prompt, greedy(count), str(number))
+        collect(engine.step(), ended)
+        engine.check()
+        step += 1
+    for number, (prompt, count, _) in enumerate(requests):
+        assert ended[str(number)] == (list(toy_generate(prompt, count)), "length", None)
+    assert engine.pool.used == 0
+
+
+def test_an_end_token_ends_and_may_be_ignored_or_put_off():
+    prompt = [1, 2, 3]
+    tokens = toy_generate(prompt, 9)
+    runner = FakeRunner()
+    first = drain_one(Engine(runner, ends=[tokens[2]]), prompt, greedy(9))
+    assert first == (list(tokens[:3]), "stop", None)
+    ignoring = drain_one(Engine(runner, ends=[tokens[2]]), prompt, greedy(9, ignore_eos=True))
+    assert ignoring == (list(tokens), "length", None)
+    own = drain_one(Engine(runner), prompt, greedy(9, stop_token_ids=[tokens[3]]))
+    assert own == (list(tokens[:4]), "stop", None)
+    put_off = drain_one(Engine(runner, ends=[tokens[2]]), prompt, greedy(9, min_tokens=4))
+    assert len(put_off[0]) >= 4 and tokens[2] not in put_off[0][:4]
+
+
+def drain_one(engine, prompt, params):
+    name = engine.submit(prompt, params)
+    return drain(engine)[name]
+
+
+def test_the_context_limits_length():
+    engine = Engine(FakeRunner(blocks=4, block=4, max_context=13))
+    tokens, reason, _ = drain_one(engine, [5] * 10, greedy(None))
+    assert (len(tokens), reason) == (3, "length")
+    with pytest.raises(RequestError, match="the prompt has 13 tokens, the limit is 12"):
+        engine.submit([5] * 13, greedy(1))
+
+
+def test_a_request_that_no_kernel_survives_ends_alone():
+    runner = FakeRunner()
+    runner.fails_on = 66
+    engine = Engine(runner)
+    good = [engine.submit([1, n], greedy(5)) for n in range(2)]
+    bad = engine.submit([3, 66], greedy(5))
+    late = engine.submit([7, 7], greedy(5))
+    ended = drain(engine)
+    assert ended[bad][1] == "error" and "no kernel for token 66" in str(ended[bad][2])
+    for n, name in enumerate(good):
+        assert ended[name] == (list(toy_generate([1, n], 5)), "length", None)
+    assert ended[late][1] == "length"
+
+
+def test_logits_that_are_not_finite_end_their_request_alone():
+    runner = FakeRunner()
+    runner.not_finite = toy_next([4, 4])
+    engine = Engine(runner)
+    bad, good = engine.submit([4, 4], greedy(5)), engine.submit([1, 1], greedy(2))
+    ended = drain(engine)
+    assert ended[bad][1] == "error" and "nan as its greatest logit" in str(ended[bad][2])
+    assert ended[good][1] == "length"
+
+
+def test_an_interrupted_step_is_rolled_back_and_can_be_run_again():
+    runner = FakeRunner()
+    engine = Engine(runner)
+    name = engine.submit([1, 2, 3], greedy(4))
+    step, runner.step = runner.step, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.check()
+    assert engine.pool.used == 0
+    runner.step = step
+    assert drain(engine)[name] == (list(toy_generate([1, 2, 3], 4)), "length", None)
+
+
+def interrupt(_batch):
+    raise KeyboardInterrupt
+
+
+def test_abort_ends_at_any_time():
+    engine = Engine(FakeRunner(max_batch=1))
+    running, waiting = engine.submit([1], greedy(9)), engine.submit([2], greedy(9))
+    engine.step()
+    assert engine.abort(waiting).finish_reason == "abort"
+    assert engine.abort(running).finish_reason == "abort"
+    assert engine.abort(running) is None
+    engine.check()
+    assert not engine.has_work and engine.pool.used == 0 and engine.step() == []
+
+
+def test_prompts_and_ids_are_checked():
+    engine = Engine(FakeRunner())
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        engine.submit([], greedy(1))
+    with pytest.raises(RequestError, match=r"a prompt is text or token ids, given 1\.5"):
+        engine.submit([1.5], greedy(1))
+    with pytest.raises(RequestError, match="token id -1: wanted 0 to 66"):
+        engine.submit([-1], greedy(1))
+    with pytest.raises(RequestError, match="no tokenizer"):
+        engine.submit("text", greedy(1))
+    with pytest.raises(RequestError, match="stop: the artifact has no tokenizer"):
+        engine.submit([1], greedy(1, stop="x"))
+    engine.submit(np.array([1, 2]), greedy(1), "mine")
+    with pytest.raises(RequestError, match="request id 'mine' is taken"):
+        engine.submit([1], greedy(1), "mine")
+    assert list(drain(engine)) == ["mine"]
+
+
+def test_seeded_requests_give_the_same_tokens_in_any_company():
+    params = SamplingParams(temperature=30.0, seed=7, max_tokens=12)
+    alone = drain_one(Engine(FakeRunner()), [3, 4], params)[0]
+    engine = Engine(FakeRunner(blocks=9, max_batch=3))
+    others = [engine.submit([n], SamplingParams(temperature=5.0, max_tokens=14)) for n in range(3)]
+    name = engine.submit([3, 4], params)
+    ended = drain(engine)
+    assert ended[name][0] == alone and len(set(alone)) > 3
+    assert all(len(ended[o][0]) == 14 for o in others)

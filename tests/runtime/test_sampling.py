@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from ferrule.runtime.errors import RequestError
+from ferrule.runtime.sampling import Sampler, SamplingParams
+
+DRAWS = 4000
+
+
+def draw(logits, ends=(), count=DRAWS, **params):
+    logits = np.asarray(logits, np.float32)
+    sampler = Sampler(SamplingParams(max_tokens=None, seed=11, **params), ends)
+    return [sampler.choose(logits, int(logits.argmax()), n) for n in range(count)]
+
+
+def shares(tokens, size):
+    return np.bincount(tokens, minlength=size) / len(tokens)
+
+
+def test_draws_follow_the_softmax_at_each_temperature():
+    logits = np.random.default_rng().standard_normal(9)
+    for temperature in (0.3, 1.0, 2.5):
+        wanted = np.exp(logits / temperature)
+        found = shares(draw(logits, temperature=temperature), 9)
+        np.testing.assert_allclose(found, wanted / wanted.sum(), atol=0.04)
+
+
+def test_temperature_zero_and_top_k_one_are_greedy():
+    logits = np.random.default_rng().standard_normal(31)
+    assert set(draw(logits, temperature=0.0, count=20)) == {int(logits.argmax())}
+    assert set(draw(logits, top_k=1, count=20)) == {int(logits.argmax())}
+    assert set(draw(logits, temperature=1e-6, count=20)) == {int(logits.argmax())}
+
+
+def test_top_k_keeps_the_greatest():
+    logits = np.random.default_rng().permutation(50).astype(np.float32) / 50
+    assert set(draw(logits, top_k=7)) == set(np.argsort(logits)[-7:].tolist())
+    assert len(set(draw(logits, top_k=-1))) == len(set(draw(logits, top_k=999))) == 50
+
+
+def test_top_p_keeps_the_fewest_that_reach_it():
+    logits = np.log([0.05, 0.5, 0.3, 0.15])
+    assert set(draw(logits, top_p=0.4)) == {1}
+    assert set(draw(logits, top_p=0.7)) == {1, 2}
+    assert set(draw(logits, top_p=0.9)) == {1, 2, 3}
+    np.testing.assert_allclose(shares(draw(logits, top_p=0.7), 4)[1], 0.5 / 0.8, atol=0.04)
+    assert set(draw(np.log([0.4, 0.4, 0.2]), top_k=2, top_p=0.99)) == {0, 1}
+
+
+def test_min_p_drops_what_is_far_below_the_best():
+    logits = np.log([0.04, 0.5, 0.3, 0.16])
+    assert set(draw(logits, min_p=0.5)) == {1, 2}
+    assert set(draw(logits, min_p=1.0)) == {1}
+
+
+def test_the_seed_decides_and_without_one_nothing_repeats():
+    logits = np.zeros(1000)
+    assert draw(logits, count=20) == draw(logits, count=20)
+    free = [Sampler(SamplingParams(), ()) for _ in range(2)]
+    rows = [[s.choose(logits.astype(np.float32), 0, 0) for _ in range(9)] for s in free]
+    assert rows[0] != rows[1]
+
+
+def test_ends_are_kept_out_until_min_tokens():
+    logits = np.array([0.0, 9.0, 8.0, 1.0], np.float32)
+    tokens = draw(logits, ends=[1, 2], temperature=0.0, min_tokens=3, count=5)
+    assert tokens == [3, 3, 3, 1, 1]
+    assert not {1, 2} & set(draw(logits, ends=[1, 2], min_tokens=DRAWS))
+    np.testing.assert_array_equal(logits, [0, 9, 8, 1])
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(RequestError, match="as its greatest logit"):
+            Sampler(SamplingParams(), ()).choose(np.full(3, value, np.float32), 0, 0)
+    masked = np.array([-np.inf, 0.0, -np.inf], np.float32)
+    assert set(draw(masked, count=9)) == {1}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1: wanted a number, 0.0 or more"),
+        ({"temperature": float("nan")}, "temperature=nan: wanted a number"),
+        ({"temperature": "hot"}, "temperature='hot': wanted a number"),
+        ({"top_p": 0.0}, "top_p=0.0: wanted a number above 0"),
+        ({"top_p": 1.1}, "top_p=1.1: wanted a number, 0.0 to 1.0"),
+        ({"top_k": -2}, "top_k=-2: wanted an integer, -1 or more"),
+        ({"top_k": 1.5}, "top_k=1.5: wanted an integer"),
+        ({"min_p": 2}, "min_p=2: wanted a number, 0.0 to 1.0"),
+        ({"max_tokens": 0}, "max_tokens=0: wanted an integer, 1 or more"),
+        ({"min_tokens": 17}, "min_tokens=17: wanted max_tokens=16 or less"),
+        ({"seed": True}, "seed=True: wanted an integer"),
+        ({"stop": [""]}, "stop: wanted strings that are not empty"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids=-1: wanted an integer, 0 or more"),
+        ({"temprature": 1}, "no sampling parameter 'temprature'; did you mean 'temperature'?"),
+        ({"best_of": 1}, "no sampling parameter 'best_of'; known: temperature"),
+    ],
+)
+def test_values_out_of_range_are_named_with_their_range(values, message):
+    with pytest.raises(RequestError) as caught:
+        SamplingParams.parse(values)
+    assert message in str(caught.value)
+
+
+def test_the_defaults_are_those_that_users_know():
+    params = SamplingParams()
+    assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (1.0, 1.0, 0, 16)
+    assert SamplingParams(stop="x").stop_strings == ("x",)
