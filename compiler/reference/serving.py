@@ -127,18 +127,14 @@ def packed_expert_linear(
 
 
 def _unpacked(w: Tensor, n: int, k: int, layout: str) -> Tensor:
-    """A weight [..., n, k] from its packed form."""
-    if layout not in LAYOUTS:
-        raise IRError(f"no weight layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    return LAYOUTS[layout](w)[..., :n, :k]
+    """The weight [..., n, k] from [..., n / c, k / d, c(, d)], where the layout's word is n<c> or n<c>k<d>."""
+    columns, _, depth = layout.removeprefix("n").partition("k")
+    if not layout.startswith("n") or not columns.isdigit() or (depth and not depth.isdigit()):
+        raise IRError(f"no weight layout {layout!r}; a layout is n<columns> or n<columns>k<depth>")
+    w = w if depth else w[..., None]
+    rows = w.transpose(-3, -2).flatten(-2, -1).flatten(-3, -2)
+    return rows[..., :n, :k]
 
-
-def _from_panels(w: Tensor) -> Tensor:
-    """[..., N / p, K, p] -> [..., N, K]: panels of p rows, the row fastest."""
-    return w.transpose(-1, -2).flatten(-3, -2)
-
-
-LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {"rows": lambda w: w, "panels": _from_panels}
 
 TABLE: Mapping[str, Callable[..., Any]] = {
     "ragged_attention": ragged_attention,
