@@ -1,0 +1,171 @@
+"""Binding, limits and errors of the executors, over the toy's kernels and over none."""
+
+import json
+
+import numpy as np
+import pytest
+from ferrule.ir.plan import Plan, PlanError
+from ferrule.runtime.errors import ArtifactError, StepError
+from ferrule.runtime.executor import (
+    Batch,
+    Executor,
+    ModuleExecutor,
+    available_memory,
+    blocks_for,
+)
+from ferrule.runtime.library import KernelLibrary
+from ferrule.runtime.tensors import allocate
+from toys import argument, toy_next, toy_plan
+
+
+class Recorder:
+    """Kernels that only remember the shapes they were called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getitem__(self, name):
+        return lambda *tensors: self.calls.append((name, [tuple(t.shape) for t in tensors]))
+
+    def enter_thread(self):
+        pass
+
+
+def plan(**changes):
+    return Plan.from_json(json.dumps({**toy_plan(), **changes}))
+
+
+def scale():
+    array = allocate("i32", (1,))
+    array[:] = 1
+    return {"scale": array}
+
+
+def decode(contexts):
+    count = len(contexts)
+    return Batch(
+        tokens=[1] * count,
+        positions=[c - 1 for c in contexts],
+        query_start=list(range(count + 1)),
+        context_length=contexts,
+        block_table=[list(range(-(-c // 4))) for c in contexts],
+        slots=list(range(count)),
+        logit_rows=list(range(count)),
+    )
+
+
+def test_a_mixed_and_a_decode_step_over_real_kernels(toy_kernels):
+    executor = Executor(plan(), KernelLibrary(toy_kernels), scale(), 9)
+    first, second = [3, 1, 4, 1, 5, 9], [2, 6]
+    argmax, logits = executor.step(
+        Batch(
+            tokens=first + second,
+            positions=[*range(6), 0, 1],
+            query_start=[0, 6, 8],
+            context_length=[6, 2],
+            block_table=[[7, 2], [5]],
+            slots=[28, 29, 30, 31, 8, 9, 20, 21],
+            logit_rows=[5, 7],
+        )
+    )
+    assert argmax.tolist() == logits.argmax(-1).tolist() == [toy_next(first), toy_next(second)]
+    argmax, _ = executor.step(
+        Batch([7, 8], [2, 6], [0, 1, 2], [3, 7], [[5], [7, 2]], [22, 10], [0, 1])
+    )
+    assert argmax.tolist() == [toy_next([*second, 7]), toy_next([*first, 8])]
+
+
+def test_tables_are_padded_to_powers_of_two_so_that_few_variants_are_bound():
+    recorder = Recorder()
+    executor = Executor(plan(), recorder, scale(), 20)
+    widths = []
+    for context in range(1, 41):
+        executor.step(decode([context]))
+        widths.append(next(s[1] for n, s in recorder.calls if n == "attend")[1])
+        recorder.calls.clear()
+    assert sorted(set(widths)) == [1, 2, 4, 8, 10]
+    assert all(w * 4 >= c for c, w in enumerate(widths, 1))
+    assert len(executor._binder._bound) == 5
+
+
+def test_only_the_variants_used_last_are_kept():
+    executor = Executor(plan(), Recorder(), scale(), 20)
+    executor._binder._variants = 3
+    for count in (1, 2, 3, 1, 4, 5):
+        executor.step(decode([1] * count))
+    assert [dict(k[1:])["N"] for k in executor._binder._bound] == [1, 4, 5]
+
+
+def test_a_step_beyond_the_plan_is_refused():
+    executor = Executor(plan(), Recorder(), scale(), 20)
+    with pytest.raises(PlanError, match="a step with N = 9: the plan has 1 to 8"):
+        executor.step(decode([1] * 9))
+    with pytest.raises(PlanError, match="no dim 'M'"):
+        Executor(plan(dims={"T": [1, 4], "N": [1, 4], "R": [1, 4]}, entries={}), Recorder(), {}, 1)
+    without = plan()
+    entries = {n: type(e)(e.calls[:2]) for n, e in without.entries.items()}
+    with pytest.raises(PlanError, match="the plan has no result 'logits'"):
+        Executor(Plan(entries, without.dims, without.caches), Recorder(), scale(), 4)
+
+
+def test_an_error_of_a_real_kernel_is_named(toy_kernels):
+    calls = toy_plan()["entries"]["decode"]["calls"]
+    calls[0]["arguments"].pop()
+    broken = plan(entries={"decode": {"calls": calls}, "mixed": {"calls": calls}})
+    executor = Executor(broken, KernelLibrary(toy_kernels), scale(), 9)
+    with pytest.raises(
+        StepError, match=r"kernel 'append' \(cache_append\) from toy.* failed"
+    ):
+        executor.step(decode([1]))
+
+
+def test_the_budget_gives_the_blocks():
+    assert blocks_for(plan(), 16 * 7 + 15, 0) == 7
+    assert blocks_for(plan(), None, 1 << 30) == 8 * 10
+    assert blocks_for(plan(), None, 16 * 11) == 5
+    assert blocks_for(plan(), 1 << 40, 0) == 80
+    with pytest.raises(ArtifactError, match="half of free memory holds no block of 16 bytes"):
+        blocks_for(plan(), None, 31)
+    executor = Executor(plan(), Recorder(), scale(), 3)
+    assert (executor.max_context, executor.vocabulary, executor.max_batch) == (12, 67, 8)
+    assert available_memory() > 1 << 20
+
+
+def module_plan():
+    call = {
+        "kernel": "double",
+        "arguments": [
+            argument("input", "x", "f32", ["B", 64]),
+            argument("result", "y", "f32", ["B", 64]),
+        ],
+    }
+    return Plan.from_json(
+        json.dumps({"format": 1, "dims": {"B": [1, 9]}, "entries": {"main": {"calls": [call]}}})
+    )
+
+
+def test_a_module_runs_on_any_size_within_its_bounds(toy_kernels):
+    module = ModuleExecutor(module_plan(), KernelLibrary(toy_kernels), {})
+    results = []
+    for rows in (1, 9, 5):
+        x = np.random.default_rng().standard_normal((rows, 64)).astype(np.float32)
+        results.append((x, module.run({"x": x})["y"]))
+    for x, y in results:
+        np.testing.assert_array_equal(y, x * 2)
+
+
+def test_inputs_of_a_module_are_checked(toy_kernels):
+    module = ModuleExecutor(module_plan(), KernelLibrary(toy_kernels), {})
+    good = np.zeros((3, 64), np.float32)
+    for inputs, message in [
+        ({"z": good}, "given inputs z; wanted x"),
+        ({"x": good[0]}, r"given shape \(64,\), wanted \['B', 64\]"),
+        ({"x": good[:, :3]}, r"given shape \(3, 3\), wanted \(3, 64\)"),
+        ({"x": np.zeros((10, 64), np.float32)}, "dim B = 10: the plan has 1 to 9"),
+        ({"x": good.astype(np.float64)}, "given float64, wanted f32"),
+        ({"x": good.view(np.int32)}, "given int32, wanted f32"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            module.run(inputs)
+    with pytest.raises(PlanError, match="no entry 'other'; the plan has main"):
+        ModuleExecutor(module_plan(), KernelLibrary(toy_kernels), {}, "other")
