@@ -1,13 +1,15 @@
 """Dims: an int, or a sympy expression over named positive integers.
 
-Plain ints take a fast path everywhere, because a sympy operation costs microseconds and most dims are ints.
+Plain ints take a fast path everywhere, because a sympy operation costs microseconds and most dims
+are ints. Expressions are kept multiplied out, so that equal ones are mostly the same object.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import sympy
 
@@ -17,23 +19,43 @@ Dim = int | sympy.Expr
 Shape = tuple[Dim, ...]
 
 
+# What stands for something else in the text of a graph.
+_RESERVED = frozenset({"true", "false", "None", "inf", "nan", "graph", "cache"})
+_FUNCTIONS: Mapping[str, Callable[..., sympy.Expr]] = MappingProxyType(
+    {"floor": sympy.floor, "ceiling": sympy.ceiling, "Mod": sympy.Mod}
+    | {"Max": sympy.Max, "Min": sympy.Min}
+)
+
+
 @functools.cache
 def dim(name: str) -> sympy.Symbol:
     """The named dim: one positive integer symbol for each name."""
-    if not name.isidentifier():
-        raise IRError(f"a dim's name is an identifier, not {name!r}")
+    if not name.isidentifier() or name in _RESERVED or name in _FUNCTIONS:
+        raise IRError(f"a dim's name is an identifier that means nothing else, not {name!r}")
     return sympy.Symbol(name, integer=True, positive=True)
 
 
 def as_dim(value: object) -> Dim:
-    """A dim in canonical form: an int wherever the expression is one."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    """A dim in canonical form: products multiplied out, an int wherever the expression is one."""
+    if type(value) is int:
         return value
-    if isinstance(value, sympy.Integer):
-        return int(value)
     if isinstance(value, sympy.Expr):
-        return value
+        return _canonical(value)
     raise IRError(f"a dim is an int or an expression over named dims, not {value!r}")
+
+
+@functools.lru_cache(maxsize=65536)
+def _canonical(d: sympy.Expr) -> Dim:
+    expanded = sympy.expand(d)
+    return int(expanded) if isinstance(expanded, sympy.Integer) else expanded
+
+
+def as_shape(values: Iterable[object]) -> Shape:
+    """A shape of canonical dims, none of them a negative number."""
+    shape = tuple(as_dim(v) for v in values)
+    if any(isinstance(d, int) and d < 0 for d in shape):
+        raise IRError(f"a shape has no negative dims: [{', '.join(map(dim_text, shape))}]")
+    return shape
 
 
 def product(dims: Iterable[Dim]) -> Dim:
@@ -51,12 +73,7 @@ def equal(a: Dim, b: Dim) -> bool:
     """Whether two dims are equal for every value of their names."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return a == b or _expanded(a) == _expanded(b)
-
-
-@functools.lru_cache(maxsize=65536)
-def _expanded(d: Dim) -> Dim:
-    return as_dim(sympy.expand(d)) if isinstance(d, sympy.Expr) else d
+    return a is b or as_dim(a) == as_dim(b)
 
 
 def equal_shapes(a: Shape, b: Shape) -> bool:
@@ -87,15 +104,15 @@ def _names_in(d: sympy.Expr) -> frozenset[str]:
 
 
 def substitute(d: Dim, values: Mapping[str, Dim]) -> Dim:
-    """The dim with names replaced by other dims."""
+    """The dim with names replaced by other dims, all at once."""
     if isinstance(d, int) or not names_in(d) & values.keys():
         return d
-    replaced = d.subs({dim(name): value for name, value in values.items()}, simultaneous=True)
-    return as_dim(sympy.expand(cast(sympy.Expr, replaced)))
+    names = names_in(d) & values.keys()
+    return as_dim(d.subs({dim(n): values[n] for n in names}, simultaneous=True))
 
 
 def upper_bound(d: Dim, bounds: Mapping[str, tuple[int, int]]) -> int:
-    """The largest value of a dim that grows with each of its names, given {name: (lowest, highest)}."""
+    """The largest value of a dim that grows with each of its names, given {name: (low, high)}."""
     value = substitute(d, {name: bounds[name][1] for name in names_in(d)})
     if not isinstance(value, int):
         raise IRError(f"dim {d} has no highest value within {dict(bounds)}")
@@ -104,28 +121,55 @@ def upper_bound(d: Dim, bounds: Mapping[str, tuple[int, int]]) -> int:
 
 def dim_text(d: Dim) -> str:
     """The dim as text that parse_dim reads back."""
+    return str(d) if isinstance(d, int) else _expression_text(d)
+
+
+@functools.lru_cache(maxsize=65536)
+def _expression_text(d: sympy.Expr) -> str:
     return str(d)
 
 
 @functools.lru_cache(maxsize=65536)
 def parse_dim(text: str) -> Dim:
-    """The dim that a text such as `2*T + 1` denotes."""
+    """The dim that a text such as `2*T + 1` or `floor(T/2)` denotes."""
     try:
-        return int(text)
-    except ValueError:
-        return _parse_expression(text)
-
-
-def _parse_expression(text: str) -> Dim:
-    names: dict[str, object] = {"floor": sympy.floor, "Max": sympy.Max, "Min": sympy.Min, "Mod": sympy.Mod}
-    try:
-        tokens = {t for t in _words(text) if t not in names}
-        names.update({t: dim(t) for t in tokens})
-        return as_dim(sympy.sympify(text, locals=names))
-    except (sympy.SympifyError, SyntaxError, TypeError) as error:
+        return as_dim(_value(ast.parse(text.strip(), mode="eval").body))
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError) as error:
         raise IRError(f"not a dim: {text!r} ({error})") from error
 
 
-def _words(text: str) -> list[str]:
-    cleaned = "".join(c if c.isalnum() or c == "_" else " " for c in text)
-    return [w for w in cleaned.split() if w.isidentifier()]
+def _value(tree: ast.expr) -> Dim:
+    """The value of a parsed expression: only arithmetic, so that a text can run nothing."""
+    match tree:
+        case ast.Constant(value=int(number)) if type(number) is int:
+            return number
+        case ast.Name(id=name):
+            return dim(name)
+        case ast.UnaryOp(op=ast.USub(), operand=x):
+            return -_value(x)
+        case ast.BinOp(left=x, op=sign, right=y):
+            return _combined(sign, _value(x), _value(y))
+        case ast.Call(func=ast.Name(id=name), args=inputs, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*(sympy.sympify(_value(i)) for i in inputs))
+        case _:
+            raise ValueError(f"{ast.unparse(tree)} is no arithmetic of dims")
+
+
+def _combined(sign: ast.operator, x: Dim, y: Dim) -> Dim:
+    match sign:
+        case ast.Add():
+            return x + y
+        case ast.Sub():
+            return x - y
+        case ast.Mult():
+            return x * y
+        case ast.Div():
+            return sympy.sympify(x) / sympy.sympify(y)
+        case ast.FloorDiv():
+            return x // y
+        case ast.Mod():
+            return x % y
+        case ast.Pow() if isinstance(y, int) and abs(y) <= 16 and isinstance(x, sympy.Expr):
+            return x**y
+        case _:
+            raise ValueError(f"{type(sign).__name__} is no operation of dims")

@@ -1,46 +1,51 @@
 """Nodes and ops: immutable, interned; an op is declared once, by its type rule.
 
-Interning makes equality identity: building the same thing twice gives the same object, so a common subexpression cannot
-exist twice.
+Interning makes equality identity: building the same thing twice gives the same object, so a common
+subexpression cannot exist twice.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import operator
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, overload
+from types import MappingProxyType
+from typing import Any, NoReturn, cast, overload
 
-from .dims import Shape
+from .dims import Shape, as_dim, as_shape
 from .errors import IRError
-from .types import TensorType, TupleType, Type
+from .types import FLOATS, CacheType, TensorType, TupleType, Type, check_dtype
 
 OPS: dict[str, Op] = {}
 _interned: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
 
 
 class Node:
-    """One value of a program: an op applied to nodes, with plain attributes and a type."""
+    """One value of a program: an op applied to nodes, with plain attributes and a type.
 
-    __slots__ = ("__weakref__", "_attributes", "inputs", "op", "type")
+    Attributes are in the order of the op's declaration and in canonical form: a float where the op
+    declares a float, whatever equal number was given.
+    """
+
+    __slots__ = ("__weakref__", "attributes", "inputs", "op", "type")
     op: Op
     inputs: tuple[Node, ...]
+    attributes: Mapping[str, Any]
     type: Type
-    _attributes: tuple[tuple[str, Any], ...]
 
     def __init__(self) -> None:
         raise TypeError("nodes are built by calling an op")
 
-    @property
-    def attributes(self) -> Mapping[str, Any]:
-        """The attributes by name, in the order of the op's declaration."""
-        return dict(self._attributes)
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(f"nodes do not change: {self!r}.{name}")
 
     def __getitem__(self, name: str) -> Any:
-        for key, value in self._attributes:
-            if key == name:
-                return value
-        known = ", ".join(key for key, _ in self._attributes) or "none"
+        if name in self.attributes:
+            return self.attributes[name]
+        known = ", ".join(self.attributes) or "none"
         raise IRError(f"{self.op.name} has no attribute {name!r}; it has {known}")
 
     @property
@@ -69,7 +74,7 @@ class Node:
     def __repr__(self) -> str:
         return f"<{self.op.name} : {self.type}>"
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("nodes do not pickle; print the graph instead")
 
 
@@ -80,11 +85,18 @@ class Op:
         self.rule, self.family, self.traits = rule, family, traits
         self.name = rule.__name__.rstrip("_")
         self.doc = inspect.getdoc(rule) or ""
-        parameters = inspect.signature(rule).parameters.values()
-        self.attribute_names = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.__doc__ = self.doc
+        parameters = inspect.signature(rule).parameters.values()
+        attributes = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        self.attribute_names = tuple(p.name for p in attributes)
+        self.defaults = {p.name: p.default for p in attributes if p.default is not p.empty}
+        self._forms = {p.name: _annotation(p) for p in attributes}
+        single = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        rest = [p for p in parameters if p.kind is p.VAR_POSITIONAL]
+        self.input_names = tuple(p.name for p in single)
+        self.variadic = bool(rest)
+        self._kinds = tuple(_KINDS.get(_annotation(p)) for p in single)
+        self._rest_kind = _KINDS.get(_annotation(rest[0])) if rest else None
 
     def has(self, trait: str) -> bool:
         """Whether the op was declared with a trait."""
@@ -101,89 +113,169 @@ class Op:
 
     def build(self, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> Node:
         """The interned node; raises IRError where the type rule refuses."""
-        values = self._complete(attributes)
-        key = (self, inputs, values)
+        self._check_inputs(tuple(i.type for i in inputs))
+        values = self._complete(inputs, attributes)
+        key = (self, inputs, tuple(_key(v) for v in values.values()))
         try:
             found = _interned.get(key)
         except TypeError as error:
             raise IRError(f"{self.name}: attributes are plain hashable values: {error}") from error
-        return found if found is not None else self._new(key, self.infer(inputs, dict(values)))
+        if found is None:
+            found = _new_node(self, inputs, values, self.infer(inputs, values))
+            _interned[key] = found
+        return found
 
     def infer(self, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> Type:
         """The type that the rule gives for these inputs and attributes."""
         try:
             return self.rule(*(i.type for i in inputs), **attributes)
-        except TypeError as error:
-            raise IRError(f"{self.name}: {error}") from error
         except IRError as error:
             raise IRError(f"{self.name}: {error}") from None
 
-    def _complete(self, attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-        unknown = attributes.keys() - set(self.attribute_names)
+    def _check_inputs(self, types: tuple[Type, ...]) -> None:
+        kinds, count = self._kinds, len(types)
+        if count != len(kinds) and not (self.variadic and count > len(kinds)):
+            wanted = ", ".join(self.input_names) + (", ..." if self.variadic else "")
+            raise IRError(f"{self.name} takes {wanted or 'no inputs'}, not {count} inputs")
+        for at, given in enumerate(types):
+            kind = kinds[at] if at < len(kinds) else self._rest_kind
+            if kind is not None and not isinstance(given, kind):
+                wanted = _KIND_NAMES[kind]
+                raise IRError(f"{self.name}: input {at} is {given}, {wanted} was wanted")
+
+    def _complete(self, inputs: tuple[Node, ...], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every attribute, in order and in canonical form."""
+        unknown = given.keys() - self._forms.keys()
         if unknown:
             wanted = ", ".join(self.attribute_names) or "none"
             raise IRError(f"{self.name} takes no {sorted(unknown)}; its attributes: {wanted}")
-        missing = [n for n in self.attribute_names if n not in attributes and n not in self.defaults]
+        missing = [n for n in self._forms if n not in given and n not in self.defaults]
         if missing:
             raise IRError(f"{self.name} needs {', '.join(missing)}")
-        # -0.0 == 0.0 and True == 1 in Python: the interning key must tell them apart.
-        return tuple((n, _tagged(attributes.get(n, self.defaults.get(n)))) for n in self.attribute_names)
+        dtype = given.get("dtype") or getattr(inputs[0].type if inputs else None, "dtype", "")
+        return {
+            name: self._canonical(name, form, given.get(name, self.defaults.get(name)), dtype)
+            for name, form in self._forms.items()
+        }
 
-    def _new(self, key: tuple[Any, ...], result: Type) -> Node:
-        node = object.__new__(Node)
-        node.op, node.inputs, node._attributes = self, key[1], key[2]
-        node.type = result
-        _interned[key] = node
-        return node
+    def _canonical(self, name: str, form: str, value: Any, dtype: str) -> Any:
+        try:
+            if form == _NUMBER:
+                return canonical_number(value, dtype)
+            return _CANONICAL.get(form, _plain)(value)
+        except (TypeError, ValueError, OverflowError, IRError) as error:
+            raise IRError(f"{self.name}: {name} = {value!r} is no {form} ({error})") from None
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
 
 
-class _NegativeZero(float):
-    """-0.0, which must not be interned as 0.0."""
-
-    def __hash__(self) -> int:
-        return 0x5A
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _NegativeZero)
-
-
-class _NotANumber(float):
-    """NaN as one value that equals itself, so that nodes with it are interned."""
-
-    def __hash__(self) -> int:
-        return 0x7FF8
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _NotANumber)
+def _new_node(made: Op, inputs: tuple[Node, ...], attributes: dict[str, Any], result: Type) -> Node:
+    node = object.__new__(Node)
+    object.__setattr__(node, "op", made)
+    object.__setattr__(node, "inputs", inputs)
+    object.__setattr__(node, "attributes", MappingProxyType(attributes))
+    object.__setattr__(node, "type", result)
+    return node
 
 
-def _tagged(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
-        return _NotANumber(value)
-    if isinstance(value, float) and value == 0 and str(value)[0] == "-":
-        return _NegativeZero(value)
-    return tuple(_tagged(v) for v in value) if isinstance(value, tuple) else value
+# -- attributes in canonical form, by the annotation that the rule gives them
+
+_NUMBER = "float | int | bool"
+_KINDS: dict[str, type[Type]] = {
+    "TensorType": TensorType,
+    "CacheType": CacheType,
+    "TupleType": TupleType,
+}
+_KIND_NAMES = {TensorType: "a tensor", CacheType: "a cache", TupleType: "a tuple"}
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    given = parameter.annotation
+    return given if isinstance(given, str) else getattr(given, "__name__", str(given))
+
+
+def canonical_number(value: float | int | bool, dtype: str) -> float | int | bool:
+    """A number as the Python type of a dtype's elements; refused where that would change it."""
+    kind = bool if dtype == "bool" else float if check_dtype(dtype) in FLOATS else int
+    number = kind(value)
+    if number != value and value == value:
+        raise IRError(f"not a value of {dtype}")
+    return number
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError("a number was wanted")
+    return float(value)
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("an integer was wanted")
+    return operator.index(value)
+
+
+def _bool(value: Any) -> bool:
+    if value not in (0, 1):
+        raise TypeError("true or false was wanted")
+    return bool(value)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a string was wanted")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return tuple(map(_plain, cast(list[Any], value))) if isinstance(value, list) else value
+
+
+_CANONICAL: dict[str, Callable[[Any], Any]] = {
+    "float": _float,
+    "int": _int,
+    "bool": _bool,
+    "str": _string,
+    "Dim": as_dim,
+    "Shape": as_shape,
+    "tuple[Dim, ...]": lambda value: tuple(map(as_dim, value)),
+    "tuple[int, ...]": lambda value: tuple(map(_int, value)),
+    "tuple[str, ...]": lambda value: tuple(map(_string, value)),
+}
+
+
+def _key(value: Any) -> Any:
+    """What tells attributes apart: 1, 1.0 and True are equal in Python, as are 0.0 and -0.0."""
+    if isinstance(value, tuple):
+        return tuple(map(_key, cast(tuple[Any, ...], value)))
+    return (type(value), repr(value)) if isinstance(value, float | bool) else value
 
 
 @overload
-def op(rule: Callable[..., Type]) -> Op: ...
+def op(rule: Callable[..., Type], /) -> Op: ...
 @overload
 def op(*traits: str) -> Callable[[Callable[..., Type]], Op]: ...
 def op(*arguments: Any) -> Any:
-    """Declare an op by its type rule: positional parameters are input types, keyword-only ones are attributes.
+    """Declare an op by its type rule: positional parameters are input types, keyword-only ones are
+    attributes.
 
-    Arguments of the decorator are traits, such as "elementwise". The family is the module's name.
+    Arguments of the decorator are traits, such as "elementwise". The family is the module's name,
+    or what the module calls FAMILY.
     """
     if len(arguments) == 1 and callable(arguments[0]):
-        return _declare(arguments[0], frozenset())
-    return lambda rule: _declare(rule, frozenset(arguments))
+        return _declare(cast(Callable[..., Type], arguments[0]), frozenset())
+
+    def declare(rule: Callable[..., Type]) -> Op:
+        return _declare(rule, frozenset(arguments))
+
+    return declare
 
 
 def _declare(rule: Callable[..., Type], traits: frozenset[str]) -> Op:
-    declared = Op(rule, rule.__module__.rsplit(".", 1)[-1], traits)
+    module = getattr(rule, "__globals__", {})
+    family = module.get("FAMILY", rule.__module__.rsplit(".", 1)[-1])
+    declared = Op(rule, family, traits)
     if declared.name in OPS:
         raise IRError(f"op {declared.name!r} is declared twice")
     OPS[declared.name] = declared
@@ -192,18 +284,18 @@ def _declare(rule: Callable[..., Type], traits: frozenset[str]) -> Op:
 
 def op_named(name: str) -> Op:
     """The op with this name, or an error with the nearest one."""
-    import difflib
-
     if name in OPS:
         return OPS[name]
     near = difflib.get_close_matches(name, OPS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
     raise IRError(f"no op {name!r}{hint} known: {', '.join(sorted(OPS))}")
 
 
 @op("leaf")
 def input_(*, name: str, type: Type) -> Type:
     """A value given at run time."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+        raise IRError(f"an input's name is letters, digits, dots and underscores, not {name!r}")
     return type
 
 
@@ -216,8 +308,6 @@ def parameter(*, name: str, type: TensorType) -> TensorType:
 @op
 def item(t: TupleType, *, index: int) -> Type:
     """One result of a node that has several."""
-    if not isinstance(t, TupleType):
-        raise IRError(f"a tuple was wanted, not {t}")
     if not 0 <= index < len(t.items):
         raise IRError(f"index {index} of a tuple of {len(t.items)}")
     return t.items[index]

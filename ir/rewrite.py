@@ -11,8 +11,10 @@ A rule returns a node, a mapping of nodes, or None where it does not apply after
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +23,7 @@ from .dims import equal_shapes
 from .errors import IRError
 from .graph import Graph
 from .node import Node, Op
-from .types import TensorType
+from .types import FLOATS, TensorType
 
 MOST_SWEEPS = 32
 Result = Node | Mapping[Node, Node] | None
@@ -87,13 +89,15 @@ class OpPattern(Pattern):
     attributes: dict[str, Any] = field(hash=False)
 
     def match(self, node: Node, binding: Binding) -> Iterator[Binding]:
-        """Match the op, the attributes, then the inputs, in both orders where the op is commutative."""
+        """Match op, attributes, then inputs; in both orders where the op is commutative."""
         if node.op is not self.op or len(node.inputs) != len(self.inputs):
             return
         bound = self._attributes(node, binding)
         if bound is None:
             return
-        orders = itertools.permutations(node.inputs) if self.op.has("commutative") else (node.inputs,)
+        orders = (
+            itertools.permutations(node.inputs) if self.op.has("commutative") else (node.inputs,)
+        )
         for inputs in orders:
             yield from _match_all(self.inputs, inputs, bound)
 
@@ -152,14 +156,31 @@ def as_pattern(given: Any) -> Pattern:
 
 def scalar_value(node: Node) -> float | int | bool | None:
     """The number that a constant holds, seen through casts, reshapes and broadcasts, else None."""
+    dtypes: list[str] = []
     while node.op.name in ("broadcast", "reshape", "cast"):
-        if node.op.name == "cast" and node.inputs[0].dtype == "bool":
-            return None
+        if node.op.name == "cast":
+            dtypes.append(node.dtype)
         node = node.inputs[0]
-    return node["value"] if node.op.name == "constant" else None
+    if node.op.name != "constant":
+        return None
+    number = node["value"]
+    for dtype in reversed(dtypes):
+        number = _cast_number(number, dtype)
+    return number
 
 
-def _match_all(patterns: tuple[Pattern, ...], nodes: tuple[Node, ...], binding: Binding) -> Iterator[Binding]:
+def _cast_number(number: float | int | bool | None, dtype: str) -> float | int | bool | None:
+    """The number in a dtype, as cast gives it but for rounding; None where no integer is near."""
+    if number is None or dtype == "bool":
+        return None if number is None else number != 0
+    if dtype in FLOATS:
+        return float(number)
+    return int(number) if math.isfinite(number) else None
+
+
+def _match_all(
+    patterns: tuple[Pattern, ...], nodes: tuple[Node, ...], binding: Binding
+) -> Iterator[Binding]:
     if not patterns:
         yield binding
         return
@@ -181,11 +202,15 @@ class Rule:
         ops = [c.op for c in choices if isinstance(c, OpPattern)]
         return frozenset(ops) if len(ops) == len(choices) else None
 
+    @functools.cached_property
+    def holes(self) -> tuple[str, ...]:
+        """What the function takes beside the root; None is passed for what is not bound."""
+        return tuple(inspect.signature(self.replace).parameters)[1:]
+
     def apply(self, node: Node) -> Result:
         """What the rule puts in place of the node, or None."""
-        wanted = list(inspect.signature(self.replace).parameters)[1:]
         for binding in self.pattern.match(node, {}):
-            result = self.replace(node, **{k: binding.get(k) for k in wanted})
+            result = self.replace(node, **{k: binding.get(k) for k in self.holes})
             if result is not None:
                 return result
         return None
@@ -200,7 +225,7 @@ class Rules:
     _declared: list[Rule] = field(default_factory=list[Rule], compare=False)
 
     def on(self, pattern: Any) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-        """Declare a rule: the decorated function gets the root and the holes that its parameters name."""
+        """Declare a rule: the function gets the root and the holes that its parameters name."""
 
         def declare(function: Callable[..., Result]) -> Callable[..., Result]:
             self._declared.append(Rule(function.__name__, as_pattern(pattern), function))
@@ -216,65 +241,95 @@ class Rules:
         return Rules(f"{self.name}+{other.name}", (*self.all(), *other.all()))
 
 
-def rewrite(graph: Graph, rules: Rules, fired: dict[str, int] | None = None) -> Graph:
+def rewrite(
+    graph: Graph,
+    rules: Rules,
+    fired: dict[str, int] | None = None,
+    most_sweeps: int = MOST_SWEEPS,
+) -> Graph:
     """The graph after the rules fire wherever they can, until none does.
 
-    Counts what fired, by rule name, into `fired`. A rule that never settles is refused by name, and so is one whose
-    replacement changes a type.
+    Counts what fired, by rule name, into `fired`. A rule that never settles is refused by name, and
+    so are rules whose replacement changes a type or that replace nodes in a circle. A rule that
+    moves something along a chain fires once a sweep: `most_sweeps` is for long chains.
     """
-    by_op = _by_root(rules)
-    for _ in range(MOST_SWEEPS):
-        mapping = _sweep(graph, by_op, fired)
-        if not mapping:
+    by_op, counts = _by_root(rules), {} if fired is None else fired
+    for _ in range(most_sweeps):
+        sweep = _sweep(graph, by_op)
+        if not sweep.mapping:
             return graph
-        graph = graph.replace(mapping)
-    names = sorted({name for name, _ in _last_fired(graph, by_op)})
-    raise IRError(f"rules {names} of {rules.name!r} still fire after {MOST_SWEEPS} sweeps over {graph.name!r}")
+        graph = _replaced(graph, sweep)
+        for name in sweep.names:
+            counts[name] = counts.get(name, 0) + 1
+    names = ", ".join(repr(n) for n in sorted(set(_sweep(graph, by_op).names)))
+    if not names:
+        return graph
+    raise IRError(f"rule {names} still fires after {most_sweeps} sweeps over {graph.name!r}")
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What one look at every node found: replacements, and the rules that gave them."""
+
+    mapping: dict[Node, Node]
+    names: list[str]
 
 
 def _by_root(rules: Rules) -> Callable[[Node], list[Rule]]:
-    anywhere = [r for r in rules.all() if r.roots() is None]
+    """The rules that can fire at a node, in order of declaration."""
+    everything = [(rule, rule.roots()) for rule in rules.all()]
     table: dict[Op, list[Rule]] = {}
-    for rule in rules.all():
-        for op in rule.roots() or ():
-            table.setdefault(op, []).append(rule)
-    return lambda node: table.get(node.op, []) + anywhere
+
+    def find(node: Node) -> list[Rule]:
+        if node.op not in table:
+            table[node.op] = [r for r, roots in everything if roots is None or node.op in roots]
+        return table[node.op]
+
+    return find
 
 
-def _sweep(graph: Graph, by_op: Callable[[Node], list[Rule]], fired: dict[str, int] | None) -> dict[Node, Node]:
-    """One replacement for each node at which a rule fires; two that touch the same node wait for the next sweep."""
-    mapping: dict[Node, Node] = {}
+def _sweep(graph: Graph, by_op: Callable[[Node], list[Rule]]) -> _Sweep:
+    """One replacement for each node at which a rule fires.
+
+    Of two that replace the same node the second waits for the next sweep.
+    """
+    sweep = _Sweep({}, [])
     for node in graph.nodes():
         for rule in by_op(node):
             found = _fired(graph, rule, node)
-            if found and not (found.keys() & mapping.keys()):
-                mapping.update(found)
-                if fired is not None:
-                    fired[rule.name] = fired.get(rule.name, 0) + 1
+            if found and not (found.keys() & sweep.mapping.keys()):
+                sweep.mapping.update(found)
+                sweep.names.append(rule.name)
                 break
-    return mapping
+    return sweep
 
 
 def _fired(graph: Graph, rule: Rule, node: Node) -> dict[Node, Node]:
-    result = rule.apply(node)
+    try:
+        result = rule.apply(node)
+    except IRError as error:
+        where = "; ".join(graph.origin(node)) or graph.name
+        raise IRError(f"rule {rule.name!r} at {node!r} of {where}: {error}") from error
     if result is None:
         return {}
-    found = {node: result} if isinstance(result, Node) else dict(result)
+    found = {node: result} if isinstance(result, Node) else result
     changed = {old: new for old, new in found.items() if old is not new}
     for old, new in changed.items():
         if not _same_type(old, new):
-            raise IRError(f"rule {rule.name!r} turns {old!r} of {graph.name!r} into {new!r}: the type may not change")
+            where = f"rule {rule.name!r} over {graph.name!r}"
+            raise IRError(f"{where} turns {old!r} into {new!r}: the type may not change")
     return changed
 
 
 def _same_type(old: Node, new: Node) -> bool:
     if isinstance(old.type, TensorType) and isinstance(new.type, TensorType):
         return old.dtype == new.dtype and equal_shapes(old.shape, new.shape)
-    return str(old.type) == str(new.type)
+    return old.type == new.type
 
 
-def _last_fired(graph: Graph, by_op: Callable[[Node], list[Rule]]) -> Iterator[tuple[str, Node]]:
-    for node in graph.nodes():
-        for rule in by_op(node):
-            if _fired(graph, rule, node):
-                yield rule.name, node
+def _replaced(graph: Graph, sweep: _Sweep) -> Graph:
+    try:
+        return graph.replace(sweep.mapping)
+    except IRError as error:
+        names = ", ".join(sorted(set(sweep.names)))
+        raise IRError(f"rules {names} over {graph.name!r}: {error}") from error

@@ -1,27 +1,29 @@
 """Targets: the machine a program is bound to.
 
-A target is written `cpu` (this machine), `cpu:x86-64-v3`, `cpu:znver5`, `cuda:sm_90`, `rocm:gfx942`.
+A target is written `cpu` (this machine), `cpu:x86-64-v3`, `cpu:znver5`, `cuda:sm_90` or
+`rocm:gfx942`.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import pathlib
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .errors import IRError
 
-# The LLVM names of x86-64 levels and of the processors that matter, and what they add. The levels are those of the
-# x86-64 psABI; the rest follows LLVM's X86TargetParser.
+# The LLVM names of x86-64 levels and of the processors that matter, and what they add. The levels
+# are those of the x86-64 psABI; the rest follows LLVM's X86TargetParser.
 _V2 = frozenset({"sse4_2", "ssse3", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "fma", "f16c", "bmi2"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _VNNI = _V4 | {"avx512_vnni"}
 X86: dict[str, frozenset[str]] = {
     "x86-64": frozenset(), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4,
-    "haswell": _V3, "skylake": _V3, "znver1": _V3, "znver2": _V3, "znver3": _V3, "skylake-avx512": _V4,
+    "haswell": _V3, "skylake": _V3, "skylake-avx512": _V4,
+    "znver1": _V3, "znver2": _V3, "znver3": _V3,
     "alderlake": _V3 | {"avx_vnni"}, "cascadelake": _VNNI, "icelake-server": _VNNI,
     "cooperlake": _VNNI | {"avx512_bf16"}, "znver4": _VNNI | {"avx512_bf16"},
     "znver5": _VNNI | {"avx512_bf16", "avx_vnni"},
@@ -29,15 +31,16 @@ X86: dict[str, frozenset[str]] = {
 }  # fmt: skip
 CUDA = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ROCM = ("gfx90a", "gfx942", "gfx950")
-_KNOWN = frozenset().union(*X86.values())
+_KNOWN: frozenset[str] = frozenset[str]().union(*X86.values())
 
 
 @dataclass(frozen=True)
 class Target:
     """What code generation needs to know of a machine.
 
-    `arch` is LLVM's name (CPU) or the compute capability (GPU); `features` uses the kernel's /proc/cpuinfo words; caches
-    are bytes (one core's l1 and l2, the shared l3), 0 where unknown.
+    `arch` is LLVM's name (CPU) or the compute capability (GPU); `features` uses the kernel's
+    /proc/cpuinfo words; `cores` are those that this process may use, threads of one core counted
+    once; caches are bytes (one core's l1 and l2, the shared l3), 0 where unknown.
     """
 
     kind: str
@@ -80,22 +83,69 @@ class Target:
         return self.features - machine.features
 
 
-def host() -> Target:
-    """This machine: its ISA, the cores this process may use, its caches."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        raise IRError(f"the CPU backend knows x86-64, not {platform.machine()}")
-    features = host_features()
-    caches = _caches()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Target("cpu", _host_arch(features), features, cores, *caches)
+@dataclass(frozen=True)
+class Host:
+    """Where the machine at hand describes itself; other places stand for other machines."""
+
+    cpuinfo: Path = Path("/proc/cpuinfo")
+    cpus: Path = Path("/sys/devices/system/cpu")
+    machine: str = field(default_factory=platform.machine)
+
+    def features(self) -> frozenset[str]:
+        """The features of the machine among those that targets speak of."""
+        return frozenset(self._field("flags").split()) & _KNOWN
+
+    def arch(self) -> str:
+        """The most capable known processor all of whose features are here.
+
+        An AMD processor is named after AMD's own or after a level of the psABI, any other after
+        any of the rest.
+        """
+        features = self.features()
+        is_amd = self._field("vendor_id") == "AuthenticAMD"
+        named = [a for a in X86 if a.startswith("znver") == is_amd or a.startswith("x86-64")]
+        fitting = [a for a in named if X86[a] <= features]
+        return max(fitting, key=lambda a: (len(X86[a]), not a.startswith("x86-64")))
+
+    def cores(self) -> int:
+        """The cores that this process may use, threads of one core counted once."""
+        if not hasattr(os, "sched_getaffinity"):
+            return os.cpu_count() or 1
+        return len({self._core(cpu) for cpu in os.sched_getaffinity(0)})
+
+    def caches(self) -> tuple[int, int, int]:
+        """Bytes of the first processor's data caches, level 1 to 3."""
+        found = {1: 32 << 10, 2: 1 << 20, 3: 0}
+        for index in (self.cpus / "cpu0/cache").glob("index*"):
+            level, size = _read(index / "level"), _read(index / "size")
+            if _read(index / "type") != "Instruction" and level.isdigit() and size:
+                found[int(level)] = _bytes(size)
+        return found[1], found[2], found[3]
+
+    def model(self) -> str:
+        """The processor's name as it gives it."""
+        return self._field("model name")
+
+    def _core(self, cpu: int) -> tuple[str, str]:
+        """What tells a core apart; the number itself where the kernel does not say."""
+        place = self.cpus / f"cpu{cpu}/topology"
+        core = _read(place / "core_id") or f"cpu{cpu}"
+        return _read(place / "physical_package_id"), core
+
+    def _field(self, name: str) -> str:
+        if self.machine not in ("x86_64", "AMD64"):
+            raise IRError(f"the CPU backend knows x86-64, not {self.machine}")
+        for line in _read(self.cpuinfo).splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+        raise IRError(f"{self.cpuinfo} lists no {name}: the processor is unknown")
 
 
-def host_features(path: str = "/proc/cpuinfo") -> frozenset[str]:
-    """The features of this machine among those that targets speak of."""
-    for line in pathlib.Path(path).read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.split(":", 1)[1].split()) & _KNOWN
-    raise IRError(f"{path} lists no flags: the machine's instruction set is unknown")
+def host(machine: Host | None = None) -> Target:
+    """This machine, or another that describes itself: its ISA, cores, caches."""
+    machine = machine or Host()
+    return Target("cpu", machine.arch(), machine.features(), machine.cores(), *machine.caches())
 
 
 def _named_cpu(arch: str) -> Target:
@@ -103,27 +153,16 @@ def _named_cpu(arch: str) -> Target:
         near = difflib.get_close_matches(arch, X86, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise IRError(f"no CPU {arch!r}; {hint}known: {', '.join(X86)}")
-    here = _caches()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Target("cpu", arch, X86[arch], cores, *here)
+    return Target("cpu", arch, X86[arch], Host().cores(), *Host().caches())
 
 
-def _host_arch(features: frozenset[str]) -> str:
-    """The most capable known processor all of whose features are here; makers' own names where they fit."""
-    vendor = "AuthenticAMD" in pathlib.Path("/proc/cpuinfo").read_text()
-    own = [a for a in X86 if a.startswith("znver") == vendor and X86[a] <= features]
-    levels = [a for a in X86 if a.startswith("x86-64") and X86[a] <= features]
-    return max(own + levels, key=lambda a: (len(X86[a]), a.startswith("znver")))
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
-def _caches() -> tuple[int, int, int]:
-    found = {1: 32 << 10, 2: 1 << 20, 3: 0}
-    for index in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        if (index / "type").read_text().strip() != "Instruction":
-            found[int((index / "level").read_text())] = _size((index / "size").read_text().strip())
-    return found[1], found[2], found[3]
-
-
-def _size(text: str) -> int:
+def _bytes(text: str) -> int:
     units = {"K": 10, "M": 20, "G": 30}
     return int(text[:-1]) << units[text[-1]] if text[-1] in units else int(text)

@@ -6,13 +6,17 @@
       return %1 as hidden
     }
 
-parse_graph(print_graph(g)) == g, origins included. A graph inside an attribute (a kernel's body) is printed in place, indented.
+parse_graph(print_graph(g)) == g, origins included. Attributes at their defaults are left out, and
+so is an attribute `type`, which is the node's own. A graph inside an attribute (a kernel's body) is
+printed in place, indented.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import sympy
 
@@ -20,22 +24,23 @@ from . import ops as _ops  # declares the ops that a text may name
 from .dims import dim_text, parse_dim
 from .errors import IRError
 from .graph import Graph
-from .node import Node, input_, op_named
-from .types import BITS, FLOATS, CacheType, TensorType, TupleType, Type
+from .node import Node, Op, input_, op_named
+from .types import BITS, CacheType, TensorType, TupleType, Type
 
 assert _ops
 _INDENT = "  "
 
 
 def print_graph(graph: Graph, origins: bool = True) -> str:
-    """The graph as text, each line one node, with where it came from at the end unless origins is false."""
+    """The graph as text, a line a node, each with where it came from unless origins is false."""
     return "\n".join(_graph_lines(graph, "", origins)) + "\n"
 
 
 def node_lines(graph: Graph) -> dict[Node, str]:
     """Each node's line, as print_graph writes it, for quoting in messages."""
     names = _names(graph)
-    return {n: "\n".join(_node_lines(graph, n, names, "", True)) for n in graph.nodes() if n not in graph.inputs}
+    body = (n for n in graph.nodes() if n not in graph.inputs)
+    return {n: "\n".join(_node_lines(graph, n, names, _INDENT, True)) for n in body}
 
 
 def _graph_lines(graph: Graph, indent: str, origins: bool) -> list[str]:
@@ -44,10 +49,12 @@ def _graph_lines(graph: Graph, indent: str, origins: bool) -> list[str]:
     bounds = ", ".join(f"{n} in [{lo}, {hi}]" for n, (lo, hi) in sorted(graph.bounds.items()))
     lines = [f"graph {graph.name}({inputs}){' where ' + bounds if bounds else ''} {{"]
     inner = indent + _INDENT
+    given = set(graph.inputs)
     for node in graph.nodes():
-        if node not in graph.inputs:
+        if node not in given:
             lines += _node_lines(graph, node, names, inner, origins)
-    results = ", ".join(f"{names[o]} as {n}" for o, n in zip(graph.outputs, graph.output_names, strict=True))
+    pairs = zip(graph.outputs, graph.output_names, strict=True)
+    results = ", ".join(f"{names[o]} as {n}" for o, n in pairs)
     return [*lines, f"{inner}return {results}", f"{indent}}}"]
 
 
@@ -59,58 +66,76 @@ def _names(graph: Graph) -> dict[Node, str]:
     return names | {n: f"%{at}" for at, n in enumerate(rest)}
 
 
-def _node_lines(graph: Graph, node: Node, names: dict[Node, str], indent: str, origins: bool) -> list[str]:
+def _node_lines(
+    graph: Graph, node: Node, names: dict[Node, str], indent: str, origins: bool
+) -> list[str]:
     head = " ".join([f"{indent}{names[node]} = {node.op.name}", *(names[i] for i in node.inputs)])
-    shown = [(k, v) for k, v in node.attributes.items() if not _is_default(node, k, v)]
-    attributes = [f"{k} = {_value_text(node, v, indent, origins)}" for k, v in shown]
+    shown = [(k, v) for k, v in node.attributes.items() if not _is_implied(node.op, k, v)]
+    attributes = [f"{k} = {_value_text(v, indent, origins)}" for k, v in shown]
     body = f" {{{', '.join(attributes)}}}" if attributes else ""
-    source = f"   from {'; '.join(graph.origin(node))}" if origins and graph.origin(node) else ""
+    places = [_escaped(p) for p in graph.origin(node)] if origins else []
+    source = f"   from {'; '.join(places)}" if places else ""
     return f"{head}{body} : {node.type}{source}".split("\n")
 
 
-def _is_default(node: Node, key: str, value: Any) -> bool:
-    default = node.op.defaults.get(key, _is_default)
-    return type(default) is type(value) and default == value
+def _is_implied(op: Op, key: str, value: Any) -> bool:
+    if key == "type":
+        return True
+    if key not in op.defaults or isinstance(value, Graph | sympy.Expr):
+        return False
+    # repr, because 0.0 == -0.0 and True == 1
+    return value is op.defaults[key] or repr(value) == repr(op.defaults[key])
 
 
-def _value_text(node: Node, value: Any, indent: str, origins: bool) -> str:
+def _value_text(value: Any, indent: str, origins: bool) -> str:
     if isinstance(value, Graph):
         return "\n".join(_graph_lines(value, indent, origins))
     if isinstance(value, tuple):
-        inner = ", ".join(_value_text(node, v, indent, origins) for v in value)
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if node.op.name == "constant" and isinstance(value, int | float):
-        return _constant_text(value, node.dtype)
+        values = cast(tuple[object, ...], value)
+        inner = ", ".join(_value_text(v, indent, origins) for v in values)
+        return f"({inner},)" if len(values) == 1 else f"({inner})"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+        return f'"{_escaped(value, also=chr(34))}"'
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(float(value))
-    return dim_text(value) if isinstance(value, int | sympy.Expr) else str(value)
+    return dim_text(value) if isinstance(value, sympy.Expr) else str(value)
 
 
-def _constant_text(value: float | int | bool, dtype: str) -> str:
-    if dtype == "bool":
-        return "true" if value else "false"
-    return repr(float(value)) if dtype in FLOATS else str(int(value))
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", '"': '\\"', ";": "\\;"}
+_MEANINGS = {"n": "\n", "r": "\r"}
+
+
+def _escaped(text: str, also: str = ";") -> str:
+    return "".join(_ESCAPES[c] if c in "\\\n\r" + also else c for c in text)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", lambda m: _MEANINGS.get(m[1], m[1]), text)
 
 
 # -- parsing
-
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<name>%?[A-Za-z_0-9][\w.]*)|(?P<number>[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|inf|nan)\b)"""
-    r"""|(?P<mark>[-+*/(){}\[\],:;=<>]))""",
-    re.VERBOSE,
-)
 
 
 def parse_graph(text: str) -> Graph:
     """The graph that a text denotes; raises IRError with the line where it is not well formed."""
     reader = _Reader(text)
-    graph = reader.graph()
-    reader.end()
+    try:
+        graph = reader.graph()
+        reader.end()
+    except _Located:
+        raise
+    except IRError as error:
+        raise reader.located(str(error)) from None
     return graph
+
+
+class _Located(IRError):
+    """An error that already says where in the text it is."""
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 class _Reader:
@@ -119,24 +144,31 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
 
+    def located(self, message: str, at: int | None = None) -> IRError:
+        """The error with the line at a place, here unless given."""
+        at = self.at if at is None else at
+        number = self.text.count("\n", 0, at) + 1
+        return _Located(
+            f"{message}\n  line {number}: {self.text.split(chr(10))[number - 1].strip()}"
+        )
+
     def fail(self, wanted: str) -> IRError:
-        line = self.text.count("\n", 0, self.at) + 1
-        quoted = self.text.split("\n")[line - 1].strip()
         near = self.text[self.at : self.at + 20].split("\n")[0]
-        return IRError(f"line {line}: {wanted} was wanted at {near!r}\n  {quoted}")
+        return self.located(f"{wanted} was wanted at {near!r}" if near else f"{wanted} was wanted")
 
     def skip(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
+        found = _compiled(r"\s*").match(self.text, self.at)
+        self.at = found.end() if found else self.at
+
+    def sees(self, pattern: str) -> bool:
+        self.skip()
+        return _compiled(pattern).match(self.text, self.at) is not None
 
     def accept(self, mark: str) -> bool:
-        self.skip()
-        if not self.text.startswith(mark, self.at):
+        word = r"\b" if mark[-1].isalnum() else ""
+        if not self.sees(re.escape(mark) + word):
             return False
-        end = self.at + len(mark)
-        if mark[-1].isalnum() and end < len(self.text) and (self.text[end].isalnum() or self.text[end] == "_"):
-            return False
-        self.at = end
+        self.at += len(mark)
         return True
 
     def expect(self, mark: str) -> None:
@@ -145,7 +177,7 @@ class _Reader:
 
     def match(self, pattern: str, wanted: str) -> str:
         self.skip()
-        found = re.compile(pattern).match(self.text, self.at)
+        found = _compiled(pattern).match(self.text, self.at)
         if not found:
             raise self.fail(wanted)
         self.at = found.end()
@@ -156,12 +188,21 @@ class _Reader:
         if self.at != len(self.text):
             raise self.fail("the end")
 
+    def separate(self, close: str) -> bool:
+        """Whether another item follows: a comma, or the closing mark, which is taken."""
+        if self.accept(","):
+            return not self.accept(close)
+        self.expect(close)
+        return False
+
+    # -- graphs
+
     def graph(self) -> Graph:
         self.expect("graph")
         name = self.match(r"[\w.\-]+", "a graph's name")
         values: dict[str, Node] = {}
         inputs = self._inputs(values)
-        bounds = self._bounds()
+        bounds = self._bounds() if self.accept("where") else {}
         self.expect("{")
         origins: dict[Node, tuple[str, ...]] = {}
         while not self.accept("return"):
@@ -171,20 +212,24 @@ class _Reader:
         return Graph(name, inputs, outputs, names, bounds, origins)
 
     def _inputs(self, values: dict[str, Node]) -> tuple[Node, ...]:
-        inputs: list[Node] = []
         self.expect("(")
-        while not self.accept(")"):
-            name = self.match(r"%[\w.]+", "an input")
+        more = not self.accept(")")
+        while more:
+            name = self._new_name(values)
             self.expect(":")
             values[name] = input_(name=name[1:], type=self.type())
-            inputs.append(values[name])
-            self.accept(",")
-        return tuple(inputs)
+            more = self.separate(")")
+        return tuple(values.values())
+
+    def _new_name(self, values: Mapping[str, Node]) -> str:
+        begin = self.at
+        name = self.match(r"%[\w.]+", "a node or return")
+        if name in values:
+            raise self.located(f"{name} is defined twice", begin)
+        return name
 
     def _bounds(self) -> dict[str, tuple[int, int]]:
         bounds: dict[str, tuple[int, int]] = {}
-        if not self.accept("where"):
-            return bounds
         while True:
             name = self.match(r"\w+", "a dim's name")
             self.expect("in")
@@ -195,122 +240,121 @@ class _Reader:
                 return bounds
 
     def _line(self, values: dict[str, Node], origins: dict[Node, tuple[str, ...]]) -> None:
+        self.skip()
         begin = self.at
-        name = self.match(r"%\w+", "a node or return")
+        try:
+            name, node = self._node(values)
+        except _Located:
+            raise
+        except IRError as error:
+            raise self.located(str(error), begin) from None
+        values[name] = node
+        if self.accept("from"):
+            places = self.match(r"(?:[^\\\n]|\\.)+", "a place in a model's source")
+            found = re.findall(r"(?:[^\\;]|\\.)+", places)
+            origins[node] = tuple(_unescaped(p.strip()) for p in found)
+
+    def _node(self, values: Mapping[str, Node]) -> tuple[str, Node]:
+        name = self._new_name(values)
         self.expect("=")
         declared = op_named(self.match(r"\w+", "an op"))
         inputs: list[Node] = []
-        self.skip()
-        while self.text.startswith("%", self.at):
+        while self.sees("%"):
             inputs.append(self._value(values))
-            self.skip()
         attributes = self._attributes() if self.accept("{") else {}
         self.expect(":")
         wanted = self.type()
-        self._build(values, name, declared.build, tuple(inputs), attributes, wanted, begin)
-        if self.accept("from"):
-            places = self.match(r"[^\n]+", "a place in a model's source")
-            origins[values[name]] = tuple(p.strip() for p in places.split(";"))
+        if "type" in declared.attribute_names:
+            attributes.setdefault("type", wanted)
+        node = declared.build(tuple(inputs), attributes)
+        if node.type != wanted:
+            raise IRError(f"{node.op.name} gives {node.type}, the text says {wanted}")
+        return name, node
 
-    def _build(
-        self, values: dict[str, Node], name: str, build: Any, inputs: tuple[Node, ...],
-        attributes: dict[str, Any], wanted: Type, begin: int,
-    ) -> None:  # fmt: skip
-        quoted = self.text[begin : self.at].strip().split("\n")[0]
-        line = self.text.count("\n", 0, self.at) + 1
-        try:
-            node = build(inputs, attributes)
-        except IRError as error:
-            raise IRError(f"{error}\n  line {line}: {quoted}") from None
-        if str(node.type) != str(wanted):
-            raise IRError(f"{node.op.name} gives {node.type}, the text says {wanted}\n  line {line}: {quoted}")
-        values[name] = node
-
-    def _value(self, values: dict[str, Node]) -> Node:
+    def _value(self, values: Mapping[str, Node]) -> Node:
+        self.skip()
         begin = self.at
         name = self.match(r"%[\w.]+", "a value")
         if name not in values:
-            self.at = begin
-            raise self.fail(f"a value defined above, not {name},")
+            raise self.located(f"{name} is not defined above", begin)
         return values[name]
 
-    def _results(self, values: dict[str, Node]) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    def _results(self, values: Mapping[str, Node]) -> tuple[tuple[Node, ...], tuple[str, ...]]:
         outputs: list[Node] = []
         names: list[str] = []
         while True:
-            self.skip()
             outputs.append(self._value(values))
             self.expect("as")
-            names.append(self.match(r"[\w.]+", "an output's name"))
+            names.append(self.match(r"[\w.\-]+", "an output's name"))
             if not self.accept(","):
                 return tuple(outputs), tuple(names)
 
+    # -- attributes
+
     def _attributes(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        while not self.accept("}"):
+        more = not self.accept("}")
+        while more:
             key = self.match(r"\w+", "an attribute")
+            if key in found:
+                raise self.located(f"attribute {key} is given twice")
             self.expect("=")
             found[key] = self.attribute()
-            self.accept(",")
+            more = self.separate("}")
         return found
 
     def attribute(self) -> Any:
-        self.skip()
-        if self.text.startswith('"', self.at):
-            return _unquoted(self.match(r'"(?:[^"\\]|\\.)*"', "a string"))
-        if self.text.startswith("(", self.at):
+        if self.sees('"'):
+            return _unescaped(self.match(r'"(?:[^"\\]|\\.)*"', "a string")[1:-1])
+        if self.sees(r"\("):
             return self._tuple()
-        if re.compile(r"graph\s+[\w.\-]+\(").match(self.text, self.at):
+        if self.sees(r"graph\s+[\w.\-]+\("):
             return self.graph()
-        if re.compile(rf"(?:{'|'.join(BITS)})\[|cache<").match(self.text, self.at):
+        if self.sees(_TYPE):
             return self.type()
-        return _plain(self._balanced(",}"))
+        return _plain(self._expression(",})"))
 
-    def _tuple(self) -> tuple[Any, ...]:
+    def _tuple(self) -> Any:
         begin = self.at
         self.expect("(")
         values: list[Any] = []
-        while not self.accept(")"):
-            values.append(self.attribute_in_tuple())
-            self.accept(",")
-        # "(T + 1)*2" opens with a parenthesis too, and is a dim
-        self.skip()
-        if self.at < len(self.text) and self.text[self.at] in "*+-/":
+        more = not self.accept(")")
+        while more:
+            values.append(self.attribute())
+            more = self.separate(")")
+        # "(T + 1)*S" opens with a parenthesis too, and is a dim
+        if self.sees(r"[-+*/]"):
             self.at = begin
-            return _plain(self._balanced(",}"))
+            return _plain(self._expression(",})"))
         return tuple(values)
 
-    def attribute_in_tuple(self) -> Any:
-        self.skip()
-        if self.text[self.at : self.at + 1] in '"(' or re.compile(r"graph\s").match(self.text, self.at):
-            return self.attribute()
-        return _plain(self._balanced(",)"))
-
-    def _balanced(self, stops: str) -> str:
+    def _expression(self, stops: str) -> str:
         """The text up to one of the stops outside parentheses."""
         self.skip()
         begin, depth = self.at, 0
-        while self.at < len(self.text):
-            c = self.text[self.at]
+        for at in range(begin, len(self.text)):
+            c = self.text[at]
             if depth == 0 and c in stops:
-                return self.text[begin : self.at].strip()
+                self.at = at
+                return self.text[begin:at].strip()
             depth += (c in "([") - (c in ")]")
-            self.at += 1
         raise self.fail(f"one of {stops!r}")
+
+    # -- types
 
     def type(self) -> Type:
         if self.accept("("):
             items: list[Type] = []
-            while not self.accept(")"):
+            more = not self.accept(")")
+            while more:
                 items.append(self.type())
-                self.accept(",")
+                more = self.separate(")")
             return TupleType(tuple(items))
         if self.accept("cache<"):
             return self._cache()
         dtype = self.match(r"\w+", "a type")
         self.expect("[")
-        dims = self._dims()
-        return TensorType(dtype, tuple(parse_dim(d) for d in dims))
+        return TensorType(dtype, tuple(parse_dim(d) for d in self._dims()))
 
     def _cache(self) -> CacheType:
         dtype = self.match(r"\w+", "a dtype")
@@ -322,23 +366,21 @@ class _Reader:
 
     def _dims(self) -> list[str]:
         dims: list[str] = []
-        while not self.accept("]"):
-            dims.append(self._balanced(",]"))
-            self.accept(",")
+        more = not self.accept("]")
+        while more:
+            dims.append(self._expression(",]"))
+            more = self.separate("]")
         return dims
 
 
-def _unquoted(text: str) -> str:
-    escapes = {"n": "\n", '"': '"', "\\": "\\"}
-    return re.sub(r"\\(.)", lambda m: escapes[m.group(1)], text[1:-1])
+_TYPE = rf"(?:{'|'.join(BITS)})\[|cache<"
+_WORDS = {"true": True, "false": False, "None": None}
 
 
 def _plain(text: str) -> Any:
     """A bool, number or dim."""
-    if text in ("true", "false"):
-        return text == "true"
-    if text == "None":
-        return None
+    if text in _WORDS:
+        return _WORDS[text]
     if re.fullmatch(r"[-+]?\d+", text):
         return int(text)
     if re.fullmatch(r"[-+]?(\d+\.\d*(e[-+]?\d+)?|\d+e[-+]?\d+|inf|nan)", text):

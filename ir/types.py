@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .dims import Dim, Shape, dim_text, product, substitute
+from .dims import Dim, Shape, as_shape, dim_text, product, substitute
 from .errors import IRError
 
 BITS: dict[str, int] = {
@@ -25,13 +25,14 @@ def check_dtype(dtype: str) -> str:
 
 @dataclass(frozen=True)
 class TensorType:
-    """A dense tensor: element type and shape (dims may be symbolic)."""
+    """A dense tensor: element type and shape (dims may be symbolic, and are kept canonical)."""
 
     dtype: str
     shape: Shape
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+        object.__setattr__(self, "shape", as_shape(self.shape))
 
     @property
     def rank(self) -> int:
@@ -55,7 +56,7 @@ class TensorType:
 
     def with_shape(self, shape: Shape) -> TensorType:
         """The same elements in another shape."""
-        return TensorType(self.dtype, tuple(shape))
+        return TensorType(self.dtype, shape)
 
     def with_dtype(self, dtype: str) -> TensorType:
         """The same shape of other elements."""
@@ -77,7 +78,10 @@ class TupleType:
 
 @dataclass(frozen=True)
 class CacheType:
-    """A paged cache: blocks of `block` slots, each slot holding one token's entry; physically [C, block, *entry]."""
+    """A paged cache: blocks of `block` slots, each holding one token's entry.
+
+    Physically it is an array [C, block, *entry] of C blocks.
+    """
 
     dtype: str
     block: int
@@ -85,6 +89,8 @@ class CacheType:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+        if self.block < 1 or any(d < 1 for d in self.entry):
+            raise IRError(f"a cache's block and entry are positive, not {self}")
 
     def bytes_per_token(self) -> int:
         """Bytes that one token takes."""

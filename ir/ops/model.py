@@ -16,7 +16,9 @@ def heads_divide(q: TensorType, k: TensorType, axis: int) -> None:
         raise IRError(f"the heads of {q} are no multiple of the heads of {k}")
 
 
-def check_extras(extras: tuple[str, ...], given: tuple[TensorType, ...], known: tuple[str, ...]) -> None:
+def check_extras(
+    extras: tuple[str, ...], given: tuple[TensorType, ...], known: tuple[str, ...]
+) -> None:
     """Refuse extra inputs that the words in `extras` do not name, one each."""
     unknown = [e for e in extras if e not in known]
     if unknown or len(extras) != len(given):
@@ -88,9 +90,7 @@ def attention(
 
 
 @op("contraction")
-def expert_linear(
-    x: TensorType, w: TensorType, index: TensorType, *bias: TensorType
-) -> TensorType:
+def expert_linear(x: TensorType, w: TensorType, index: TensorType, *bias: TensorType) -> TensorType:
     """y[..., :] = w[index[...]] @ x[..., :] (+ bias[index[...]]): each row by the weights of its own expert; w[E, N, K]."""
     if w.rank != 3 or not equal(x.shape[-1], w.shape[2]) or len(index.shape) != x.rank - 1:
         raise IRError(f"x[..., K], w[E, N, K], index[...] were wanted, not {x}, {w}, {index}")

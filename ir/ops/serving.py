@@ -49,7 +49,9 @@ def cache_append(cache: CacheType, value: TensorType, slots: TensorType) -> Cach
     """The cache with value[t] at slot slots[t] (block slots[t] // block, offset slots[t] % block); slots below 0 are skipped."""
     if not isinstance(cache, CacheType) or value.dtype != cache.dtype:
         raise IRError(f"a cache and values of its dtype were wanted, not {cache}, {value}")
-    if not equal_shapes(value.shape[1:], cache.entry) or not equal_shapes(slots.shape, value.shape[:1]):
+    if not equal_shapes(value.shape[1:], cache.entry) or not equal_shapes(
+        slots.shape, value.shape[:1]
+    ):
         raise IRError(f"value[T, {cache.entry}] and slots[T] were wanted, not {value}, {slots}")
     return cache
 
@@ -93,7 +95,9 @@ def paged_attention(
 
 
 @op("contraction")
-def packed_linear(x: TensorType, w: TensorType, *bias: TensorType, n: int, layout: str) -> TensorType:
+def packed_linear(
+    x: TensorType, w: TensorType, *bias: TensorType, n: int, layout: str
+) -> TensorType:
     """linear by a weight in a kernel's own layout, named by a word; result [..., n]."""
     if len(bias) > 1:
         raise IRError(f"one bias at most, not {bias}")
@@ -106,12 +110,16 @@ def packed_expert_linear(
 ) -> TensorType:
     """expert_linear by weights in a kernel's own layout, named by a word; result [..., n]."""
     if len(bias) > 1 or len(index.shape) != x.rank - 1:
-        raise IRError(f"x[..., K], w, index[...] and one bias at most were wanted, not {x}, {index}")
+        raise IRError(
+            f"x[..., K], w, index[...] and one bias at most were wanted, not {x}, {index}"
+        )
     return x.with_shape((*x.shape[:-1], n))
 
 
 @op("kernel")
-def kernel(*inputs: Type, body: Graph, template: str, options: tuple[tuple[str, int], ...] = ()) -> Type:
+def kernel(
+    *inputs: Type, body: Graph, template: str, options: tuple[tuple[str, int], ...] = ()
+) -> Type:
     """A group of ops compiled as one function; body.inputs stand for the inputs in order, its outputs are the results."""
     given, wanted = [str(t) for t in inputs], [str(i.type) for i in body.inputs]
     if given != wanted:

@@ -511,14 +511,18 @@ def concat(*xs: TensorType, axis: int) -> TensorType:
     total: Dim = 0
     for x in xs:
         others = zip(x.shape, xs[0].shape, strict=False)
-        if x.rank != xs[0].rank or any(not equal(a, b) for i, (a, b) in enumerate(others) if i != axis):
+        if x.rank != xs[0].rank or any(
+            not equal(a, b) for i, (a, b) in enumerate(others) if i != axis
+        ):
             raise IRError(f"{x} and {xs[0]} do not join along axis {axis}")
         total = total + x.shape[axis]
     return xs[0].with_shape(tuple(total if i == axis else d for i, d in enumerate(xs[0].shape)))
 
 
 @op("movement")
-def pad(x: TensorType, *, before: tuple[Dim, ...], after: tuple[Dim, ...], value: float | int | bool = 0) -> TensorType:
+def pad(
+    x: TensorType, *, before: tuple[Dim, ...], after: tuple[Dim, ...], value: float | int | bool = 0
+) -> TensorType:
     """x with constant values around it, so many before and after along each axis."""
     if len(before) != _tensor(x).rank or len(after) != x.rank:
         raise IRError(f"{x} needs {x.rank} paddings before and after, not {before} and {after}")
@@ -600,7 +604,9 @@ def conv1d(
     """Cross-correlation of x[B, C, L] with w[O, C / groups, K], plus bias[O] (torch.nn.functional.conv1d)."""
     dtype = _same_dtype(x, w, *bias)
     if x.rank != 3 or w.rank != 3 or not equal(x.shape[1], product((w.shape[1], groups))):
-        raise IRError(f"x[B, C, L] and w[O, C/groups, K] were wanted, not {x}, {w} in {groups} groups")
+        raise IRError(
+            f"x[B, C, L] and w[O, C/groups, K] were wanted, not {x}, {w} in {groups} groups"
+        )
     span = x.shape[2] + 2 * padding - dilation * (w.shape[2] - 1) - 1
     length = exact_quotient(span, stride) if stride > 1 else span
     length = length if length is not None else span // stride
