@@ -1,0 +1,163 @@
+"""Opens a Hugging Face checkpoint: the model on the meta device, its weights by name, its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .checkpoint import CheckpointWeights, LiveWeights, SafetensorsFiles, Weights
+from .errors import CompileError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+DTYPE_WORDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model to compile, its weights, the folder that its tokenizer lies in (None in memory), its name."""
+
+    model: nn.Module
+    weights: Weights
+    folder: Path | None
+    name: str
+    dtype: str
+
+
+def open_model(model: nn.Module | str | Path, dtype: str = "auto") -> Opened:
+    """A module as it is, or the checkpoint in a directory or under a name on the Hugging Face Hub, read as it is needed.
+
+    Raises CompileError where there is no such checkpoint, or its weights do not fit its configuration.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise CompileError(f"no dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
+    if isinstance(model, nn.Module):
+        return _in_memory(model, dtype)
+    if not isinstance(model, str | Path):
+        raise CompileError(f"a model is a torch.nn.Module, a directory or a name, given {model!r}")
+    folder = _folder(model)
+    made = skeleton(folder, dtype)
+    weights = CheckpointWeights(made, SafetensorsFiles.of_directory(folder))
+    return Opened(made, weights, folder, str(model), float_dtype(made))
+
+
+def _in_memory(model: nn.Module, dtype: str) -> Opened:
+    if dtype != "auto":
+        from copy import deepcopy
+
+        # The caller's model stays as it is.
+        model = deepcopy(model).to(DTYPES[dtype])
+    name = getattr(getattr(model, "config", None), "model_type", "") or type(model).__name__
+    return Opened(model, LiveWeights(model), None, name, float_dtype(model))
+
+
+def float_dtype(model: nn.Module) -> str:
+    """The dtype of most of a model's floating-point parameters, as an IR word."""
+    counts: dict[torch.dtype, int] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            counts[p.dtype] = counts.get(p.dtype, 0) + p.numel()
+    if not counts:
+        return "f32"
+    most = max(counts, key=counts.__getitem__)
+    if most not in DTYPE_WORDS:
+        known = ", ".join(DTYPES)
+        raise CompileError(f"the parameters are {most}; give a dtype out of {known}")
+    return DTYPE_WORDS[most]
+
+
+def _folder(model: str | Path) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CompileError(f"{folder}: no Hugging Face checkpoint: it has no config.json")
+        return folder
+    if isinstance(model, Path) or model.count("/") != 1 or model.startswith((".", "/")):
+        raise CompileError(f"{model}: no such directory")
+    return _downloaded(model)
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CompileError(
+            f"{name}: no such directory, and the Hugging Face Hub does not give it: {reason}"
+        ) from error
+
+
+def skeleton(folder: Path, dtype: str = "auto") -> nn.Module:
+    """The model of a checkpoint with its buffers computed and its parameters on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        wanted = DTYPES[dtype] if dtype != "auto" else _own_dtype(config, folder)
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=wanted)
+            model.tie_weights()
+    except Exception as error:
+        raise CompileError(f"{folder}: transformers cannot make this model: {error}") from error
+    empty = [name for name, b in model.named_buffers() if b.is_meta]
+    if empty:
+        raise CompileError(f"{folder}: buffers without a value: {', '.join(empty)}")
+    return model.eval()
+
+
+def _own_dtype(config: Any, folder: Path) -> torch.dtype:
+    """The dtype that the configuration names, else that of the largest stored weight."""
+    named = getattr(config, "dtype", None)
+    named = getattr(torch, named) if isinstance(named, str) else named
+    if named in DTYPE_WORDS:
+        return named
+    files = SafetensorsFiles.of_directory(folder)
+    stored = [files.describe(name) for name in files.names()]
+    largest = max(stored, key=lambda s: torch.Size(s[0]).numel())[1]
+    return largest if largest in DTYPE_WORDS else torch.float32
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Uninitialized tensors take no memory; everything that has a value is computed as always."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """The call, with empty tensors on the meta device."""
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and "device" not in kwargs:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside have parameters on the meta device, and buffers as their code computes them.
+
+    Rotary frequencies and their like are in no checkpoint: torch.device("meta") would lose them.
+    """
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, given: nn.Parameter | None) -> None:
+        register(module, name, given)
+        if given is not None and not given.is_meta:
+            empty = nn.Parameter(given.detach().to("meta"), requires_grad=False)
+            module._parameters[name] = empty
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    try:
+        with torch.no_grad(), _EmptyOnMeta():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

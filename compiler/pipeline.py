@@ -1,0 +1,131 @@
+"""The pipeline: every pass in its order, on one screen, and the hook between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..codegen.backend import Backend
+from ..ir.graph import Graph
+from ..ir.node import OPS
+from ..passes.base import Inspector, Phase, Ran, run_passes
+from ..passes.cache_attention import CacheAttention
+from ..passes.canonicalize import Canonicalize
+from ..passes.describe_masks import DescribeMasks
+from ..passes.flatten_tokens import FlattenTokens
+from ..passes.group_kernels import GroupKernels
+from ..passes.layout_weights import LayoutWeights
+from ..passes.merge_linears import MergeLinears
+from ..passes.raise_attention import RaiseAttention
+from ..passes.raise_experts import RaiseExperts
+from ..passes.raise_norms import RaiseNorms
+from ..passes.select_logit_rows import SelectLogitRows
+from ..passes.tabulate_positions import TabulatePositions
+
+if TYPE_CHECKING:
+    from ..passes.analyze_tokens import Evaluate
+
+_NO_BATCH = frozenset(OPS) - {"attention"}  # what remains once tokens are ragged
+KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The limits that a serving graph is made for; `block` is slots in a block of the cache."""
+
+    max_context: int
+    max_batch: int
+    chunk: int
+    block: int
+
+
+def raising() -> tuple[Phase, ...]:
+    """From the exporter's spelling to one op for one thing."""
+    return (
+        Phase("canonicalize", (Canonicalize(),)),
+        # Norms first: attention over normalized queries and keys is matched through them.
+        Phase("raise", (RaiseNorms(), RaiseExperts(), RaiseAttention(), Canonicalize())),
+        Phase("merge", (MergeLinears(),)),
+    )
+
+
+def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
+    """From f(ids[B, S]) to step(tokens[T], ...): each pass proves what it does or names what hinders it."""
+    context = sizes.max_context
+    return (
+        Phase(
+            "serving form",
+            (
+                # Masks before positions: what is left of them then needs no table.
+                DescribeMasks(max_context=context, evaluate=evaluate),
+                TabulatePositions(max_context=context, evaluate=evaluate),
+                FlattenTokens(max_tokens=sizes.chunk, max_batch=sizes.max_batch),
+            ),
+            leaves=_NO_BATCH,
+        ),
+        Phase(
+            "caches",
+            (
+                Canonicalize(),  # flattening leaves views of views, which hide keys and values
+                CacheAttention(block=sizes.block, max_context=context),
+                # Last: what the caches need of every token is known only now.
+                SelectLogitRows(),
+                Canonicalize(),
+            ),
+            leaves=_NO_BATCH - {"ragged_attention"},
+        ),
+    )
+
+
+def lowering(backend: Backend) -> tuple[Phase, ...]:
+    """From ops to kernels of a backend."""
+    return (
+        Phase("lay out", (LayoutWeights(layouts=backend.layouts),)),
+        Phase("group", (GroupKernels(templates=backend.templates),), leaves=KERNELS),
+    )
+
+
+def language_model(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
+    """The phases of a causal language model up to its weights."""
+    return (*raising(), *serving(sizes, evaluate))
+
+
+class Recorder(Inspector):
+    """The hook between passes: verifies, times, dumps, can stop; keeps a record of each for the report."""
+
+    def __init__(
+        self,
+        dump: Path | None = None,
+        stop_after: str | None = None,
+        watch: Callable[[Ran], None] | None = None,
+    ) -> None:
+        super().__init__(dump, stop_after)
+        self.records: list[dict[str, object]] = []
+        self.watch = watch
+        self.stopped = False
+        self._index = 0
+
+    def __call__(self, ran: Ran) -> bool:
+        """Note one pass; whether to stop."""
+        self.stopped = super().__call__(ran)
+        before, after = set(ran.before.nodes()), set(ran.after.nodes())
+        self.records.append(
+            {
+                "name": ran.done.name,
+                "phase": ran.phase,
+                "before": len(before),
+                "after": len(after),
+                "new": len(after - before),
+                "seconds": ran.seconds,
+            }
+        )
+        if self.watch is not None:
+            self.watch(ran)
+        return self.stopped
+
+
+def run(graph: Graph, phases: tuple[Phase, ...], recorder: Recorder) -> Graph:
+    """The graph after the phases, each pass seen by the recorder."""
+    return run_passes(graph, phases, after_each=recorder)
