@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -257,10 +258,15 @@ def blocks_for(plan: Plan, budget: int | None, available: int) -> int:
     return blocks
 
 
-def available_memory(path: str = "/proc/meminfo") -> int:
-    """Bytes of memory that a new process could take, as the kernel estimates it."""
-    with open(path) as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    raise OSError(f"{path} has no line MemAvailable")
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process could still take: the machine's, or its group's if less."""
+    words = (root / "proc/meminfo").read_text().split()
+    machine = int(words[words.index("MemAvailable:") + 1]) << 10
+    group = root / "sys/fs/cgroup"
+    limit = group / "memory.max"
+    if not limit.is_file() or limit.read_text().strip() == "max":
+        return machine
+    statistics = (group / "memory.stat").read_text().split()
+    cached = int(statistics[statistics.index("file") + 1])  # given back when memory runs short
+    used = int((group / "memory.current").read_text()) - cached
+    return min(machine, max(0, int(limit.read_text()) - used))

@@ -7,6 +7,7 @@ imported.
 
 import ctypes
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -78,6 +79,18 @@ def load_parallel_runtime(beside: Path) -> None:
             return
     looked = ", ".join(map(str, candidates))
     raise ArtifactError(f"no {RUNTIME_LIBRARY}: install apache-tvm, or put it at one of {looked}")
+
+
+def bundle_runtime(directory: Path) -> None:
+    """Copy libtvm_runtime.so (3.4 MB) and its licence into an artifact, which then needs no TVM.
+
+    Raises `ArtifactError` where apache-tvm is not installed.
+    """
+    found = installed_runtime()
+    if not found:
+        raise ArtifactError(f"no {RUNTIME_LIBRARY} to copy: apache-tvm is not installed")
+    shutil.copyfile(found[0], directory / RUNTIME_LIBRARY)
+    shutil.copyfile(found[0].parent.parent / "LICENSE", directory / f"{RUNTIME_LIBRARY}.LICENSE")
 
 
 def installed_runtime() -> tuple[Path, ...]:

@@ -61,7 +61,6 @@ class Step:
     """What one step runs; blocks are reserved until it is committed or rolled back."""
 
     parts: tuple[Part, ...]
-    preempted: tuple[Sequence, ...] = ()
 
     def batch(self, block: int) -> Batch:
         """The step's tokens for the executor."""
@@ -128,7 +127,7 @@ class Scheduler:
                 break
             parts[sequence] = part
             budget -= part.count
-        return Step(tuple(parts.values()), tuple(preempted)) if parts else None
+        return Step(tuple(parts.values())) if parts else None
 
     def _part(
         self,
@@ -209,8 +208,8 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError unless every block and every sequence is accounted for."""
         self.pool.check(s.blocks for s in self.sequences())
-        held = [s.id for s in self.waiting if s.blocks]
-        assert not held, f"waiting sequences hold blocks: {held}"
+        held = [s.id for s in self.waiting if s.blocks or s.computed]
+        assert not held, f"waiting sequences hold blocks or computed tokens: {held}"
         for sequence in self.running:
             room = len(sequence.blocks) * self.block
             assert sequence.computed <= room, f"{sequence.id}: {sequence.computed} tokens in {room}"

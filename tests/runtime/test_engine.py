@@ -58,6 +58,15 @@ def test_tokens_do_not_depend_on_the_company(requests, blocks, max_batch, chunk)
     assert engine.pool.used == 0
 
 
+def test_preempted_requests_are_computed_again_to_the_same_tokens():
+    engine = Engine(FakeRunner(blocks=9, max_batch=3, chunk=6))
+    prompts = [[n, 2 * n, 3] * 3 for n in range(1, 5)]
+    names = [engine.submit(p, greedy(22)) for p in prompts]
+    ended = drain(engine)
+    assert engine.scheduler.preemptions >= 2
+    assert [ended[n][0] for n in names] == [list(toy_generate(p, 22)) for p in prompts]
+
+
 def test_an_end_token_ends_and_may_be_ignored_or_put_off():
     prompt = [1, 2, 3]
     tokens = toy_generate(prompt, 9)

@@ -113,9 +113,7 @@ def test_an_error_of_a_real_kernel_is_named(toy_kernels):
     calls[0]["arguments"].pop()
     broken = plan(entries={"decode": {"calls": calls}, "mixed": {"calls": calls}})
     executor = Executor(broken, KernelLibrary(toy_kernels), scale(), 9)
-    with pytest.raises(
-        StepError, match=r"kernel 'append' \(cache_append\) from toy.* failed"
-    ):
+    with pytest.raises(StepError, match=r"kernel 'append' \(cache_append\) from toy.* failed"):
         executor.step(decode([1]))
 
 
@@ -128,7 +126,21 @@ def test_the_budget_gives_the_blocks():
         blocks_for(plan(), None, 31)
     executor = Executor(plan(), Recorder(), scale(), 3)
     assert (executor.max_context, executor.vocabulary, executor.max_batch) == (12, 67, 8)
+
+
+def test_available_memory_is_the_groups_where_that_is_less(tmp_path):
     assert available_memory() > 1 << 20
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  8 kB\n")
+    assert available_memory(tmp_path) == 8192
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == 8192
+    (group / "memory.max").write_text("5000\n")
+    (group / "memory.current").write_text("4000\n")
+    (group / "memory.stat").write_text("anon 1000\nfile 3000\n")
+    assert available_memory(tmp_path) == 4000
 
 
 def module_plan():

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from ferrule.runtime.errors import ArtifactError
-from ferrule.runtime.library import KernelLibrary, available_cores
+from ferrule.runtime.library import RUNTIME_LIBRARY, KernelLibrary, available_cores, bundle_runtime
 from ferrule.runtime.tensors import aligned_bytes, allocate, place, to_tensor
 
 
@@ -59,9 +59,7 @@ def test_runs_without_the_compiler(toy_kernels):
 
 
 def test_the_library_beside_the_kernels_serves_where_tvm_is_not_installed(toy_kernels, tmp_path):
-    from ferrule.runtime.library import RUNTIME_LIBRARY, installed_runtime
-
-    (tmp_path / RUNTIME_LIBRARY).write_bytes(installed_runtime()[0].read_bytes())
+    bundle_runtime(tmp_path)
     (tmp_path / "kernels.so").write_bytes(toy_kernels.read_bytes())
     code = (
         "import ferrule.runtime.library as library; from pathlib import Path\n"

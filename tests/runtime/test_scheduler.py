@@ -131,6 +131,20 @@ def test_decodes_go_before_a_long_prompt_and_wait_for_no_chunk():
     assert counts[4] == [("0", 1), ("1", 1)]
 
 
+def test_a_long_prompt_that_goes_first_does_not_hold_up_decodes():
+    pool = BlockPool(40)
+    scheduler = Scheduler(pool, block=BLOCK, max_batch=3, chunk=8, policy=lambda s: (-int(s.id),))
+    goals = {"0": 90, "9": 40}
+    scheduler.admit(sequence(0, 3))
+    run_step(scheduler, goals, "run")
+    scheduler.admit(sequence(9, 30))
+    for _ in range(3):
+        step = scheduler.next_step()
+        assert [(p.sequence.id, p.count) for p in step.parts] == [("0", 1), ("9", 7)]
+        scheduler.commit(step)
+        advance(scheduler, step.parts[0].sequence, goals)
+
+
 def test_the_last_come_gives_way_and_the_first_never_does():
     scheduler = make(blocks=4, max_batch=3, chunk=8)
     goals = {"0": 16, "1": 12}
