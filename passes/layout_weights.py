@@ -6,39 +6,16 @@ The packing depends on parameters alone and is evaluated when the model is compi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.ops import model, serving, tensor
 from ..ir.verify import quote
+from .backends import Layout, Layouts
 from .split_preparation import constants_of
-
-
-class Layout(Protocol):
-    """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)], filled with zeros."""
-
-    @property
-    def columns(self) -> int:
-        """Rows of w that stand side by side."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Consecutive k of a row next to one another; 1 for no such axis."""
-        ...
-
-    @property
-    def word(self) -> str:
-        """The name that packed_linear carries."""
-        ...
-
-    def packed(self, w: Node) -> Node:
-        """w[N, K] or w[E, N, K] in this layout."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +23,7 @@ class LayoutWeights:
     """Pack the weights of linear and expert_linear in the layout that `layouts` gives for their dtype."""
 
     name: ClassVar[str] = "layout-weights"
-    layouts: Mapping[str, Layout] = field(default_factory=dict[str, Layout])
+    layouts: Layouts = field(default_factory=dict[str, Layout])
 
     def run(self, graph: Graph) -> Graph:
         """The graph with packed linears; a linear whose weight is computed at run time is left as it is."""

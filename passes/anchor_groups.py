@@ -1,0 +1,144 @@
+"""Anchored groups: an op with a template of its own, and the elementwise ops behind it that the template takes in.
+
+Order keeps the groups free of cycles. The key of a value is the greatest (depth, place) of the anchors that it depends on, where
+depth counts anchors on the longest way to it. An op joins a group behind the group's own value only if its other operands
+come from anchors of smaller key; so whatever a group reads has a smaller key than the group, and no group reads itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.dims import equal_shapes
+from ..ir.errors import IRError
+from ..ir.graph import Graph
+from ..ir.node import Node
+from ..ir.types import TensorType
+from ..ir.verify import quote
+from .backends import ROWS, Templates
+
+Key = tuple[int, int]
+NO_ANCHOR: Key = (0, -1)
+FREE = frozenset({"constant", "iota", "dim_value"})
+GIVEN = frozenset({"input", "parameter"})
+
+
+@dataclass(frozen=True)
+class AnchorGroup:
+    """An anchor, what follows it in the same kernel (in topological order), and the one value that leaves."""
+
+    template: str
+    anchor: Node
+    members: tuple[Node, ...]
+    result: Node
+
+
+class Anchors:
+    """The anchored groups of a graph, and for every node its template, key and anchored group."""
+
+    def __init__(self, graph: Graph, templates: Templates) -> None:
+        self.graph, self.templates = graph, templates
+        self.place = {n: i for i, n in enumerate(graph.nodes())}
+        self.template = {n: self._template(n) for n in graph.nodes()}
+        self.key: dict[Node, Key] = {}
+        for node in graph.nodes():
+            self.key[node] = self._key(node)
+        self.group: dict[Node, AnchorGroup] = {}
+        anchors = [n for n in graph.nodes() if self.is_anchor(n)]
+        self.groups = [self._grow(n) for n in sorted(anchors, key=self.key.__getitem__)]
+
+    def is_anchor(self, node: Node) -> bool:
+        """Whether the node begins a kernel that is no group of rows."""
+        return self.template[node] not in (None, ROWS)
+
+    def depth(self, node: Node) -> int:
+        """How many anchors stand on the longest way to the node, itself included."""
+        return self.key[node][0]
+
+    def _template(self, node: Node) -> str | None:
+        """The template that the node anchors; None for what is given or free."""
+        if node.op.name in GIVEN | FREE | {"item"}:
+            return None
+        found = next((t for t, k in self.templates.items() if node.op.name in k.anchors), None)
+        if found is None:
+            known = ", ".join(sorted({o for t in self.templates.values() for o in t.anchors}))
+            raise IRError(
+                f"no template takes {node.op.name}; known: {known}\n{quote(self.graph, node)}"
+            )
+        return found
+
+    def _key(self, node: Node) -> Key:
+        below = max((self.key[i] for i in node.inputs), default=NO_ANCHOR)
+        return (below[0] + 1, self.place[node]) if self.is_anchor(node) else below
+
+    def _grow(self, anchor: Node) -> AnchorGroup:
+        inside: dict[Node, None] = {anchor: None}
+        waiting = set(self.graph.users(anchor))
+        while waiting:
+            node = min(waiting, key=self.place.__getitem__)
+            waiting.remove(node)
+            if node not in self.group and self._may_follow(anchor, inside, node):
+                inside[node] = None
+                waiting.update(self.graph.users(node))
+        group = self._closed(anchor, inside)
+        self.group.update(dict.fromkeys(group.members, group))
+        return group
+
+    def _may_follow(self, anchor: Node, inside: dict[Node, None], node: Node) -> bool:
+        template = self.templates[self.template[anchor] or ROWS]
+        if node.op.name not in template.epilogue or not self._has_shape(anchor, node):
+            return False
+        return all(i in inside or self._is_earlier(i, self.key[anchor]) for i in node.inputs)
+
+    def _has_shape(self, anchor: Node, node: Node) -> bool:
+        """Elementwise on the rows of the anchor's result, or a part of its columns (a gate beside what it gates)."""
+        if not isinstance(anchor.type, TensorType) or not isinstance(node.type, TensorType):
+            return False
+        rows, columns = anchor.shape[:-1], anchor.shape[-1:]
+        if node.op.name == "slice":
+            return node.inputs[0] is anchor and node["axis"] == len(anchor.shape) - 1
+        if not node.op.has("elementwise") or not equal_shapes(node.shape[:-1], rows):
+            return False
+        return equal_shapes(node.shape[-1:], columns) or _is_even_part(node, anchor)
+
+    def _is_earlier(self, node: Node, key: Key) -> bool:
+        """Whether an operand is there before the anchor with this key runs."""
+        if self.key[node] < key and self.depth(node) < key[0]:
+            return True
+        while node.op.name == "reshape":
+            node = node.inputs[0]
+        return node in self.group and node is self.group[node].result and self.key[node] < key
+
+    def _closed(self, anchor: Node, inside: dict[Node, None]) -> AnchorGroup:
+        """The largest part of what could follow whose values, but for the last, stay inside."""
+        best: tuple[Node, ...] = (anchor,)
+        order = sorted(inside, key=self.place.__getitem__)
+        for last in order[1:]:
+            part = _behind(last, inside)
+            leaves = [n for n in part if n is not last and not self._stays(n, part)]
+            if anchor in part and not leaves and len(part) > len(best):
+                best = tuple(n for n in order if n in part)
+        template = self.template[anchor]
+        assert template is not None, anchor
+        return AnchorGroup(template, anchor, best, best[-1])
+
+    def _stays(self, node: Node, part: set[Node]) -> bool:
+        return node not in self.graph.outputs and part.issuperset(self.graph.users(node))
+
+
+def _is_even_part(node: Node, anchor: Node) -> bool:
+    """Whether the columns are a whole fraction of the anchor's, so that they come from slices of it."""
+    a, b = anchor.shape[-1], node.shape[-1]
+    return isinstance(a, int) and isinstance(b, int) and b > 1 and a % b == 0
+
+
+def _behind(last: Node, inside: dict[Node, None]) -> set[Node]:
+    """What of the group a node depends on, itself included."""
+    found: set[Node] = set()
+    stack = [last]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(i for i in node.inputs if i in inside)
+    return found

@@ -1,0 +1,57 @@
+"""What passes ask of a backend: plain values that code generation states and the compiler hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..ir.node import Node
+
+ROWS = "rows"
+"""The template that takes any group of elementwise, movement, index and reduction ops."""
+
+
+class Layout(Protocol):
+    """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)], filled with zeros."""
+
+    @property
+    def columns(self) -> int:
+        """Rows of w that stand side by side."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Consecutive k of a row next to one another; 1 for no such axis."""
+        ...
+
+    @property
+    def word(self) -> str:
+        """The name that packed_linear carries."""
+        ...
+
+    def packed(self, w: Node) -> Node:
+        """w[N, K] or w[E, N, K] in this layout."""
+        ...
+
+
+class Template(Protocol):
+    """A kind of kernel: the ops it is built around, and the ops it takes in before and behind them."""
+
+    @property
+    def anchors(self) -> frozenset[str]:
+        """Each of these begins a kernel; those of the rows template join each other."""
+        ...
+
+    @property
+    def prologue(self) -> frozenset[str]:
+        """Ops on the anchor's operands."""
+        ...
+
+    @property
+    def epilogue(self) -> frozenset[str]:
+        """Ops on the anchor's result."""
+        ...
+
+
+Templates = Mapping[str, Template]
+Layouts = Mapping[str, Layout]
