@@ -1,0 +1,1 @@
+"""Rules by subject: sets that passes add up and run."""

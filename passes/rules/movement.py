@@ -1,0 +1,154 @@
+"""Movement ops that cancel or join."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ir.dims import equal, equal_shapes
+from ...ir.node import Node
+from ...ir.ops import tensor as t
+from ...ir.rewrite import Rules, any_of, hole, number
+from .values import holds
+
+MOVEMENT = Rules("movement")
+x = hole("x")
+_MOVES = (t.reshape, t.transpose, t.slice_, t.flip)
+
+
+@MOVEMENT.on(t.reshape(x))
+def reshape_to_itself(root: Node, x: Node) -> Node | None:
+    """reshape(x) to x's own shape = x."""
+    return x if equal_shapes(root.shape, x.shape) else None
+
+
+@MOVEMENT.on(t.reshape(t.reshape(x)))
+def reshape_of_reshape(root: Node, x: Node) -> Node:
+    """The last shape counts."""
+    return t.reshape(x, shape=root["shape"])
+
+
+@MOVEMENT.on(t.transpose(x))
+def transpose_to_itself(root: Node, x: Node) -> Node | None:
+    """The identical permutation moves nothing."""
+    return x if root["permutation"] == tuple(range(len(x.shape))) else None
+
+
+@MOVEMENT.on(t.transpose(t.transpose(x)))
+def transpose_of_transpose(root: Node, x: Node) -> Node:
+    """Permutations compose."""
+    inner: tuple[int, ...] = root.inputs[0]["permutation"]
+    return t.transpose(x, permutation=tuple(inner[p] for p in root["permutation"]))
+
+
+@MOVEMENT.on(t.broadcast(x))
+def broadcast_to_itself(root: Node, x: Node) -> Node | None:
+    """broadcast(x) to x's own shape = x."""
+    return x if equal_shapes(root.shape, x.shape) else None
+
+
+@MOVEMENT.on(t.broadcast(t.broadcast(x)))
+def broadcast_of_broadcast(root: Node, x: Node) -> Node:
+    """The last shape counts."""
+    return t.broadcast(x, shape=root["shape"])
+
+
+@MOVEMENT.on(t.slice_(x))
+def slice_of_all(root: Node, x: Node) -> Node | None:
+    """x[0 : size] = x."""
+    size = x.shape[root["axis"]]
+    whole = root["step"] == 1 and root["start"] == 0 and equal(root["stop"], size)
+    return x if whole else None
+
+
+@MOVEMENT.on(t.slice_(t.slice_(x)))
+def slice_of_slice(root: Node, x: Node) -> Node | None:
+    """x[a : b][c : d] = x[a + c : a + d] along one axis."""
+    inner = root.inputs[0]
+    if inner["axis"] != root["axis"] or inner["step"] != 1:
+        return None
+    begin = inner["start"]
+    new: dict[str, Any] = {"start": begin + root["start"], "stop": begin + root["stop"]}
+    return t.slice_(x, axis=root["axis"], step=root["step"], **new)
+
+
+@MOVEMENT.on(t.slice_(x))
+def slice_of_concat(root: Node, x: Node) -> Node | None:
+    """A slice that falls into one piece of a concat is a slice of that piece."""
+    axis = root["axis"]
+    if x.op is not t.concat or x["axis"] != axis or root["step"] != 1:
+        return None
+    begin: Any = 0
+    for piece in x.inputs:
+        end = begin + piece.shape[axis]
+        inside = _is_between(begin, root["start"], end) and _is_between(begin, root["stop"], end)
+        if inside:
+            start, stop = root["start"] - begin, root["stop"] - begin
+            return t.slice_(piece, axis=axis, start=start, stop=stop)
+        begin = end
+    return None
+
+
+def _is_between(low: Any, value: Any, high: Any) -> bool:
+    """low <= value <= high, where that is sure."""
+    if all(isinstance(v, int) for v in (low, value, high)):
+        return low <= value <= high
+    return equal(low, value) or equal(value, high)
+
+
+@MOVEMENT.on(t.concat(x))
+def concat_of_one(root: Node, x: Node) -> Node:
+    """concat(x) = x."""
+    return x
+
+
+@MOVEMENT.on(hole("joined", lambda node: node.op is t.concat))
+def concat_of_concat(root: Node) -> Node | None:
+    """concat(concat(a, b), c) = concat(a, b, c) along one axis."""
+    axis = root["axis"]
+    inner = [i.op is t.concat and i["axis"] == axis for i in root.inputs]
+    if not any(inner):
+        return None
+    pieces = (i.inputs if joined else (i,) for i, joined in zip(root.inputs, inner, strict=True))
+    return t.concat(*(p for piece in pieces for p in piece), axis=axis)
+
+
+@MOVEMENT.on(t.pad(x))
+def pad_of_nothing(root: Node, x: Node) -> Node | None:
+    """pad(x) by zero everywhere = x."""
+    return x if not any((*root["before"], *root["after"])) else None
+
+
+@MOVEMENT.on(t.flip(x))
+def flip_of_nothing(root: Node, x: Node) -> Node | None:
+    """flip(x) along no axis, or along axes of size 1, = x."""
+    return x if all(x.shape[a] == 1 for a in root["axes"]) else None
+
+
+@MOVEMENT.on(t.flip(t.flip(x)))
+def flip_of_flip(root: Node, x: Node) -> Node | None:
+    """Twice the other way round is the same way round."""
+    return x if sorted(root["axes"]) == sorted(root.inputs[0]["axes"]) else None
+
+
+@MOVEMENT.on(t.cast(any_of(*(o(t.cast(x)) for o in _MOVES))))
+def cast_of_moved_widening(root: Node, x: Node) -> Node | None:
+    """cast(move(cast(x))) = cast(move(x)) where the inner cast loses nothing."""
+    move = root.inputs[0]
+    if not holds(move.dtype, x.dtype):
+        return None
+    return t.cast(move.with_inputs((x,)), dtype=root.dtype)
+
+
+@MOVEMENT.on(t.reshape(any_of(*(o(x) for o in (t.reduce_sum, t.reduce_max, t.reduce_min)))))
+def reshape_of_reduction(root: Node, x: Node) -> Node | None:
+    """A reshape that puts reduced axes back, or drops them, is the reduction with or without keepdims."""
+    reduction = root.inputs[0]
+    other = not reduction["keepdims"]
+    new = reduction.op(x, axes=reduction["axes"], keepdims=other)
+    return new if equal_shapes(new.shape, root.shape) else None
+
+
+@MOVEMENT.on(t.reshape(t.mul(hole("total", lambda node: node.op is t.reduce_sum), number("c"))))
+def reshape_of_mean(root: Node, total: Node, c: float) -> Node:
+    """reshape(sum(x) * c) = reshape(sum(x)) * c, so that the axis of a mean can be put back."""
+    return t.mul(t.reshape(total, shape=root["shape"]), t.scalar(c, root.dtype))
