@@ -1,0 +1,227 @@
+"""ATen ops that contract: linear, matmul, einsum, attention, convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ir.dims import Dim, equal, product
+from ...ir.node import Node
+from ...ir.ops import model as m
+from ...ir.ops import tensor as t
+from .table import Call, Table, Unsupported, broadcast, cast, operand, reshape, transpose
+
+TABLE = Table()
+
+
+def is_weight(x: Node) -> bool:
+    """Whether a node depends on parameters alone, by moving and casting."""
+    if x.op.name == "parameter":
+        return True
+    return (
+        bool(x.inputs)
+        and (x.op.has("movement") or x.op.name == "cast")
+        and all(map(is_weight, x.inputs))
+    )
+
+
+@TABLE("linear")
+def linear(call: Call, x: Node, w: Node, b: Node | None = None) -> Node:
+    """x @ w^T + b."""
+    if len(w.shape) == 1:
+        return t.reduce_sum(t.mul(x, w), axes=(len(x.shape) - 1,))
+    return m.linear(x, w) if b is None else m.linear(x, w, b)
+
+
+def product_of(x: Node, y: Node) -> Node:
+    """x @ y of matrices; by a weight it is a linear."""
+    if len(y.shape) == 2 and is_weight(y):
+        return m.linear(x, transpose(y, (1, 0)))
+    return t.matmul(x, y)
+
+
+@TABLE("matmul", "mm", "bmm")
+def matmul(call: Call, x: Node, y: Node, **_: Any) -> Node:
+    """torch.matmul: a vector is a row on the left and a column on the right, and leaves no axis."""
+    a = reshape(x, (1, *x.shape)) if len(x.shape) == 1 else x
+    b = reshape(y, (*y.shape, 1)) if len(y.shape) == 1 else y
+    return reshape(product_of(cast(a, call.dtype), cast(b, call.dtype)), call.shape)
+
+
+@TABLE("mv", "dot")
+def mv(call: Call, x: Node, y: Node) -> Node:
+    """A matrix or a vector by a vector."""
+    return matmul(call, x, y)
+
+
+@TABLE("addmm", "baddbmm")
+def addmm(call: Call, c: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Node:
+    """beta c + alpha x @ y."""
+    plain = alpha == 1 and beta == 1
+    if (
+        plain
+        and len(c.shape) == 1
+        and len(y.shape) == 2
+        and is_weight(y)
+        and equal(c.shape[0], y.shape[1])
+    ):
+        return m.linear(x, transpose(y, (1, 0)), c)
+    made = product_of(x, y)
+    made = made if alpha == 1 else t.mul(made, operand(alpha, call.dtype))
+    if beta == 0:
+        return made
+    return t.add(made, c if beta == 1 else t.mul(c, operand(beta, call.dtype)))
+
+
+@TABLE("outer", "ger")
+def outer(call: Call, x: Node, y: Node) -> Node:
+    """Every element of x by every element of y."""
+    column = reshape(cast(x, call.dtype), (*x.shape, 1))
+    return t.mul(column, cast(y, call.dtype))
+
+
+# -- einsum
+
+
+@TABLE("einsum")
+def einsum(call: Call, equation: str, xs: Sequence[Node], **_: Any) -> Node:
+    """Sums of products named by letters, two tensors at a time from the left."""
+    equation = equation.replace(" ", "")
+    if "." in equation:
+        raise Unsupported(f"einsum with an ellipsis: {equation}")
+    left, _, right = equation.partition("->")
+    terms = left.split(",")
+    if "->" not in equation:
+        letters = left.replace(",", "")
+        right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    if any(len(set(term)) != len(term) for term in terms):
+        raise Unsupported(f"einsum along a diagonal: {equation}")
+    letters, result = terms[0], xs[0]
+    for i in range(1, len(terms)):
+        needed = set(right).union(*terms[i + 1 :])
+        letters, result = _contract(letters, result, terms[i], xs[i], needed)
+    summed = tuple(i for i, c in enumerate(letters) if c not in right)
+    result = t.reduce_sum(result, axes=summed) if summed else result
+    letters = "".join(c for c in letters if c in right)
+    return transpose(result, [letters.index(c) for c in right])
+
+
+def _contract(a: str, x: Node, b: str, y: Node, needed: set[str]) -> tuple[str, Node]:
+    """x[a] y[b] summed over the letters that both have and nothing needs, as one batched matmul."""
+    batch = [c for c in a if c in b and c in needed]
+    summed = [c for c in a if c in b and c not in needed]
+    rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
+    size = dict(zip(a, x.shape, strict=True)) | dict(zip(b, y.shape, strict=True))
+
+    def merged(groups: Sequence[Sequence[str]]) -> tuple[Dim, ...]:
+        return tuple(product(size[c] for c in group) for group in groups)
+
+    left = transpose(x, [a.index(c) for c in (*batch, *rows, *summed)])
+    right = transpose(y, [b.index(c) for c in (*batch, *summed, *columns)])
+    lead = tuple(size[c] for c in batch)
+    left = reshape(left, (*lead, *merged((rows, summed))))
+    right = reshape(right, (*lead, *merged((summed, columns))))
+    made = product_of(left, right)
+    letters = (*batch, *rows, *columns)
+    return "".join(letters), reshape(made, tuple(size[c] for c in letters))
+
+
+# -- attention
+
+
+@TABLE("scaled_dot_product_attention")
+def attention(
+    call: Call,
+    q: Node,
+    k: Node,
+    v: Node,
+    mask: Node | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Node:
+    """softmax(scale q k^T + mask) v over [..., H, S, D], brought to four axes."""
+    q4, k4, v4 = (_four_axes(x) for x in (q, k, v))
+    lead = q4.shape[0]
+    k4, v4 = (broadcast(x, (lead, *x.shape[1:])) for x in (k4, v4))
+    causal = is_causal and equal(q.shape[-2], k.shape[-2])
+    extras, more = (), ()
+    if is_causal and not causal:
+        mask = _triangle(q.shape[-2], k.shape[-2])
+    if mask is not None:
+        mask = mask if mask.dtype == "bool" else cast(mask, q.dtype)
+        extras, more = ("mask",), (_mask_axes(mask, q, lead),)
+    factor = float(scale) if scale is not None else float(q.shape[-1]) ** -0.5
+    result = m.attention(q4, k4, v4, *more, scale=factor, causal=causal, extras=extras)
+    return reshape(result, call.shape)
+
+
+def _four_axes(x: Node) -> Node:
+    """[..., H, S, D] as [B, H, S, D]."""
+    if len(x.shape) == 4:
+        return x
+    if len(x.shape) == 2:
+        return reshape(x, (1, 1, *x.shape))
+    return reshape(x, (product(x.shape[:-3]), *x.shape[-3:]))
+
+
+def _mask_axes(mask: Node, q: Node, lead: Dim) -> Node:
+    rank = len(q.shape)
+    shape = (*(1 for _ in range(rank - len(mask.shape))), *mask.shape)
+    if rank <= 4:
+        return reshape(mask, (*(1 for _ in range(4 - rank)), *shape))
+    wide = (*q.shape[:-3], *shape[-3:])
+    return reshape(broadcast(reshape(mask, shape), wide), (lead, *shape[-3:]))
+
+
+def _triangle(queries: Dim, keys: Dim) -> Node:
+    i = reshape(t.iota(size=queries, dtype="i64"), (queries, 1))
+    return t.le(reshape(t.iota(size=keys, dtype="i64"), (1, keys)), i)
+
+
+# -- convolution and experts
+
+
+@TABLE("conv1d", "conv1d.padding")
+def conv1d(
+    call: Call,
+    x: Node,
+    w: Node,
+    b: Node | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Node:
+    """Cross-correlation along the last axis."""
+    if isinstance(padding, str):
+        raise Unsupported(f"conv1d with padding={padding!r}")
+    bias = () if b is None else (b,)
+    one = (v if isinstance(v, int) else v[0] for v in (stride, padding, dilation))
+    steps = dict(zip(("stride", "padding", "dilation"), one, strict=True))
+    return t.conv1d(x, w, *bias, groups=groups, **steps)
+
+
+@TABLE("convolution")
+def convolution(
+    call: Call, x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int,
+) -> Node:  # fmt: skip
+    """A convolution of one axis that is not transposed."""
+    if transposed or len(x.shape) != 3:
+        raise Unsupported(f"a {'transposed ' * transposed}convolution of {len(x.shape) - 2} axes")
+    return conv1d(call, x, w, b, stride, padding, dilation, groups)
+
+
+@TABLE("transformers.grouped_mm_fallback", "_grouped_mm")
+def grouped_mm(call: Call, x: Node, w: Node, ends: Node, *_: Any, **__: Any) -> Node:
+    """Rows sorted by expert, each by its own expert's w[E, K, N]; expert e's rows stop at ends[e]."""
+    if len(x.shape) != 2 or len(w.shape) != 3:
+        raise Unsupported(f"grouped_mm of {x.type} by {w.type}")
+    rows = reshape(t.iota(size=x.shape[0], dtype=ends.dtype), (x.shape[0], 1))
+    past = cast(t.ge(rows, ends), "i64")
+    last = operand(int(w.shape[0]) - 1, "i64")
+    expert = t.minimum(t.reduce_sum(past, axes=(1,)), last)
+    return m.expert_linear(x, transpose(w, (0, 2, 1)), expert)

@@ -1,0 +1,379 @@
+"""Import: an exported program becomes a graph of the IR, op by op, through one table.
+
+Nothing is raised here to norms or rotary or experts: rules do that. Ops without an entry are decomposed by torch where
+torch can; the rest are reported at once, each with the line of model source that called it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
+
+from ..ir.dims import Dim, as_dim, dim
+from ..ir.errors import IRError
+from ..ir.graph import Graph
+from ..ir.node import Node, input_, parameter, walk
+from ..ir.ops import tensor as t
+from ..ir.types import TensorType
+from .aten import contraction, elementwise, index, movement, reduction
+from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
+from .capture import Captured
+from .checkpoint import OverlaidWeights, Weights
+from .errors import CompileError
+from .sources import origin
+
+TABLE: Mapping[str, Builder] = {
+    **elementwise.TABLE,
+    **movement.TABLE,
+    **reduction.TABLE,
+    **index.TABLE,
+    **contraction.TABLE,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """The graph, its weights by parameter name, and the tree that rebuilds the module's own result (None for logits)."""
+
+    graph: Graph
+    weights: Weights
+    tree: Any = None
+
+
+def import_captured(captured: Captured) -> Imported:
+    """The graph of a captured program: parameters named as in the state dict, dims named, origins for every node."""
+    program = decomposed(captured.program)
+    importer = _Importer(program, captured)
+    outputs, names = importer.run()
+    graph = Graph(
+        name=captured.name,
+        inputs=importer.inputs(),
+        outputs=outputs,
+        output_names=names,
+        bounds=_bounds_in_use(captured, (*outputs, *importer.inputs())),
+        origins={n: tuple(places) for n, places in importer.origins.items()},
+    )
+    return Imported(graph, OverlaidWeights(captured.weights, importer.constants), captured.tree)
+
+
+def _bounds_in_use(captured: Captured, roots: tuple[Node, ...]) -> dict[str, tuple[int, int]]:
+    return dict(captured.bounds)
+
+
+# -- ops that torch decomposes
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program with ops that have no entry taken apart by torch, as far as it can."""
+    known = torch.export.default_decompositions()
+    for _ in range(4):
+        missing = {n.target for n in _needed(program) if _builder(n) is None}
+        chosen = {op: known[op] for op in missing if op in known}
+        if not chosen:
+            return program
+        program = program.run_decompositions(chosen)
+    return program
+
+
+def _needed(program: ExportedProgram) -> list[FxNode]:
+    """The calls that the results need, in order: assertions and what only they read are left out."""
+    reached: set[FxNode] = set()
+    stack = [n for n in _results(program).values() if isinstance(n, FxNode)]
+    while stack:
+        node = stack.pop()
+        if node not in reached:
+            reached.add(node)
+            stack.extend([] if _is_size(node) else node.all_input_nodes)
+    return [n for n in program.graph.nodes if n in reached and n.op == "call_function"]
+
+
+def _results(program: ExportedProgram) -> dict[str, Any]:
+    """The user's outputs by name: nodes, or constants that the module returns. Buffers that it updates are no results."""
+    (output,) = (n for n in program.graph.nodes if n.op == "output")
+    specs = program.graph_signature.output_specs
+    wanted: dict[str, Any] = {}
+    for value, spec in zip(output.args[0], specs, strict=True):
+        if spec.kind == OutputKind.USER_OUTPUT:
+            name = value.name if isinstance(value, FxNode) else f"constant{len(wanted)}"
+            wanted[name if name not in wanted else f"{name}_{len(wanted)}"] = value
+    return wanted
+
+
+def _is_size(node: FxNode) -> bool:
+    return isinstance(
+        node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+    )
+
+
+def _builder(node: FxNode) -> Builder | None:
+    """The builder of a call: by overload first, then by name."""
+    if node.target is operator.getitem or _is_size(node):
+        return _passed_over
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    space, _, name = node.target._schema.name.partition("::")
+    prefix = "" if space == "aten" else f"{space}."
+    overload = node.target._overloadname
+    return TABLE.get(f"{prefix}{name}.{overload}") or TABLE.get(prefix + name)
+
+
+def _passed_over(*_: Any, **__: Any) -> Any:
+    raise AssertionError("sizes and items are taken from the trace")
+
+
+# -- the importer
+
+
+@dataclass
+class _Importer:
+    program: ExportedProgram
+    captured: Captured
+    values: dict[FxNode, Any] = field(default_factory=dict)
+    origins: dict[Node, list[str]] = field(default_factory=dict)
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    placeholders: dict[str, Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = {sympy.Symbol(s, integer=True): n for s, n in self.captured.dims.items()}
+        self.names = {str(s): dim(n) for s, n in names.items()}
+
+    def run(self) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+        """The nodes of the results and their names."""
+        needed = _needed(self.program)
+        self._refuse_unknown(needed)
+        self._read_placeholders()
+        problems: list[str] = []
+        for node in needed:
+            if not self._is_ready(node):
+                continue
+            try:
+                self._import(node)
+            except (Unsupported, IRError, _Open) as error:
+                problems.append(f"  {node.target}, {self._where(node)}: {error}")
+        if problems:
+            raise CompileError("ops that cannot be imported:\n" + "\n".join(problems))
+        return self._outputs()
+
+    def inputs(self) -> tuple[Node, ...]:
+        """The graph's inputs, in the order of the module's arguments."""
+        return tuple(self.placeholders.values())
+
+    def _refuse_unknown(self, needed: Iterable[FxNode]) -> None:
+        unknown: dict[str, list[str]] = {}
+        for node in needed:
+            if _builder(node) is None:
+                unknown.setdefault(str(node.target), []).append(self._where(node))
+        if unknown:
+            lines = [
+                f"  {op}: {', '.join(dict.fromkeys(places))}" for op, places in unknown.items()
+            ]
+            raise CompileError(
+                f"{len(unknown)} ops are unknown to the importer:\n" + "\n".join(lines)
+            )
+
+    def _where(self, node: FxNode) -> str:
+        return origin(node.meta, self.captured.prefix)
+
+    # placeholders
+
+    def _read_placeholders(self) -> None:
+        specs = {
+            s.arg.name: s
+            for s in self.program.graph_signature.input_specs
+            if hasattr(s.arg, "name")
+        }
+        users = iter(self.captured.input_names)
+        for node in self.program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            spec = specs.get(node.name)
+            if spec is None or spec.kind == InputKind.USER_INPUT:
+                self._read_input(node, next(users, node.name))
+            elif node.users:
+                self.values[node] = self._read_weight(node, spec)
+
+    def _read_input(self, node: FxNode, name: str) -> None:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            self.values[node] = value
+            return
+        made = input_(name=name, type=self._type(value))
+        self.placeholders[name] = made
+        self.values[node] = made
+
+    def _read_weight(self, node: FxNode, spec: Any) -> Any:
+        """A parameter, by its name in the module's state dict; a buffer or constant lies in the program."""
+        name = spec.target.removeprefix(self.captured.prefix)
+        held = self._held(spec)
+        if held is not None:
+            self.constants[name] = held
+        value = node.meta["val"]
+        kind = self._type(value)
+        if not value.is_complex():
+            return parameter(name=name, type=kind)
+        pairs = parameter(name=name, type=TensorType(kind.dtype, (*kind.shape, 2)))
+        last = len(kind.shape)
+        ends = (t.slice_(pairs, axis=last, start=i, stop=i + 1) for i in (0, 1))
+        return Complex(*(t.reshape(part, shape=kind.shape) for part in ends))
+
+    def _held(self, spec: Any) -> torch.Tensor | None:
+        """The value of a constant, or of a buffer that no file holds."""
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        if spec.kind == InputKind.PARAMETER:
+            return None
+        state, constants = self.program.state_dict, self.program.constants
+        value = constants.get(spec.target, state.get(spec.target))
+        stored = spec.target.removeprefix(self.captured.prefix) in self.captured.weights
+        if stored or value is None or isinstance(value, FakeTensor):
+            return None
+        return value.detach()
+
+    # calls
+
+    def _is_ready(self, node: FxNode) -> bool:
+        """Whether every input was imported: what follows a problem is no problem of its own."""
+        return _is_size(node) or all(i in self.values or _is_size(i) for i in node.all_input_nodes)
+
+    def _import(self, node: FxNode) -> None:
+        if _is_size(node):
+            return
+        if node.target is operator.getitem:
+            source, at = node.args
+            self.values[node] = self.values[source][at]
+            return
+        builder = _builder(node)
+        assert builder is not None, node.target
+        args = tuple(self._resolve(a) for a in node.args)
+        kwargs = {k: self._resolve(v) for k, v in node.kwargs.items()}
+        traced = tuple(a.meta["val"] if isinstance(a, FxNode) else a for a in node.args)
+        result = builder(Call(node.meta["val"], traced, self.to_dim), *args, **kwargs)
+        self._check(node, result)
+        self.values[node] = result
+        self._note(result, node)
+
+    def _resolve(self, argument: Any) -> Any:
+        """An argument as builders take it: nodes for tensors, dims for sizes, the rest as it is."""
+        if isinstance(argument, FxNode):
+            value = argument.meta.get("val")
+            if argument in self.values:
+                return self.values[argument]
+            return self.to_dim(value)
+        if isinstance(argument, (list, tuple)):
+            return [self._resolve(a) for a in argument]
+        return argument
+
+    def to_dim(self, value: Any) -> Any:
+        """A traced size in our dims; numbers as they are."""
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
+            return _translated(value.node.expr, self.names)
+        return _translated(value, self.names) if isinstance(value, sympy.Expr) else value
+
+    def _type(self, value: torch.Tensor) -> TensorType:
+        return TensorType(DTYPES[value.dtype], tuple(self.to_dim(d) for d in value.shape))
+
+    def _check(self, node: FxNode, result: Any) -> None:
+        """The type that came out must be the one that torch traced."""
+        results, traced = _flat(result), _flat(node.meta["val"])
+        for made, value in zip(results, traced, strict=False):
+            if not isinstance(made, Node) or not isinstance(value, torch.Tensor):
+                continue
+            wanted = self._type(value)
+            if (
+                made.dtype != wanted.dtype
+                or str(made.type) != str(wanted)
+                and not _same(made, wanted)
+            ):
+                raise IRError(f"imported as {made.type}, traced as {wanted}")
+
+    def _note(self, result: Any, node: FxNode) -> None:
+        """Write down where new nodes came from."""
+        place = self._where(node)
+        roots = tuple(
+            n for part in _flat(result) for n in (part if isinstance(part, Complex) else (part,))
+        )
+        stack = [n for n in roots if isinstance(n, Node)]
+        while stack:
+            made = stack.pop()
+            if made in self.origins or made.op.name in ("input", "parameter"):
+                continue
+            self.origins[made] = [place]
+            stack.extend(made.inputs)
+
+    # results
+
+    def _outputs(self) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+        nodes, names = [], []
+        for name, value in _results(self.program).items():
+            made = self.values.get(value) if isinstance(value, FxNode) else None
+            if isinstance(made, Complex):
+                raise CompileError(f"result {name} is complex; a real one was wanted")
+            if not isinstance(made, Node):
+                raise CompileError(f"result {name} is {value!r}; a tensor was wanted")
+            nodes.append(made)
+            names.append("logits" if self.captured.is_language_model else name)
+        return tuple(nodes), tuple(names)
+
+
+class _Open(Exception):
+    """A size that only the data decides."""
+
+
+def _translated(expr: Any, names: Mapping[str, sympy.Symbol]) -> Dim:
+    """torch's symbolic size in our dims: its symbols renamed, its own functions as sympy's."""
+    if isinstance(expr, (int, float)):
+        return expr  # type: ignore[return-value]
+    if expr.is_Integer:
+        return int(expr)
+    if expr.is_Symbol:
+        if str(expr) not in names:
+            raise _Open(f"a size depends on the data ({expr})")
+        return names[str(expr)]
+    parts = [_translated(a, names) for a in expr.args]
+    made = _FUNCTIONS.get(type(expr).__name__, expr.func)(*(sympy.sympify(p) for p in parts))
+    return float(made) if made.is_Float else as_dim(made)  # type: ignore[return-value]
+
+
+def _floor_division(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    return sympy.floor(a / b)
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "FloorDiv": _floor_division,
+    "CleanDiv": _floor_division,
+    "PythonMod": sympy.Mod,
+    "Mod": sympy.Mod,
+    "ModularIndexing": lambda a, b, c: sympy.Mod(sympy.floor(a / b), c),
+    "ToFloat": lambda a: a,
+    "TruncToInt": lambda a: a,
+    "IntTrueDiv": lambda a, b: a / b,
+    "FloatTrueDiv": lambda a, b: a / b,
+    "PowByNatural": sympy.Pow,
+    "Max": sympy.Max,
+    "Min": sympy.Min,
+}
+
+
+def _same(made: Node, wanted: TensorType) -> bool:
+    from ..ir.dims import equal_shapes
+
+    return equal_shapes(made.shape, wanted.shape)
+
+
+def _flat(value: Any) -> Sequence[Any]:
+    if isinstance(value, Complex):
+        return (value,)
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def parameters_in(graph: Graph) -> tuple[str, ...]:
+    """The names of the parameters that a graph reads."""
+    return tuple(n["name"] for n in walk(graph.outputs) if n.op.name == "parameter")
