@@ -11,6 +11,8 @@ from .errors import RequestError
 from .tensors import Array
 
 _MAX_SEED = (1 << 63) - 1
+_BLOCK = 1024  # tokens whose weights are added up at a time; up to so many in double precision
+_GROUP = 64  # logits whose maximum stands for them while the greatest are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,30 +127,74 @@ class Sampler:
         return self._draw(logits)
 
     def _draw(self, logits: Array) -> int:
-        params = self.params
-        tokens, scores = _greatest(logits, params.top_k, params.top_p)
-        # Double precision, shifted first: a small temperature must not overflow.
-        weights = np.exp((scores.astype(np.float64) - float(scores.max())) / params.temperature)
+        params, best = self.params, float(logits.max())
+        tokens = None
         if params.min_p > 0.0:
-            weights[weights < params.min_p] = 0.0
-        if params.top_p < 1.0:
-            tokens, weights = _nucleus(tokens, weights, params.top_p)
-        ladder = np.cumsum(weights)
-        step = np.searchsorted(ladder, self._generator.random() * ladder[-1], side="right")
-        return int(tokens[min(int(step), len(tokens) - 1)])
+            tokens = np.flatnonzero(logits >= best + params.temperature * np.log(params.min_p))
+        if params.top_k > 0:
+            tokens = greatest(logits, params.top_k, tokens)
+        if tokens is None and params.top_p < 1.0:
+            tokens, weights = nucleus(logits, best, params.temperature, params.top_p)
+        elif tokens is not None:
+            weights = _weights(logits[tokens], best, params.temperature)
+            if params.top_p < 1.0:
+                kept = _most_likely(weights, params.top_p * float(weights.sum()))
+                tokens, weights = tokens[kept], weights[kept]
+        else:
+            return self._draw_of_all(_weights(logits, best, params.temperature))
+        return int(tokens[_pick(weights, self._generator.random())])
+
+    def _draw_of_all(self, weights: Array) -> int:
+        """Choose among the whole vocabulary: a block of it first, then a token of the block."""
+        starts = np.arange(0, weights.shape[0], _BLOCK)
+        sums = np.add.reduceat(weights, starts)
+        start = int(starts[_pick(sums, self._generator.random())])
+        return start + _pick(weights[start : start + _BLOCK], self._generator.random())
 
 
-def _greatest(logits: Array, top_k: int, top_p: float) -> tuple[Array, Array]:
-    """The candidates and their logits: the `top_k` greatest, in the order of their ids."""
-    if not 0 < top_k < logits.shape[0]:
-        return np.arange(logits.shape[0]), logits
-    tokens = np.sort(np.argpartition(logits, -top_k)[-top_k:])
-    return tokens, logits[tokens]
+def greatest(logits: Array, count: int, among: Array | None = None) -> Array:
+    """The ids of the `count` greatest logits, in the order of ids; of equal ones the first.
+
+    Without sorting: the count-th greatest of many groups' maxima bounds what can be among them.
+    """
+    values = logits if among is None else logits[among]
+    if count >= values.shape[0]:
+        return np.arange(values.shape[0]) if among is None else among
+    groups = np.maximum.reduceat(values, np.arange(0, values.shape[0], _GROUP))
+    bound = -np.inf if count > groups.shape[0] else np.partition(groups, -count)[-count]
+    likely = np.flatnonzero(values >= bound)
+    kept = likely[np.sort(np.argsort(-values[likely], kind="stable")[:count])]
+    return kept if among is None else among[kept]
 
 
-def _nucleus(tokens: Array, weights: Array, top_p: float) -> tuple[Array, Array]:
-    """The fewest most likely tokens whose share reaches `top_p`."""
+def nucleus(logits: Array, best: float, temperature: float, top_p: float) -> tuple[Array, Array]:
+    """The fewest most likely tokens whose share of all reaches `top_p`, and their weights."""
+    wanted = top_p * float(_weights(logits, best, temperature).sum(dtype=np.float64))
+    count = _GROUP
+    while True:
+        tokens = greatest(logits, count)
+        weights = _weights(logits[tokens], best, temperature)
+        if float(weights.sum(dtype=np.float64)) >= wanted or len(tokens) == logits.shape[0]:
+            kept = _most_likely(weights, wanted)
+            return tokens[kept], weights[kept]
+        count *= 16
+
+
+def _weights(logits: Array, best: float, temperature: float) -> Array:
+    # Shifted first, so that a small temperature cannot overflow; double only where few are left.
+    precise = logits.astype(np.float64 if logits.shape[0] <= _BLOCK else np.float32)
+    return np.exp((precise - best) / temperature)
+
+
+def _most_likely(weights: Array, wanted: float) -> Array:
+    """The places of the fewest greatest weights whose sum reaches `wanted`."""
     order = np.argsort(-weights, kind="stable")
-    shares = np.cumsum(weights[order])
-    kept = order[: int(np.searchsorted(shares, top_p * shares[-1])) + 1]
-    return tokens[kept], weights[kept]
+    sums = np.cumsum(weights[order], dtype=np.float64)
+    return order[: int(np.searchsorted(sums, wanted)) + 1]
+
+
+def _pick(weights: Array, share: float) -> int:
+    """The place at `share` (0 to 1) of the weights laid end to end; never one without weight."""
+    ladder = np.cumsum(weights, dtype=np.float64)
+    place = int(np.searchsorted(ladder, share * ladder[-1], side="right"))
+    return place if place < ladder.shape[0] else int(np.flatnonzero(weights)[-1])

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 from ferrule.runtime.errors import RequestError
-from ferrule.runtime.sampling import Sampler, SamplingParams
+from ferrule.runtime.sampling import Sampler, SamplingParams, greatest, nucleus
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 DRAWS = 4000
 
@@ -44,6 +46,41 @@ def test_top_p_keeps_the_fewest_that_reach_it():
     assert set(draw(logits, top_p=0.9)) == {1, 2, 3}
     np.testing.assert_allclose(shares(draw(logits, top_p=0.7), 4)[1], 0.5 / 0.8, atol=0.04)
     assert set(draw(np.log([0.4, 0.4, 0.2]), top_k=2, top_p=0.99)) == {0, 1}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 400), st.integers(0, 2**32), st.booleans())
+def test_the_greatest_are_those_of_a_full_sort(size, count, seed, repeated):
+    generator = np.random.default_rng(seed)
+    logits = generator.standard_normal(size).astype(np.float32)
+    if repeated:
+        logits = logits.round()
+    wanted = np.sort(np.argsort(-logits, kind="stable")[:count])
+    np.testing.assert_array_equal(greatest(logits, count), wanted)
+    among = np.flatnonzero(generator.random(size) < 0.7)
+    order = np.sort(np.argsort(-logits[among], kind="stable")[:count])
+    np.testing.assert_array_equal(greatest(logits, count, among), among[order])
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 0.999])
+def test_the_nucleus_is_that_of_a_full_sort(spread, top_p):
+    logits = (np.random.default_rng().standard_normal(5003) * spread).astype(np.float32)
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    order = np.argsort(-shares, kind="stable")
+    wanted = int(np.searchsorted(np.cumsum(shares[order]), top_p * shares.sum())) + 1
+    tokens, weights = nucleus(logits, float(logits.max()), 1.0, top_p)
+    assert abs(len(tokens) - wanted) <= 1 + wanted // 1000
+    np.testing.assert_allclose(weights, shares[tokens], rtol=1e-5)
+    assert set(tokens) <= set(order[: wanted + 2 + wanted // 1000].tolist())
+
+
+def test_large_vocabularies_are_drawn_from_as_a_whole():
+    logits = np.full(40_001, -np.inf, np.float32)
+    places = [0, 1023, 1024, 20_000, 40_000]
+    logits[places] = np.log([1, 2, 3, 2, 2])
+    found = shares(draw(logits), 40_001)[places]
+    np.testing.assert_allclose(found, np.array([1, 2, 3, 2, 2]) / 10, atol=0.04)
 
 
 def test_min_p_drops_what_is_far_below_the_best():
