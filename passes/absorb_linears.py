@@ -1,7 +1,9 @@
-"""Attention over what keys and values are made from: q against W c is W^T q against c, and sum p (W c) is W (sum p c).
+"""Attention over what keys and values are made from: q against W c is W^T q against c, and sum p (W
+c) is W (sum p c).
 
-A value y = F(c W^T) with F movement has the weights F(W^T): the movement is applied to the weight, with its K columns in
-the tokens' place. That part depends on parameters alone and is evaluated when the model is compiled.
+A value y = F(c W^T) with F movement has the weights F(W^T): the movement is applied to the weight,
+with its K columns in the tokens' place. That part depends on parameters alone and is evaluated when
+the model is compiled.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def moved_bias(value: Node, source: LinearMap, trace: Trace) -> Node | None:
 
 
 class _Movement:
-    """The movement from `at` to a value, applied to put[K, N] with K in the tokens' place; zeros stand for other sources."""
+    """The movement from `at` to a value, applied to put[K, N] with K in the tokens' place; zeros
+    stand for other sources.
+    """
 
     def __init__(self, at: Node, put: Node, trace: Trace) -> None:
         self.at, self.put, self.sources = at, put, trace.sources
@@ -57,7 +61,9 @@ class _Movement:
         return node.op.build(tuple(new or self._other(old) for new, old in pairs), attributes)
 
     def _other(self, node: Node) -> Node:
-        """What stands for an input that the linear map does not reach: an index as it is, a token's value as zeros."""
+        """What stands for an input that the linear map does not reach: an index as it is, a token's
+        value as zeros.
+        """
         if not any(names_in(d) for d in node.shape):
             return node
         return tensor.broadcast(tensor.scalar(0.0, node.dtype), shape=self._sized(node.shape))
@@ -77,7 +83,9 @@ def _spread(put: Node, shape: tuple[Dim, ...]) -> Node:
 
 
 def by_heads(x: Node, weights: Node) -> Node:
-    """y[t, h, :] = weights[h G / H]^T @ x[t, h, :] for x[T, H, D] and weights[G, D, K]; result [T, H, K]."""
+    """y[t, h, :] = weights[h G / H]^T @ x[t, h, :] for x[T, H, D] and weights[G, D, K]; result [T,
+    H, K].
+    """
     tokens, heads, _ = x.shape
     groups, inner, outer = weights.shape
     assert isinstance(heads, int) and isinstance(groups, int), f"{x.type} by {weights.type}"

@@ -1,8 +1,10 @@
-"""Anchored groups: an op with a template of its own, and the elementwise ops behind it that the template takes in.
+"""Anchored groups: an op with a template of its own, and the elementwise ops behind it that the
+template takes in.
 
-Order keeps the groups free of cycles. The key of a value is the greatest (depth, place) of the anchors that it depends on, where
-depth counts anchors on the longest way to it. An op joins a group behind the group's own value only if its other operands
-come from anchors of smaller key; so whatever a group reads has a smaller key than the group, and no group reads itself.
+Order keeps the groups free of cycles. The key of a value is the greatest (depth, place) of the
+anchors that it depends on, where depth counts anchors on the longest way to it. An op joins a group
+behind the group's own value only if its other operands come from anchors of smaller key; so
+whatever a group reads has a smaller key than the group, and no group reads itself.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ GIVEN = frozenset({"input", "parameter"})
 
 @dataclass(frozen=True)
 class AnchorGroup:
-    """An anchor, what follows it in the same kernel (in topological order), and the one value that leaves."""
+    """An anchor, what follows it in the same kernel (in topological order), and the one value that
+    leaves.
+    """
 
     template: str
     anchor: Node
@@ -91,7 +95,9 @@ class Anchors:
         return all(i in inside or self._is_earlier(i, self.key[anchor]) for i in node.inputs)
 
     def _has_shape(self, anchor: Node, node: Node) -> bool:
-        """Elementwise on the rows of the anchor's result, or a part of its columns (a gate beside what it gates)."""
+        """Elementwise on the rows of the anchor's result, or a part of its columns (a gate beside
+        what it gates).
+        """
         if not isinstance(anchor.type, TensorType) or not isinstance(node.type, TensorType):
             return False
         rows, columns = anchor.shape[:-1], anchor.shape[-1:]
@@ -127,7 +133,9 @@ class Anchors:
 
 
 def _is_even_part(node: Node, anchor: Node) -> bool:
-    """Whether the columns are a whole fraction of the anchor's, so that they come from slices of it."""
+    """Whether the columns are a whole fraction of the anchor's, so that they come from slices of
+    it.
+    """
     a, b = anchor.shape[-1], node.shape[-1]
     return isinstance(a, int) and isinstance(b, int) and b > 1 and a % b == 0
 

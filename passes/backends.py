@@ -1,4 +1,4 @@
-"""What passes ask of a backend: plain values that code generation states and the compiler hands on."""
+"""What passes ask of a backend: plain values that code generation states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ ROWS = "rows"
 
 
 class Layout(Protocol):
-    """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)], filled with zeros."""
+    """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)],
+    filled with zeros.
+    """
 
     @property
     def columns(self) -> int:
@@ -35,7 +37,7 @@ class Layout(Protocol):
 
 
 class Template(Protocol):
-    """A kind of kernel: the ops it is built around, and the ops it takes in before and behind them."""
+    """A kind of kernel: the ops it is built around, and what it takes in before and behind them."""
 
     @property
     def anchors(self) -> frozenset[str]:

@@ -5,8 +5,9 @@
     b  64 B         |---------|           at 128
     c 128 B              |--------->      at 0, where a was
 
-Greedy by size, best fit: the largest buffer first, each in the smallest gap between those that live at the same time
-(Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020).
+Greedy by size, best fit: the largest buffer first, each in the smallest gap between those that live
+at the same time (Pisarchyk and Lee, "Efficient memory management for deep neural net inference",
+2020).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Buffer:
 
     @property
     def aligned(self) -> int:
-        """The size rounded up to whole lines; an empty buffer has a line, so that its place is its own."""
+        """The size rounded up to whole lines; an empty buffer has a line, so that its place is its
+        own.
+        """
         return max(1, -(-self.size // ALIGNMENT)) * ALIGNMENT
 
     def meets(self, other: Buffer) -> bool:

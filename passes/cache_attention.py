@@ -1,8 +1,10 @@
-"""KV cache: what each attention caches is the cheapest cut, in bytes a token, behind its keys and values.
+"""KV cache: what each attention caches is the cheapest cut, in bytes a token, behind its keys and
+values.
 
-Cut and entry are found apart from each other: `cut_region` says which values to cache, `cache_entries` how they lie in an
-entry and how attention reads them. Linear maps are absorbed where that pays: where it divides the bytes of a token by more
-than it multiplies the arithmetic that each cached token costs.
+Cut and entry are found apart from each other: `cut_region` says which values to cache,
+`cache_entries` how they lie in an entry and how attention reads them. Linear maps are absorbed
+where that pays: where it divides the bytes of a token by more than it multiplies the arithmetic
+that each cached token costs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from ..ir.node import Node, input_
 from ..ir.ops import serving
 from ..ir.types import CacheType, TensorType
 from ..ir.verify import quote
-from .cache_entries import Entries, best_entries
+from .cache_entries import best_entries
 
 _OURS = frozenset({"causal", "window", "chunk", "softcap", "scale", "extras"})
 
@@ -26,8 +28,9 @@ _OURS = frozenset({"causal", "window", "chunk", "softcap", "scale", "extras"})
 class CacheAttention:
     """Turn every ragged_attention into a paged_attention over caches, and append to these first.
 
-    The graph gains inputs (context_length i32[N], block_table i32[N, M], slots i32[T], the caches) and gives the caches back
-    as further outputs. `block` is slots a block; `max_context` bounds the tokens of a sequence.
+    The graph gains inputs (context_length i32[N], block_table i32[N, M], slots i32[T], the caches)
+    and gives the caches back as further outputs. `block` is slots a block; `max_context` bounds the
+    tokens of a sequence.
     """
 
     name: ClassVar[str] = "cache-attention"
@@ -35,7 +38,9 @@ class CacheAttention:
     max_context: int = 4096
 
     def run(self, graph: Graph) -> Graph:
-        """The graph in paged form; attentions whose keys and values are the same values share their caches."""
+        """The graph in paged form; attentions whose keys and values are the same values share their
+        caches.
+        """
         attentions = [n for n in graph.nodes() if n.op is serving.ragged_attention]
         if not attentions:
             return graph
@@ -79,9 +84,8 @@ class _Paging:
     def paged(self, attention: Node) -> Node:
         """What replaces a ragged attention."""
         if not attention["causal"]:
-            raise IRError(
-                f"attention to later tokens has no cache: causal = false\n{quote(self.graph, attention)}"
-            )
+            where = quote(self.graph, attention)
+            raise IRError(f"attention to later tokens has no cache: causal = false\n{where}")
         entries = best_entries(attention, str(self.slots.shape[0]))
         k_cache, v_cache = self.cache(entries.key), self.cache(entries.value)
         plain = {k: v for k, v in attention.attributes.items() if k in _OURS}

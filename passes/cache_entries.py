@@ -1,11 +1,13 @@
-"""How cut values lie in a cache's entries: one row for each group of heads that read the same keys and values.
+"""How cut values lie in a cache's entries: one row for each group of heads that read the same keys
+and values.
 
-Rows are compared by their elements (trace_elements), so a head repeated by a broadcast, an index or a join counts once, whatever
-ops did it. The values in k's row may serve v too (latent attention).
+Rows are compared by their elements (trace_elements), so a head repeated by a broadcast, an index or
+a join counts once, whatever ops did it. The values in k's row may serve v too (latent attention).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,8 +26,9 @@ from .trace_elements import Ids, LinearMap, Trace, row_size
 class Entries:
     """What an attention caches and how it reads it.
 
-    `key` and `value` are the nodes [T, G, ...] to append (the same node for one cache); `query` is compared with the key
-    entries; `result` makes the attention's result from the paged one's. `cost` is multiplications a cached token.
+    `key` and `value` are the nodes [T, G, ...] to append (the same node for one cache); `query` is
+    compared with the key entries; `result` makes the attention's result from the paged one's.
+    `cost` is multiplications a cached token.
     """
 
     key: Node
@@ -44,7 +47,9 @@ class Entries:
 
 
 def best_entries(attention: Node, tokens: str) -> Entries:
-    """The entries for a ragged attention: with linear maps absorbed where bytes shrink by more than arithmetic grows."""
+    """The entries for a ragged attention: with linear maps absorbed where bytes shrink by more than
+    arithmetic grows.
+    """
     plain = _Reading(attention, tokens, with_linears=False).entries()
     assert plain is not None, attention
     absorbed = _Reading(attention, tokens, with_linears=True).entries()
@@ -55,10 +60,11 @@ def best_entries(attention: Node, tokens: str) -> Entries:
 
 @dataclass(frozen=True)
 class Part:
-    """A run [start, stop) of the last axis of a key or value: elements as they are, or results of one linear map.
+    """A run [start, stop) of the last axis of a key or value: elements as they are, or results of
+    one linear map.
 
-    `rows` is [G', size]: what is cached for each head, elements of the run or of the map's input. `fits` is false where heads
-    take the run from several vectors, so that no one row stands for it.
+    `rows` is [G', size]: what is cached for each head, elements of the run or of the map's input.
+    `fits` is false where heads take the run from several vectors, so that no one row stands for it.
     """
 
     start: int
@@ -70,7 +76,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which of `groups` heads of keys are the same: each run of groups / distinct of them, or (tiled) every distinct-th."""
+    """Which of `groups` heads of keys are the same: each run of groups / distinct of them, or
+    (tiled) every distinct-th.
+    """
 
     groups: int
     distinct: int
@@ -165,7 +173,7 @@ class _Reading:
         if (kind != kind[:1]).any():
             return None
         edges = [0, *(np.flatnonzero(np.diff(kind[0])) + 1).tolist(), ids.shape[1]]
-        runs = zip(edges, edges[1:], strict=False)
+        runs = itertools.pairwise(edges)
         return tuple(
             self._part(ids[:, a:b], a, b, linears[kind[0, a]] if kind[0, a] >= 0 else None)
             for a, b in runs
@@ -183,11 +191,14 @@ class _Reading:
         return Part(start, stop, rows, source, fits=bool((vector == vector[:, :1]).all()))
 
     def _absorbs(self, k: tuple[Part, ...], v: tuple[Part, ...]) -> bool:
-        """Whether attention can take the maps: one for the whole of v; biases where they drop out of the softmax."""
+        """Whether attention can take the maps: one for the whole of v; biases where they drop out
+        of the softmax.
+        """
         if len(v) != 1 or not all(p.fits for p in (*k, *v)):
             return False
         if any(p.source and p.source.bias for p in k) and (self.softcap or self.has_sinks):
-            return False  # q b, the same for all keys, changes a capped score or its standing against a sink
+            # q b is the same for all keys, but changes a capped score, or its place beside a sink
+            return False
         return not (
             v[0].source and v[0].source.bias and self.has_sinks
         )  # the weights then sum to less than 1
@@ -238,7 +249,9 @@ def _place_in(key: Ids, value: Ids) -> int | None:
 
 
 def _as_heads(node: Node, shape: tuple[int, ...]) -> Node:
-    """The node as [T, G, D], from the value that it is a reshape of, so that layers that share a value agree on it."""
+    """The node as [T, G, D], from the value that it is a reshape of, so that layers that share a
+    value agree on it.
+    """
     while node.op is tensor.reshape and equal(node.inputs[0].shape[0], node.shape[0]):
         node = node.inputs[0]
     wanted = (node.shape[0], *shape)

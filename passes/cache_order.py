@@ -1,4 +1,6 @@
-"""Caches in place: a proof, call by call, that every cache value is read before it is appended to, and appended to once."""
+"""Caches in place: a proof, call by call, that every cache value is read before it is appended to,
+and appended to once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class CacheOrder:
         self.writer: dict[str, Node] = {}
 
     def call(self, kernel: Node) -> None:
-        """Account for one kernel; raises IRError where it reads or appends to a value that is no longer there."""
+        """Account for one kernel; raises IRError where it reads or appends to a value that is no
+        longer there.
+        """
         given = [i for i in kernel.inputs if isinstance(i.type, CacheType)]
         for value in given:
             self._check(kernel, value)
@@ -30,7 +34,7 @@ class CacheOrder:
             self.writer[name] = kernel
 
     def end(self) -> None:
-        """Check that the graph gives every appended cache back, and no value of one that was lost."""
+        """Check that the graph gives every appended cache back, and no value that was lost."""
         given = [o for o in self.graph.outputs if isinstance(o.type, CacheType)]
         for value in given:
             self._check(None, value)
@@ -46,7 +50,7 @@ class CacheOrder:
             return
         where = quote(self.graph, reader) if reader else "  as an output of the graph"
         raise IRError(
-            f"{name} is appended to in place, and an older value of it is used afterwards\n{where}\n"
+            f"{name} is appended to in place, and an older value is used afterwards\n{where}\n"
             f"appended to by\n{quote(self.graph, self.writer[name])}"
         )
 

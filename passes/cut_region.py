@@ -1,8 +1,9 @@
-"""What to cache, as a minimum cut: the fewest bytes a token that separate the model from an attention's keys and values.
+"""What to cache, as a minimum cut: the fewest bytes a token that separate the model from an
+attention's keys and values.
 
-The region behind k and v that can be redone at no real cost is movement, and linear maps by constant weights where the caller
-allows them. Its nodes carry their bytes a token as capacities; where it ends, capacities are infinite no more than elsewhere: the
-end itself may be what is cached.
+The region behind k and v that can be redone at no real cost is movement, and linear maps by
+constant weights where the caller allows them. Its nodes carry their bytes a token as capacities;
+where it ends, capacities are infinite no more than elsewhere: the end itself may be what is cached.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from ..ir.dims import exact_quotient, product
 from ..ir.dims import dim as named_dim
+from ..ir.dims import exact_quotient, product
 from ..ir.node import Node, walk
 from ..ir.ops import model, tensor
 from ..ir.types import BITS
@@ -24,7 +25,9 @@ _VIEWS = frozenset({"reshape", "transpose", "broadcast", "slice", "concat", "fli
 
 @dataclass(frozen=True)
 class Region:
-    """The redoable nodes behind some values, and where they end (both in topological order), given the token dim."""
+    """The redoable nodes behind some values, and where they end (both in topological order), given
+    the token dim.
+    """
 
     inner: tuple[Node, ...]
     ends: tuple[Node, ...]
@@ -32,7 +35,9 @@ class Region:
 
 
 def region_behind(roots: tuple[Node, ...], tokens: str, *, with_linears: bool) -> Region:
-    """The region behind the roots: movement, and with with_linears linear maps of what is no such map itself."""
+    """The region behind the roots: movement, and with with_linears linear maps of what is no such
+    map itself.
+    """
     linears = _absorbable(roots, tokens) if with_linears else {}
     inner, ends = _spread(roots, tokens, linears)
     return Region(inner, ends, {n: m for n, m in linears.items() if n in inner})
@@ -48,7 +53,9 @@ def _absorbable(roots: tuple[Node, ...], tokens: str) -> dict[Node, LinearMap]:
 def _spread(
     roots: tuple[Node, ...], tokens: str, linears: Mapping[Node, LinearMap]
 ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-    """The nodes that can be redone behind the roots, and those at which that ends, each in topological order."""
+    """The nodes that can be redone behind the roots, and those at which that ends, each in
+    topological order.
+    """
     inner: set[Node] = set()
     ends: set[Node] = set()
     stack = list(roots)
@@ -99,7 +106,7 @@ def token_bytes(node: Node, tokens: str) -> int | None:
 
 
 def cheapest_cut(roots: Iterable[Node], region: Region, tokens: str) -> frozenset[Node]:
-    """The nodes to cache: of the cuts with the fewest bytes a token, the one nearest to the roots."""
+    """The nodes to cache: of the cuts of the fewest bytes a token, the one nearest the roots."""
     flow: nx.DiGraph = nx.DiGraph()
     for node in (*region.ends, *region.inner):
         _add_node(flow, node, token_bytes(node, tokens))

@@ -1,7 +1,9 @@
-"""Rows through ops: where an axis of an input reappears in the result when the op keeps its rows apart.
+"""Rows through ops: where an axis of an input reappears in the result when the op keeps its rows
+apart.
 
-Row r of the result must need row r of the input and no other. Two passes rest on it: the gather of the rows that need logits,
-which rises through such ops, and grouping, which computes a run of such ops row by row in one kernel.
+Row r of the result must need row r of the input and no other. Two passes rest on it: the gather of
+the rows that need logits, which rises through such ops, and grouping, which computes a run of such
+ops row by row in one kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ Follow = Callable[[Node, int, int], int | None]
 
 
 def follow(node: Node, at: int, axis: int) -> int | None:
-    """The result's axis whose row r needs row r alone of axis `axis` of input number `at`; None where rows mix."""
+    """The result's axis whose row r needs row r alone of axis `axis` of input number `at`; None
+    where rows mix.
+    """
     if node.op.has("elementwise"):
         return _from_the_right(node, at, axis)
     rule = _RULES.get(node.op.name)
@@ -83,8 +87,9 @@ def _matmul(node: Node, at: int, axis: int) -> int | None:
 
 
 _RULES: dict[str, Follow] = {
-    "reduce_sum": _reduction, "reduce_max": _reduction, "reduce_min": _reduction, "reduce_prod": _reduction,
-    "argmax": _reduction, "softmax": _other_axis, "cumsum": _other_axis, "topk": _other_axis, "sort": _other_axis,
+    "reduce_sum": _reduction, "reduce_max": _reduction, "reduce_min": _reduction,
+    "reduce_prod": _reduction, "argmax": _reduction, "softmax": _other_axis,
+    "cumsum": _other_axis, "topk": _other_axis, "sort": _other_axis,
     "item": lambda node, at, axis: axis,
     "rms_norm": _not_last, "layer_norm": _not_last, "linear": _not_last, "packed_linear": _not_last,
     "expert_linear": _expert_linear, "packed_expert_linear": _expert_linear,

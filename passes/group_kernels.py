@@ -1,7 +1,9 @@
-"""Kernels: the serving graph becomes kernel nodes, reshapes between them (the same memory in another shape), and nothing else.
+"""Kernels: the serving graph becomes kernel nodes, reshapes between them (the same memory in
+another shape), and nothing else.
 
-Which ops begin a kernel and which it takes in comes from the backend's templates. Kernels with equal bodies are equal: inputs are
-named p0, p1, ... in the order of their use, so that the layers of a model share their kernels.
+Which ops begin a kernel and which it takes in comes from the backend's templates. Kernels with
+equal bodies are equal: inputs are named p0, p1, ... in the order of their use, so that the layers
+of a model share their kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from .row_groups import Rows
 
 @dataclass(frozen=True)
 class GroupKernels:
-    """Group every op into a kernel of one of the templates; an op that none takes is an error that names it."""
+    """Group every op into a kernel of one of the templates; an op that none takes is an error that
+    names it.
+    """
 
     name: ClassVar[str] = "group-kernels"
     templates: Templates = field(default_factory=dict[str, Template])
@@ -79,7 +83,9 @@ class _Assembly:
         return replace(self.source, outputs=outputs, origins=self.origins)
 
     def _results(self, groups: list[Group]) -> dict[Group, tuple[Node, ...]]:
-        """What each group gives: its values, or items of them, that another group or an output reads."""
+        """What each group gives: its values, or items of them, that another group or an output
+        reads.
+        """
         found: dict[Group, dict[Node, None]] = {g: {} for g in groups}
         read = [(v, g) for g in groups for n in g.members for v in self._values_behind(n.inputs)]
         read += [(v, None) for v in self._values_behind(self.source.outputs)]
@@ -91,7 +97,9 @@ class _Assembly:
         return {g: tuple(sorted(v, key=place.__getitem__)) for g, v in found.items()}
 
     def _values_behind(self, nodes: Iterable[Node]) -> list[Node]:
-        """The values in memory behind nodes: those of groups, inputs, weights; items of tuples count as values."""
+        """The values in memory behind nodes: those of groups, inputs, weights; items of tuples
+        count as values.
+        """
         found: dict[Node, None] = {}
         stack = list(nodes)
         while stack:
@@ -143,7 +151,9 @@ class _Assembly:
         return tensor.reshape(self._outside(value.inputs[0]), shape=value.shape)
 
     def outer(self, node: Node, group: Group) -> Node | None:
-        """The new graph's node that a kernel reads for a node of its body; None where the kernel computes it."""
+        """The new graph's node that a kernel reads for a node of its body; None where the kernel
+        computes it.
+        """
         if self.group.get(_owner(node)) is group:
             return None
         if node in self.new:

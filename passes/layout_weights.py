@@ -1,7 +1,9 @@
-"""Weights in the layouts that kernels read: linear becomes packed_linear over a weight packed by ordinary nodes.
+"""Weights in the layouts that kernels read: linear becomes packed_linear over a weight packed by
+ordinary nodes.
 
-The packing depends on parameters alone and is evaluated when the model is compiled. Whatever else reads such a weight at run time
-(the embedding's lookup in a table that the head shares) reads it out of the packed form, so that it is stored once.
+The packing depends on parameters alone and is evaluated when the model is compiled. Whatever else
+reads such a weight at run time (the embedding's lookup in a table that the head shares) reads it
+out of the packed form, so that it is stored once.
 """
 
 from __future__ import annotations
@@ -20,13 +22,17 @@ from .split_preparation import constants_of
 
 @dataclass(frozen=True)
 class LayoutWeights:
-    """Pack the weights of linear and expert_linear in the layout that `layouts` gives for their dtype."""
+    """Pack the weights of linear and expert_linear in the layout that `layouts` gives for their
+    dtype.
+    """
 
     name: ClassVar[str] = "layout-weights"
     layouts: Layouts = field(default_factory=dict[str, Layout])
 
     def run(self, graph: Graph) -> Graph:
-        """The graph with packed linears; a linear whose weight is computed at run time is left as it is."""
+        """The graph with packed linears; a linear whose weight is computed at run time is left as
+        it is.
+        """
         constant = constants_of(graph)
         mapping: dict[Node, Node] = {}
         packed: dict[Node, Node] = {}
@@ -51,7 +57,9 @@ class LayoutWeights:
     def _readers(
         self, graph: Graph, constant: frozenset[Node], weight: Node, packed: Node
     ) -> dict[Node, Node]:
-        """The nodes that read a packed weight at run time other than as a linear's, reading it unpacked in place."""
+        """The nodes that read a packed weight at run time other than as a linear's, reading it
+        unpacked in place.
+        """
         linears = (model.linear, model.expert_linear)
         users = [u for u in graph.users(weight) if u not in constant and u.op not in linears]
         whole = unpacked(packed, self.layouts[weight.dtype], weight)

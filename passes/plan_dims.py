@@ -1,4 +1,6 @@
-"""Dims as a plan writes them: nested tuples (operator, a, b) that the runtime evaluates without sympy."""
+"""Dims as a plan writes them: nested tuples (operator, a, b) that the runtime evaluates without
+sympy.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _MANY = {sympy.Add: "+", sympy.Mul: "*", sympy.Max: "max", sympy.Min: "min"}
 
 
 def expression(d: Dim) -> Expr:
-    """The dim as a plan's expression: sums, products, floored quotients, largest and smallest of natural numbers."""
+    """The dim as a plan's expression: sums, products, floored quotients, largest and smallest of
+    natural numbers.
+    """
     if isinstance(d, int | sympy.Integer):
         return _natural(int(d), d)
     if isinstance(d, sympy.Symbol):
@@ -25,7 +29,7 @@ def expression(d: Dim) -> Expr:
     operator = next((o for kind, o in _MANY.items() if isinstance(d, kind)), None)
     if operator is None:
         raise IRError(
-            f"a plan has no dim such as {d}: sums, products, floors, Max and Min of natural numbers were wanted"
+            f"a plan has no dim such as {d}; wanted: +, *, floor, Max and Min of natural numbers"
         )
     parts = [expression(a) for a in sorted(d.args, key=str)]
     return reduce(lambda a, b: (operator, a, b), parts)

@@ -1,8 +1,9 @@
-"""The plan: a graph of kernels as calls in order, over one workspace in which buffers that live at different times share bytes.
+"""The plan: a graph of kernels as calls in order, over one workspace in which buffers that live at
+different times share bytes.
 
-Sizes are taken at the upper bounds of the dims, so that one plan serves every step. Caches are appended to in place, which
-cache_order proves. Kernels that are equal but for the names of their dims (a layer over all rows, and over those that need
-logits) are one.
+Sizes are taken at the upper bounds of the dims, so that one plan serves every step. Caches are
+appended to in place, which cache_order proves. Kernels that are equal but for the names of their
+dims (a layer over all rows, and over those that need logits) are one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def plan_memory(
     entries: tuple[str, ...] = ("decode", "mixed"),
     limits: Mapping[str, int] | None = None,
 ) -> Planned:
-    """The plan of a graph of kernels; raises IRError where a cache cannot be appended to in place."""
+    """The plan of a graph of kernels; an IRError where a cache cannot be appended to in place."""
     kernels = [n for n in graph.nodes() if n.op.name == "kernel"]
     _check_grouped(graph)
     order = CacheOrder(graph)
@@ -84,9 +85,7 @@ def _cache(node: Node) -> tuple[str, tuple[int, ...]]:
 def _block(caches: list[Node]) -> int:
     blocks = {c.type.block for c in caches if isinstance(c.type, CacheType)}
     if len(blocks) > 1:
-        raise IRError(
-            f"caches with blocks of {sorted(blocks)} slots: one block table serves all, so one size was wanted"
-        )
+        raise IRError(f"blocks of {sorted(blocks)} slots: one block table serves all caches")
     return blocks.pop() if blocks else 16
 
 
@@ -111,7 +110,7 @@ def base_of(node: Node) -> Node:
 
 
 class _Memory:
-    """Where every value is: an input, a weight, a result of the step, or a place in the workspace."""
+    """Where every value is: an input, a weight, a result, or a place in the workspace."""
 
     def __init__(self, graph: Graph, kernels: list[Node]) -> None:
         pairs = zip(graph.output_names, graph.outputs, strict=True)
@@ -180,7 +179,7 @@ class _Names:
 
 
 def over_tokens(body: Graph) -> Graph:
-    """The body over T where it is over the rows R alone: a kernel reads its dims off its arguments."""
+    """The body over T where it is over R alone: a kernel reads its dims off its arguments."""
     if "R" not in body.bounds or "T" in body.bounds:
         return body
     renamed = body.substitute({"R": dim("T")})

@@ -1,11 +1,13 @@
-"""Groups of rows: everything that no anchored kernel takes, joined where one loop over rows can do it.
+"""Groups of rows: everything that no anchored kernel takes, joined where one loop over rows can do
+it.
 
-Ops at the same depth (as many anchors before them) can stand in one kernel without a cycle: a way from one to the other through an
-anchor would make the other deeper. Among these, an op that mixes the rows of another, or has other rows, goes to a later kernel;
-the rest join where they read a value in common.
+Ops at the same depth (as many anchors before them) can stand in one kernel without a cycle: a way
+from one to the other through an anchor would make the other deeper. Among these, an op that mixes
+the rows of another, or has other rows, goes to a later kernel; the rest join where they read a
+value in common.
 
-Movement and casts cost nothing where they are read: each kernel does those that it needs itself, and they are written to memory
-only for a kernel that cannot, or as a result.
+Movement and casts cost nothing where they are read: each kernel does those that it needs itself,
+and they are written to memory only for a kernel that cannot, or as a result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Rows that need logits: the gather of R rows rises through every token-wise op.
 
-It stops at the last op that mixes tokens, and at values that the caches or such an op need for every token anyway. What lies
-between runs on R rows: the last layer's output projection, its MLP, the final norm, the head.
+It stops at the last op that mixes tokens, and at values that the caches or such an op need for
+every token anyway. What lies between runs on R rows: the last layer's output projection, its MLP,
+the final norm, the head.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ TOKENS, ROWS = "T", "R"
 
 @dataclass(frozen=True)
 class SelectLogitRows:
-    """Compute logits f32[R, V] of the rows that `logit_rows` names, and argmax i32[R], in place of logits [T, V]."""
+    """Compute logits f32[R, V] of the rows that `logit_rows` names, and argmax i32[R], in place of
+    logits [T, V].
+    """
 
     name: ClassVar[str] = "select-logit-rows"
     output: str = "logits"
@@ -61,7 +64,9 @@ def _before_caches(inputs: tuple[Node, ...], rows: Node) -> tuple[Node, ...]:
 
 
 def _token_axis(node: Node) -> int | None:
-    """The one axis that is T, None where no dim depends on T; -1 where T stands otherwise (T * k, or twice)."""
+    """The one axis that is T, None where no dim depends on T; -1 where T stands otherwise (T * k,
+    or twice).
+    """
     return _axis_of(node.type)
 
 
@@ -91,7 +96,9 @@ def _tokens_in(node: Node) -> list[Node]:
 
 
 def _needed_whole(logits: Node, others: tuple[Node, ...]) -> frozenset[Node]:
-    """What other outputs, and the ops that mix tokens below the logits, read: computed for all T rows in any case."""
+    """What other outputs, and the ops that mix tokens below the logits, read: computed for all T
+    rows in any case.
+    """
     mixing: list[Node] = []
     stack, seen = [logits], {logits}
     while stack:

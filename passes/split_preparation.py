@@ -1,14 +1,15 @@
-"""Weight preparation: what depends on parameters alone is split off as a graph of its own, evaluated when the model is compiled.
+"""Weight preparation: what depends on parameters alone is split off as a graph of its own,
+evaluated when the model is compiled.
 
     step, preparation = split_preparation(graph)
 
-`preparation` has one output for each weight that the step graph reads in another form than the checkpoint's; the step graph has a
-parameter of that name in its place. Outputs do not depend on each other: each can be evaluated, written and dropped.
+`preparation` has one output for each weight that the step graph reads in another form than the
+checkpoint's; the step graph has a parameter of that name in its place. Outputs do not depend on
+each other: each can be evaluated, written and dropped.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..ir.dims import names_in
@@ -28,7 +29,9 @@ class Split(NamedTuple):
 
 
 def split_preparation(graph: Graph) -> Split:
-    """The step graph over prepared weights, and the preparation graph, whose outputs are these weights by name."""
+    """The step graph over prepared weights, and the preparation graph, whose outputs are these
+    weights by name.
+    """
     constant = constants_of(graph)
     prepared = [n for n in _border(graph, constant) if not _is_free(n)]
     names = _names(prepared)
@@ -51,10 +54,11 @@ def constants_of(graph: Graph) -> frozenset[Node]:
 
 
 def _border(graph: Graph, constant: frozenset[Node]) -> list[Node]:
-    """The constant values that the step reads, seen through views where a kernel can read through them.
+    """The constant values that the step reads, seen through views where a kernel can read through
+    them.
 
-    A broadcast is left to the step, since it only adds bytes; so is any other view of a value that the step reads anyway.
-    Contractions want their weights as they lie.
+    A broadcast is left to the step, since it only adds bytes; so is any other view of a value that
+    the step reads anyway. Contractions want their weights as they lie.
     """
     fixed = {
         i for n in graph.nodes() if n not in constant and n.op.has("contraction") for i in n.inputs

@@ -1,7 +1,9 @@
-"""Elements through movement: which element of which source each element of a value is, found by moving numbered arrays.
+"""Elements through movement: which element of which source each element of a value is, found by
+moving numbered arrays.
 
-Movement ops only reorder, so they are run on arrays of element numbers for a few tokens. Element e of a source's token t has the
-number t * TOKEN + base + e; what comes out says where every element came from, whatever chain of views led there.
+Movement ops only reorder, so they are run on arrays of element numbers for a few tokens. Element e
+of a source's token t has the number t * TOKEN + base + e; what comes out says where every element
+came from, whatever chain of views led there.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ class LinearMap:
 
 @dataclass(eq=False)
 class Trace:
-    """The element numbers of values, from sources on; a linear map's results are sources of their own.
+    """The element numbers of values, from sources on; a linear map's results are sources of their
+    own.
 
-    `ids` holds the values traced so far, `bases` the number of the first element of each source and linear map, `made` the
-    linear maps met.
+    `ids` holds the values traced so far, `bases` the number of the first element of each source and
+    linear map, `made` the linear maps met.
     """
 
     tokens: str
@@ -50,7 +53,9 @@ class Trace:
     _next: int = 0
 
     def of(self, node: Node) -> Ids | None:
-        """Element numbers [SAMPLE, ...] with the tokens first, less TOKEN t; None where tokens mix or are not leading."""
+        """Element numbers [SAMPLE, ...] with the tokens first, less TOKEN t; None where tokens mix
+        or are not leading.
+        """
         ids = self._ids(node)
         if not node.shape or node.shape[0] != dim(self.tokens):
             return None

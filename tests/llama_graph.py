@@ -9,7 +9,9 @@ HIDDEN, HEADS, GROUPS, SIZE, MLP, VOCAB = 32, 4, 2, 8, 48, 50
 
 
 def llama(layers: int = 2, dtype: str = "f32") -> Graph:
-    """tokens i32[T] -> logits [T, V]: norms, merged qkv and gate/up, rotary from tables, tied embeddings."""
+    """tokens i32[T] -> logits [T, V]: norms, merged qkv and gate/up, rotary from tables, tied
+    embeddings.
+    """
     lines = [
         "graph step(%tokens: i32[T], %positions: i32[T], %query_start: i32[N + 1])"
         " where N in [1, 4], T in [1, 64] {",
@@ -47,7 +49,8 @@ def _layer(i: int) -> list[str]:
         *_parameter(f"o{i}", HIDDEN, columns),
         *_parameter(f"up{i}", 2 * MLP, HIDDEN),
         *_parameter(f"down{i}", HIDDEN, MLP),
-        f"  %a{i} = rms_norm %x{i} %n{i} {{eps = 1e-05}} : f32[T, {HIDDEN}]   from layers.{i}.norm (m.py:2)",
+        f"  %a{i} = rms_norm %x{i} %n{i} {{eps = 1e-05}} : f32[T, {HIDDEN}]"
+        f"   from layers.{i}.norm (m.py:2)",
         f"  %y{i} = linear %a{i} %qkv{i} : f32[T, {columns + 2 * keys}]",
         *_heads(f"q{i}", f"y{i}", 0, HEADS),
         *_heads(f"k{i}", f"y{i}", HEADS, GROUPS),
@@ -56,7 +59,8 @@ def _layer(i: int) -> list[str]:
         *_rotary(f"k{i}", GROUPS),
         *_repeat(f"k{i}r"),
         *_repeat(f"v{i}"),
-        f"  %t{i} = ragged_attention %q{i}r %k{i}rr %v{i}r %query_start {{scale = 0.3}} : f32[T, {HEADS}, {SIZE}]",
+        f"  %t{i} = ragged_attention %q{i}r %k{i}rr %v{i}r %query_start {{scale = 0.3}}"
+        f" : f32[T, {HEADS}, {SIZE}]",
         f"  %u{i} = reshape %t{i} {{shape = (T, {columns})}} : f32[T, {columns}]",
         f"  %w{i} = linear %u{i} %o{i} : f32[T, {HIDDEN}]",
         f"  %z{i} = add %x{i} %w{i} : f32[T, {HIDDEN}]",
@@ -98,7 +102,8 @@ def _repeat(name: str) -> list[str]:
     """Each key head for the query heads of its group, as %{name}r."""
     times = HEADS // GROUPS
     return [
-        f"  %{name}e = reshape %{name} {{shape = (T, {GROUPS}, 1, {SIZE})}} : f32[T, {GROUPS}, 1, {SIZE}]",
+        f"  %{name}e = reshape %{name} {{shape = (T, {GROUPS}, 1, {SIZE})}}"
+        f" : f32[T, {GROUPS}, 1, {SIZE}]",
         f"  %{name}g = broadcast %{name}e {{shape = (T, {GROUPS}, {times}, {SIZE})}}"
         f" : f32[T, {GROUPS}, {times}, {SIZE}]",
         f"  %{name}r = reshape %{name}g {{shape = (T, {HEADS}, {SIZE})}} : f32[T, {HEADS}, {SIZE}]",

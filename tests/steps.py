@@ -1,4 +1,6 @@
-"""A flattened graph run two ways through the reference: whole sequences at once, and step by step over paged caches."""
+"""A flattened graph run two ways through the reference: whole sequences at once, and step by step
+over paged caches.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class PagedRun:
         self.done = [0] * count
 
     def step(self, parts: list[tuple[int, np.ndarray]]) -> list[np.ndarray]:
-        """Logits of each part (sequence number, its next tokens): of all its tokens, or of its last where rows are chosen."""
+        """Logits of each part (sequence number, its next tokens): of all its tokens, or of its last
+        where rows are chosen.
+        """
         given = _batch([(tokens, self.done[n]) for n, tokens in parts])
         lengths = [len(tokens) for _, tokens in parts]
         ends = [self.done[n] + len(tokens) for n, tokens in parts]
@@ -95,7 +99,7 @@ def _evaluate(
 
 
 def check_paged(ragged: Graph, paged: Graph, rng: np.random.Generator, vocabulary: int) -> None:
-    """A paged graph gives the ragged graph's logits, whatever the steps in which the tokens come."""
+    """A paged graph gives the ragged one's logits, whatever the steps in which tokens come."""
     weights = random_weights(ragged, rng)
     sequences = random_sequences(rng, 3, vocabulary)
     wanted = whole(ragged, weights, sequences)
