@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 def compile(model: nn.Module | str | Path, **options: Any) -> Artifact: ...
 @overload
 def compile(
-    model: nn.Module, *, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, **options: Any
+    model: nn.Module,
+    *,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> CompiledModule: ...
 def compile(
     model: nn.Module | str | Path,
@@ -38,13 +42,15 @@ def compile(
     parity: bool = True,
     progress: bool = True,
 ) -> Artifact | CompiledModule:
-    """An artifact of a causal language model: a module, or the directory or name of a Hugging Face checkpoint.
+    """An artifact of a causal language model: a module, or the directory or name of a Hugging
+    Face checkpoint.
 
-    With `args` or `kwargs`, a callable of any other module, with the module's own signature; its dims are those of the
-    arguments but for the ones that `dynamic_shapes` (as in torch.export) leaves open. `dtype` is "auto" (the
-    checkpoint's), "float32", "bfloat16" or "float16"; `chunk` is the most tokens of a step; `dump` is a folder for the
-    graph after every pass. Raises CompileError, with the model's source line, where a model cannot be compiled, and where
-    the built model's logits depart from eager PyTorch's.
+    With `args` or `kwargs`, a callable of any other module, with the module's own signature; its
+    dims are those of the arguments but for the ones that `dynamic_shapes` (as in torch.export)
+    leaves open. `dtype` is "auto" (the checkpoint's), "float32", "bfloat16" or "float16"; `chunk`
+    is the most tokens of a step; `dump` is a folder for the graph after every pass. Raises
+    CompileError, with the model's source line, where a model cannot be compiled, and where the
+    built model's logits depart from eager PyTorch's.
     """
     options = Options(
         target=target,

@@ -1,7 +1,9 @@
-"""The eager model as the reference: its logits, and a way to run it that never holds all its weights.
+"""The eager model as the reference: its logits, and a way to run it that never holds all its
+weights.
 
-A model read from disk stands on the meta device. Hooks bring a module's own parameters in just before its forward and put the
-empty ones back just after, so that what is in memory is one module's weights.
+A model read from disk stands on the meta device. Hooks bring a module's own parameters in just
+before its forward and put the empty ones back just after, so that what is in memory is one
+module's weights.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from .parity import Array, Logits
 
 @contextmanager
 def eager_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[Logits]:
-    """A function from token ids to logits[S, V] in float32, each call a whole forward without a cache."""
+    """A function from token ids to logits[S, V] in float32, each call a whole forward without a
+    cache.
+    """
     run = LogitsOf(model, 1)
 
     def logits(ids: Sequence[int]) -> Array:
@@ -34,7 +38,9 @@ def eager_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Itera
 
 @contextmanager
 def prepared_eager(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """The model ready to run: parameters on the meta device come from `weights` while their module runs."""
+    """The model ready to run: parameters on the meta device come from `weights` while their
+    module runs.
+    """
     handles = [h for m in _owners(model) for h in _streamed(m, weights)]
     try:
         with prepared(model):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import IRError
-from ..ir.plan import Call, Plan, PlanError, evaluate_dim, evaluate_shape, tensor_bytes
+from ..ir.plan import Call, Plan, dims_of, evaluate_dim, evaluate_shape, tensor_bytes
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -30,8 +30,8 @@ class KernelLine:
     """One kernel of an entry: `count` calls in a step; bytes, operations and seconds are those of
     all its calls.
 
-    Bytes are the tensors that a call touches, each once, whole; operations count a multiply-add
-    as two. `dims` are the sizes that the figures are for.
+    Bytes are what a call reads and writes (of a table that is indexed, the rows taken);
+    operations count a multiply-add as two. `dims` are the sizes that the figures are for.
     """
 
     entry: str
@@ -97,8 +97,8 @@ def _lines(
         found[call.kernel] = replace(
             line,
             count=line.count + 1,
-            nbytes=line.nbytes + call_bytes(call, dims),
-            operations=line.operations + _operations(known, dims),
+            nbytes=line.nbytes + (_cost(known.get("bytes"), call, dims) or call_bytes(call, dims)),
+            operations=line.operations + _cost(known.get("operations"), call, dims),
             seconds=None if seconds is None else (line.seconds or 0.0) + seconds[at],
         )
     return list(found.values())
@@ -115,14 +115,17 @@ def call_bytes(call: Call, dims: Dims) -> int:
     return sum(tensor_bytes(a.dtype, evaluate_shape(a.shape, dims)) for a in arguments)
 
 
-def _operations(known: Mapping[str, Any], dims: Dims) -> int:
-    expression = known.get("operations")
-    if expression is None:
+def _cost(formula: Any, call: Call, dims: Dims) -> int:
+    """A formula over the dims of a kernel's body, 0 where there is none; L is the tokens of a
+    sequence.
+    """
+    if formula is None:
         return 0
-    try:
-        return evaluate_dim(_as_tuples(expression), dims)
-    except PlanError:
-        return 0
+    context = {"L": min(CONTEXT, dims.get("M", 1) * CONTEXT)}
+    names = {n for a in call.arguments for d in a.shape for n in dims_of(d)}
+    # A kernel of the rows that need logits is written over T, as its twin over all tokens is.
+    rows = {"T": dims["R"]} if "R" in names and "T" not in names else {}
+    return evaluate_dim(_as_tuples(formula), {**dims, **rows, **context})
 
 
 def _as_tuples(value: Any) -> Any:

@@ -18,12 +18,14 @@ from .errors import CompileError
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
-DTYPE_WORDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+DTYPE_WORDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A model to compile, its weights, the folder that its tokenizer lies in (None in memory), its name."""
+    """A model to compile, its weights, the folder that its tokenizer lies in (None in memory),
+    its name.
+    """
 
     model: nn.Module
     weights: Weights
@@ -33,9 +35,11 @@ class Opened:
 
 
 def open_model(model: nn.Module | str | Path, dtype: str = "auto") -> Opened:
-    """A module as it is, or the checkpoint in a directory or under a name on the Hugging Face Hub, read as it is needed.
+    """A module as it is, or the checkpoint in a directory or under a name on the Hugging Face
+    Hub, read as it is needed.
 
-    Raises CompileError where there is no such checkpoint, or its weights do not fit its configuration.
+    Raises CompileError where there is no such checkpoint, or its weights do not fit its
+    configuration.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise CompileError(f"no dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
@@ -143,7 +147,8 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules made inside have parameters on the meta device, and buffers as their code computes them.
+    """Modules made inside have parameters on the meta device, and buffers as their code computes
+    them.
 
     Rotary frequencies and their like are in no checkpoint: torch.device("meta") would lose them.
     """

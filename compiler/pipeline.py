@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,9 @@ def raising() -> tuple[Phase, ...]:
 
 
 def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
-    """From f(ids[B, S]) to step(tokens[T], ...): each pass proves what it does or names what hinders it."""
+    """From f(ids[B, S]) to step(tokens[T], ...): each pass proves what it does or names what
+    hinders it.
+    """
     context = sizes.max_context
     return (
         Phase(
@@ -79,12 +81,16 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
     )
 
 
-def lowering(backend: Backend) -> tuple[Phase, ...]:
+def laying_out(backend: Backend) -> tuple[Phase, ...]:
+    """Weights in the layouts that kernels read; what depends on weights alone is split off after
+    it.
+    """
+    return (Phase("lay out", (LayoutWeights(layouts=backend.layouts),)),)
+
+
+def grouping(backend: Backend) -> tuple[Phase, ...]:
     """From ops to kernels of a backend."""
-    return (
-        Phase("lay out", (LayoutWeights(layouts=backend.layouts),)),
-        Phase("group", (GroupKernels(templates=backend.templates),), leaves=KERNELS),
-    )
+    return (Phase("group", (GroupKernels(templates=backend.templates),), leaves=KERNELS),)
 
 
 def language_model(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
@@ -93,7 +99,9 @@ def language_model(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
 
 
 class Recorder(Inspector):
-    """The hook between passes: verifies, times, dumps, can stop; keeps a record of each for the report."""
+    """The hook between passes: verifies, times, dumps, can stop; keeps a record of each for the
+    report.
+    """
 
     def __init__(
         self,
@@ -105,10 +113,15 @@ class Recorder(Inspector):
         self.records: list[dict[str, object]] = []
         self.watch = watch
         self.stopped = False
-        self._index = 0
+
+    def run(self, graph: Graph, phases: tuple[Phase, ...]) -> Graph:
+        """The graph after the phases; once stopped, the graph as it is."""
+        return graph if self.stopped else run_passes(graph, phases, after_each=self)
 
     def __call__(self, ran: Ran) -> bool:
         """Note one pass; whether to stop."""
+        # Passes are numbered through, however often phases are run.
+        ran = replace(ran, index=len(self.records) + 1)
         self.stopped = super().__call__(ran)
         before, after = set(ran.before.nodes()), set(ran.after.nodes())
         self.records.append(
@@ -124,8 +137,3 @@ class Recorder(Inspector):
         if self.watch is not None:
             self.watch(ran)
         return self.stopped
-
-
-def run(graph: Graph, phases: tuple[Phase, ...], recorder: Recorder) -> Graph:
-    """The graph after the phases, each pass seen by the recorder."""
-    return run_passes(graph, phases, after_each=recorder)

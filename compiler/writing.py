@@ -1,4 +1,6 @@
-"""Writes the parts of an artifact that come from the model: weights, streamed, and the tokenizer's files."""
+"""Writes the parts of an artifact that come from the model: weights, streamed, and the
+tokenizer's files.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def _full_disk_is_said(path: Path) -> Iterator[None]:
 
 
 def copy_text_files(source: Path, folder: Path) -> tuple[str, ...]:
-    """Copy tokenizer, chat template and configuration into `folder`/tokenizer; gives their names."""
+    """Copy tokenizer, chat template and configuration to `folder`/tokenizer; gives their names."""
     home = folder / "tokenizer"
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if found:
@@ -117,7 +119,7 @@ def save_tokenizer(tokenizer: Any, home: Path) -> None:
 
 
 def write_config(model: torch.nn.Module, home: Path) -> None:
-    """Write the configurations of a model in memory, which name its end tokens, where it has any."""
+    """Write the configurations of a model in memory, if it has any: they name its end tokens."""
     for attribute, name in (
         ("config", "config.json"),
         ("generation_config", "generation_config.json"),

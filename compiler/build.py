@@ -1,0 +1,290 @@
+"""Builds an artifact: capture, import, passes, weights, kernels, plan, parity, manifest.
+
+Everything is written into a folder beside the place where the artifact will be, which takes that
+place at the end in one rename: an interrupted build leaves nothing there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..codegen.backend import Backend, KernelBody, KernelReport, cpu_backend
+from ..ir.graph import Graph
+from ..ir.plan import Plan
+from ..ir.target import Target
+from ..ir.text import print_graph
+from ..passes.plan_memory import plan_memory
+from ..passes.split_preparation import split_preparation
+from ..runtime.artifact import KERNELS, PLAN, WEIGHTS, Artifact
+from ..runtime.manifest import write_manifest
+from .capture import capture, own_limit
+from .check_parity import check_parity
+from .checkpoint import Weights
+from .console import Progress, progress
+from .errors import CompileError
+from .evaluator import evaluator
+from .import_aten import import_captured
+from .models import Opened, open_model
+from .pipeline import Recorder, Sizes, grouping, language_model, laying_out
+from .report import Clock, build_report, versions
+from .writing import copy_text_files, save_tokenizer, write_config, write_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_CONTEXT = 4096  # a model may claim far more positions than anybody has memory for
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build is asked for; `max_context` None is the model's own limit, or DEFAULT_CONTEXT
+    if that is less.
+    """
+
+    target: str = "cpu"
+    dtype: str = "auto"
+    max_context: int | None = None
+    max_batch: int = 32
+    chunk: int = 512
+    block: int = 16
+    tokenizer: Any = None
+    dump: Path | None = None
+    stop_after: str | None = None
+    parity: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_batch", 1), ("chunk", 1), ("block", 1), ("max_context", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise CompileError(f"{name} is {least} or more, not {value}")
+        if self.chunk < self.max_batch:
+            raise CompileError(
+                f"a step of {self.chunk} tokens (chunk) has no room for {self.max_batch} "
+                "sequences (max_batch)"
+            )
+
+
+class StoppedError(CompileError):
+    """A build that ended after the pass that it was asked to stop after."""
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """A captured model in serving form over its raw weights, and what the passes did."""
+
+    graph: Graph
+    weights: Weights
+    sizes: Sizes
+    recorder: Recorder
+
+
+def compile_to(
+    model: nn.Module | str | Path, output: Path | str, options: Options, *, overwrite: bool = False
+) -> Artifact:
+    """Build a language model into the directory `output`, whole or not at all."""
+    output = Path(output).absolute()
+    if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
+        raise CompileError(f"{output}: something is there already; overwriting was not asked for")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    artifact = in_folder(output.parent, lambda folder: build(model, folder, options))
+    artifact.save(output)
+    return artifact
+
+
+def build_in_temporary(model: nn.Module | str | Path, options: Options) -> Artifact:
+    """Build a language model into a temporary directory that lasts as long as the artifact, or
+    until it is saved.
+    """
+    return in_folder(None, lambda folder: build(model, folder, options))
+
+
+def in_folder(parent: Path | None, make: Callable[[Path], None]) -> Artifact:
+    """The artifact that `make` writes into a new folder; a build that fails leaves no folder."""
+    folder = Path(tempfile.mkdtemp(prefix=".ferrule-", dir=parent))
+    try:
+        make(folder)
+        return Artifact(folder, temporary=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None:
+    """Write every file of a language model's artifact into a folder."""
+    target = target_of(options.target)
+    clock = Clock()
+    with progress(options.progress) as shown:
+        shown.stage("capture", 2)
+        with clock("capture"):
+            opened = open_model(model, options.dtype)
+        made = serve(opened, options, clock, shown)
+        kernels = Kernels.of(made.graph, cpu_backend(target), made.recorder, _limits(made.sizes))
+        reports = kernels.write(folder, target, clock, shown)
+        with clock("weights"):
+            write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, made.weights, shown)
+            text_files(opened, options.tokenizer, folder)
+        parity = None
+        if options.parity:
+            shown.stage("parity", 2)
+            with clock("parity"):
+                parity = check_parity(opened, folder, kernels.plan, shown)
+    write_manifest(
+        folder,
+        manifest_fields(opened.name, target, made.graph)
+        | {
+            "source": str(opened.folder.resolve()) if opened.folder else None,
+            "dtype": opened.dtype,
+            "limits": _limits(made.sizes),
+            "options": _given(options),
+            "parity": parity.to_json() if parity else None,
+            "report": build_report(made.recorder, reports, kernels.plan, clock),
+        },
+    )
+
+
+def serve(opened: Opened, options: Options, clock: Clock, shown: Progress) -> Serving:
+    """Capture a language model and bring it into serving form."""
+    recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
+    with clock("capture"):
+        captured = capture(
+            opened.model,
+            max_context=options.max_context or _capped(opened.model),
+            weights=opened.weights,
+            name=graph_name(opened.name),
+        )
+        shown.step()
+        imported = import_captured(captured)
+    sizes = Sizes(captured.bounds["S"][1], options.max_batch, options.chunk, options.block)
+    phases = language_model(sizes, evaluator(imported.weights))
+    shown.stage("passes", sum(len(p.passes) for p in phases) + 2)
+    with clock("passes"):
+        graph = recorder.run(imported.graph, phases)
+    _check_not_stopped(recorder)
+    return Serving(graph, imported.weights, sizes, recorder)
+
+
+def graph_name(name: str) -> str:
+    """The last part of a model's name, in the letters that a graph's name may have."""
+    return re.sub(r"[^\w.\-]", "-", Path(name).name) or "model"
+
+
+def _capped(model: nn.Module) -> int | None:
+    """The default limit, for a model that claims more; None lets the model's own be found."""
+    own = own_limit(model)
+    return DEFAULT_CONTEXT if own is not None and own > DEFAULT_CONTEXT else None
+
+
+def _check_not_stopped(recorder: Recorder) -> None:
+    if recorder.stopped:
+        raise StoppedError(f"stopped after pass {recorder.stop_after!r}, as asked")
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """A graph as kernels: the step graph and the graph that prepares its weights, the plan, the
+    bodies to compile.
+    """
+
+    step: Graph
+    preparation: Graph
+    plan: Plan
+    bodies: Mapping[str, KernelBody]
+
+    @staticmethod
+    def of(
+        graph: Graph,
+        backend: Backend,
+        recorder: Recorder,
+        limits: Mapping[str, int],
+        entries: tuple[str, ...] = ("decode", "mixed"),
+    ) -> Kernels:
+        """Lay out the weights, split off their preparation, group kernels, plan memory."""
+        packed = recorder.run(graph, laying_out(backend))
+        step, preparation = split_preparation(packed)
+        grouped = recorder.run(step, grouping(backend))
+        _check_not_stopped(recorder)
+        planned = plan_memory(grouped, entries=entries, limits=limits)
+        bodies = {n: KernelBody(k.body, k.template) for n, k in planned.kernels.items()}
+        return Kernels(step, preparation, planned.plan, bodies)
+
+    def write(
+        self, folder: Path, target: Target, clock: Clock, shown: Progress
+    ) -> dict[str, KernelReport]:
+        """Write kernels, plan and graph; gives the kernels' reports."""
+        from ..codegen.tvm import build_library
+
+        shown.stage("kernels", 1)
+        with clock("kernels"):
+            reports = build_library(self.bodies, target, folder / KERNELS)
+        (folder / PLAN).write_text(_named(self.plan, reports).to_json(), encoding="utf-8")
+        (folder / "graph.ir").write_text(print_graph(self.step), encoding="utf-8")
+        return reports
+
+
+def _named(plan: Plan, reports: Mapping[str, KernelReport]) -> Plan:
+    """The plan with calls by the names that functions have in the library: equal kernels share
+    one.
+    """
+    entries = {
+        name: replace(
+            entry,
+            calls=tuple(replace(c, kernel=reports[c.kernel].function) for c in entry.calls),
+        )
+        for name, entry in plan.entries.items()
+    }
+    return replace(plan, entries=entries)
+
+
+def text_files(opened: Opened, tokenizer: Any, folder: Path) -> None:
+    """Put tokenizer, chat template and configuration into the artifact."""
+    if opened.folder is not None:
+        copy_text_files(opened.folder, folder)
+    else:
+        write_config(opened.model, folder / TOKENIZER)
+    if isinstance(tokenizer, str | Path):
+        copy_text_files(Path(tokenizer), folder)
+    elif tokenizer is not None:
+        save_tokenizer(tokenizer, folder / TOKENIZER)
+
+
+def manifest_fields(name: str, target: Target, graph: Graph) -> dict[str, Any]:
+    """What every manifest says: model, target with its features, bounds of the dims, versions."""
+    return {
+        "model": name,
+        "target": {
+            "kind": target.kind,
+            "arch": target.arch,
+            "features": sorted(target.features),
+        },
+        "dims": {n: list(b) for n, b in graph.bounds.items()},
+        "versions": versions(),
+    }
+
+
+def _limits(sizes: Sizes) -> dict[str, int]:
+    return {"max_context": sizes.max_context, "max_batch": sizes.max_batch, "chunk": sizes.chunk}
+
+
+def _given(options: Options) -> dict[str, Any]:
+    names = ("target", "dtype", "max_context", "max_batch", "chunk", "block")
+    return {name: getattr(options, name) for name in names}
+
+
+def target_of(text: str) -> Target:
+    """The target that a text names, if kernels can be generated for it."""
+    target = Target.parse(text)
+    if target.kind != "cpu":
+        raise CompileError(
+            f"target {text!r}: kernels are generated for cpu; {target.kind} has none"
+        )
+    return target

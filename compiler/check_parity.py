@@ -1,0 +1,77 @@
+"""Runs the eager model and the built one over the same prompts, one after the other, and compares
+them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..ir.plan import Plan
+from ..runtime.artifact import KERNELS, WEIGHTS
+from ..runtime.executor import Executor, context_limit
+from ..runtime.library import KernelLibrary
+from ..runtime.text import Text
+from ..runtime.weights import Weights
+from .console import Progress
+from .eager import eager_logits
+from .models import Opened
+from .parity import (
+    TOLERANCES,
+    Parity,
+    Rows,
+    blocks_needed,
+    built_rows,
+    check,
+    compare,
+    eager_rows,
+    random_prompts,
+    text_prompts,
+)
+
+
+def check_parity(opened: Opened, folder: Path, plan: Plan, shown: Progress) -> Parity:
+    """The comparison; raises CompileError where it is beyond the dtype's tolerance."""
+    parity = measure_parity(opened, folder, plan, shown)
+    check(parity, opened.dtype)
+    return parity
+
+
+def measure_parity(opened: Opened, folder: Path, plan: Plan, shown: Progress) -> Parity:
+    """How far the kernels in a folder depart from the eager model, on text where there is a
+    tokenizer.
+    """
+    sequences = parity_prompts(folder, plan)
+    with eager_logits(opened.model, opened.weights) as logits:
+        eager = eager_rows(logits, sequences)
+    # What eager read leaves memory before the artifact's weights are mapped.
+    gc.collect()
+    shown.step("eager")
+    built = _built(folder, plan, sequences)
+    shown.step("built")
+    return compare(eager, built, TOLERANCES[opened.dtype].relative)
+
+
+def _built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]]) -> Rows:
+    library = KernelLibrary(folder / KERNELS)
+    weights = Weights(folder / WEIGHTS)
+    executor = Executor(plan, library, weights, blocks_needed(sequences, plan.block))
+    return built_rows(executor, sequences)
+
+
+def parity_prompts(folder: Path, plan: Plan) -> list[list[int]]:
+    """The prompts that an artifact is compared on, as token ids within its limits."""
+    vocabulary, limit = vocabulary_of(plan), context_limit(plan)
+    home = folder / "tokenizer"
+    if (home / "tokenizer.json").is_file():
+        return text_prompts(Text(home).encode, vocabulary, limit)
+    return random_prompts(vocabulary, limit)
+
+
+def vocabulary_of(plan: Plan) -> int:
+    """How many tokens there are: the last dim of the logits."""
+    entry = next(iter(plan.entries.values()))
+    size = next(s.shape[-1] for s in entry.signature("result") if s.name == "logits")
+    assert isinstance(size, int), f"logits over {size} tokens"
+    return size

@@ -1,0 +1,172 @@
+"""Any exportable module, compiled: called as the module is, with kernels for all its mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..codegen.backend import cpu_backend
+from ..ir.graph import Graph
+from ..ir.plan import TensorSpec
+from ..runtime.artifact import WEIGHTS, Artifact, load
+from ..runtime.manifest import write_manifest
+from .build import Kernels, Options, in_folder, manifest_fields, target_of
+from .capture import Captured, capture
+from .console import progress
+from .errors import CompileError
+from .import_aten import import_captured
+from .pipeline import Recorder, raising
+from .reference.dtypes import torch_dtype
+from .report import Clock, build_report
+from .writing import as_stored, write_weights
+
+ENTRY = "main"
+MODULE_TOLERANCE = {"f64": 1e-6, "f32": 1e-3, "bf16": 1.5e-1, "f16": 3e-2}
+
+
+class CompiledModule:
+    """A module's kernels behind the module's own signature: pytrees of CPU tensors in and out.
+
+    `artifact` is what it runs from: `artifact.save(directory)` keeps it, `CompiledModule.load` brings it back.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        signature = artifact.manifest.get("signature")
+        if not isinstance(signature, dict):
+            raise CompileError(f"{artifact.path}: no module's artifact: it has no signature")
+        self.artifact = artifact
+        self._inputs: list[str | None] = signature["inputs"]
+        self._outputs: list[str] = signature["outputs"]
+        self._in = pytree.treespec_loads(signature["in"])
+        self._out = pytree.treespec_loads(signature["out"])
+
+    @staticmethod
+    def load(directory: Path | str) -> CompiledModule:
+        """The module saved in a directory."""
+        return CompiledModule(load(directory))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's result for these arguments; raises TypeError where their structure is another."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._in:
+            raise TypeError(f"given arguments {spec}; the module was compiled for {self._in}")
+        specs = {s.name: s for s in self.artifact.module.inputs}
+        pairs = zip(self._inputs, leaves, strict=True)
+        given = {n: _array(v, specs[n]) for n, v in pairs if n is not None and n in specs}
+        results = self.artifact.module.run(given)
+        made = {s.name: _tensor(results[s.name], s.dtype) for s in self.artifact.module.results}
+        return pytree.tree_unflatten([made[n] for n in self._outputs], self._out)
+
+
+def _array(value: Any, spec: TensorSpec) -> np.ndarray[Any, Any]:
+    if not isinstance(value, torch.Tensor) or value.dtype != torch_dtype(spec.dtype):
+        given = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"input {spec.name!r}: given {given}, wanted {torch_dtype(spec.dtype)}")
+    return as_stored(value, spec.dtype)
+
+
+def _tensor(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
+    return torch.from_numpy(array).view(torch_dtype(dtype))
+
+
+def build_module(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    options: Options,
+) -> CompiledModule:
+    """Compile a module at the shapes of its arguments, and check it against eager on them."""
+
+    def make(folder: Path) -> None:
+        _build(module, args, kwargs, dynamic_shapes, options, folder)
+
+    compiled = CompiledModule(in_folder(None, make))
+    if options.parity:
+        _check(module, compiled, args, kwargs)
+    return compiled
+
+
+def _build(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    options: Options,
+    folder: Path,
+) -> None:
+    target, clock = target_of(options.target), Clock()
+    recorder = Recorder(options.dump, options.stop_after)
+    with progress(options.progress) as shown:
+        shown.stage("capture", 1)
+        with clock("capture"):
+            captured = capture(
+                module, args=args, kwargs=kwargs, dynamic_shapes=dynamic_shapes,
+                name=type(module).__name__,
+            )  # fmt: skip
+            imported = import_captured(captured)
+        shown.stage("passes", sum(len(p.passes) for p in raising()) + 2)
+        with clock("passes"):
+            raised = recorder.run(imported.graph, raising())
+            kernels = Kernels.of(raised, cpu_backend(target), recorder, {}, entries=(ENTRY,))
+        reports = kernels.write(folder, target, clock, shown)
+        with clock("weights"):
+            write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, imported.weights, shown)
+    fields = manifest_fields(type(module).__name__, target, kernels.step)
+    report = build_report(recorder, reports, kernels.plan, clock)
+    write_manifest(folder, fields | {"signature": signature(captured, imported.graph), "report": report})
+
+
+def signature(captured: Captured, graph: Graph) -> dict[str, Any]:
+    """Structure and names of a module's arguments and results; None for an argument that is no tensor."""
+    spec = captured.program.call_spec
+    given = captured.program.graph_signature.user_inputs
+    return {
+        "in": pytree.treespec_dumps(spec.in_spec),
+        "out": pytree.treespec_dumps(spec.out_spec),
+        "inputs": [n if isinstance(n, str) else None for n in given],
+        "outputs": list(graph.output_names),
+    }
+
+
+def _check(
+    module: nn.Module, compiled: CompiledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise CompileError where the kernels depart from eager on the example's arguments."""
+    with torch.no_grad():
+        wanted = pytree.tree_leaves(module.eval()(*args, **kwargs))
+    given = pytree.tree_leaves(compiled(*args, **kwargs))
+    for at, (a, b) in enumerate(zip(wanted, given, strict=True)):
+        if not isinstance(a, torch.Tensor):
+            continue
+        error = _relative_error(a, b)
+        name = str(a.dtype).removeprefix("torch.")
+        limit = MODULE_TOLERANCE.get(_word(a.dtype), 0.0)
+        if not error <= limit:
+            raise CompileError(
+                f"result {at} departs from eager {name} by {error:.3g} of its largest magnitude, at most "
+                f"{limit:g} is wanted"
+            )
+
+
+def _word(dtype: torch.dtype) -> str:
+    return next((w for w in MODULE_TOLERANCE if torch_dtype(w) is dtype), "")
+
+
+def _relative_error(wanted: torch.Tensor, given: torch.Tensor) -> float:
+    if wanted.shape != given.shape or wanted.dtype != given.dtype:
+        return float("inf")
+    a, b = wanted.double(), given.double()
+    finite = torch.isfinite(a)
+    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = a[finite].abs().max().clamp_min(1e-30)
+    return float((a[finite] - b[finite]).abs().max() / scale)
