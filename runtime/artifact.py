@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from ..ir.plan import Plan, PlanError
 from .engine import Completion, Delta, Engine
 from .errors import ArtifactError, RequestError
@@ -100,8 +102,7 @@ class Artifact:
         names = [spec.name for spec in self.module.inputs]
         if len(inputs) != len(names):
             raise ValueError(f"given {len(inputs)} inputs; wanted {len(names)}: {', '.join(names)}")
-        with self._lock:
-            return tuple(self.module.run(dict(zip(names, inputs, strict=True))).values())
+        return tuple(self.module.run(dict(zip(names, inputs, strict=True))).values())
 
     def generate(
         self,
@@ -170,10 +171,12 @@ def load(
 
     `verify=False` leaves out the hashes, for a disk that is trusted and slow.
     """
-    artifact = Artifact(directory, threads=threads, cache_bytes=cache_bytes)
+    path = Path(directory)
+    manifest = read_manifest(path)
+    check_machine(path, manifest)
     if verify:
-        check_files(artifact.path, artifact.manifest)
-    return artifact
+        check_files(path, manifest)
+    return Artifact(path, threads=threads, cache_bytes=cache_bytes)
 
 
 def _read_plan(path: Path) -> Plan:
@@ -193,7 +196,7 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     given = list(prompts)
-    if given and all(hasattr(p, "__index__") for p in given):
+    if given and all(isinstance(p, int | np.integer) for p in given):
         return [given]  # pyright: ignore[reportReturnType] (one prompt of token ids)
     return given  # pyright: ignore[reportReturnType]
 

@@ -8,6 +8,7 @@ that the request that cannot be served ends alone. An engine belongs to one thre
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import index
 from typing import Literal
 
 from .blocks import BlockPool
@@ -242,8 +243,8 @@ class Engine:
 
 def _token(token: object, vocabulary: int) -> int:
     try:
-        number = token.__index__()  # pyright: ignore[reportAttributeAccessIssue]
-    except AttributeError:
+        number = index(token)  # pyright: ignore[reportArgumentType]
+    except TypeError:
         raise RequestError(f"a prompt is text or token ids, given {token!r}") from None
     if not 0 <= number < vocabulary:
         raise RequestError(f"token id {number}: wanted 0 to {vocabulary - 1}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +13,6 @@ from .binding import Binder, Kernels, run_bound
 from .errors import ArtifactError
 from .tensors import STORAGE, Array, aligned_bytes, allocate, place
 from .weights import Weights
-
-RESERVED_TOKENS = 1  # a pool holds at least one token's block
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,18 @@ class ModuleExecutor:
             for spec in (*self.inputs, *self.results)
         }
         self._binder = Binder(plan, library, weights, {}, self._memory)
+        self._lock = Lock()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The results, by name; dims are read from the inputs' shapes, which must agree."""
+        """The results, by name; dims are read from the inputs' shapes, which must agree.
+
+        Callers on several threads take turns.
+        """
         dims = self._dims(inputs)
+        with self._lock:
+            return self._run(inputs, dims)
+
+    def _run(self, inputs: Mapping[str, Array], dims: Mapping[str, int]) -> dict[str, Array]:
         for spec in self.inputs:
             shape = evaluate_shape(spec.shape, dims)
             place(self._memory[spec.name], 0, spec.dtype, shape)[...] = _bits(
@@ -252,7 +259,7 @@ def blocks_for(plan: Plan, budget: int | None, available: int) -> int:
     if not plan.caches:
         return wanted
     blocks = min(wanted, (available // 2 if budget is None else budget) // plan.block_bytes)
-    if blocks < RESERVED_TOKENS:
+    if blocks < 1:
         given = "half of free memory" if budget is None else f"{budget} bytes"
         raise ArtifactError(f"KV cache: {given} holds no block of {plan.block_bytes} bytes")
     return blocks

@@ -47,10 +47,24 @@ def allocate(dtype: str, shape: Sequence[int]) -> Array:
     return place(aligned_bytes(tensor_bytes(dtype, shape)), 0, dtype, shape)
 
 
+class _Lent:
+    """Memory that numpy holds read-only, made writable in name, because DLPack lends no other.
+
+    Mapped weights keep their protection: a kernel that wrote to one would end the process.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self.array = array  # keeps the memory
+        address = (array.ctypes.data, False)
+        self.__array_interface__ = {**array.__array_interface__, "data": address}
+
+
 def to_tensor(array: Array) -> tvm_ffi.Tensor:
     """The array as a kernel argument, sharing memory; it must begin at a multiple of 64 bytes.
 
     Kernels load whole vectors from aligned addresses: an array that is not aligned ends the
     process.
     """
+    if not array.flags.writeable:
+        array = np.asarray(_Lent(array))
     return tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

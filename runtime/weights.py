@@ -43,8 +43,8 @@ class StoredTensor:
 class Weights(Mapping[str, Array]):
     """The tensors of a mapped file, by name: bf16 and f8 as bits, every array aligned.
 
-    The mapping is private and copy-on-write, as numpy lends no read-only memory to kernels; nothing
-    writes to it. `moved` names tensors that a foreign file did not align: those are copied.
+    The mapping is read-only and shared by all who open the file. `moved` names tensors that a
+    foreign file did not align: those are copied.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class Weights(Mapping[str, Array]):
         with self.path.open("rb") as file:
             size = self.path.stat().st_size
             self.stored = read_header(file.read(8), file, size, self.path)
-            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         self._memory = np.frombuffer(self._map, np.uint8)
         self.moved: list[str] = []
         self._arrays = {n: self._view(n, t) for n, t in self.stored.items() if not _is_padding(n)}

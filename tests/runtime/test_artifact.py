@@ -84,7 +84,10 @@ def test_bad_prompts_name_what_was_wanted(toy):
     with pytest.raises(RequestError, match="given 2 sampling parameters for 1 prompts"):
         artifact.generate([[1]], [GREEDY, GREEDY])
     assert artifact.generate([], GREEDY) == []
-    assert artifact.generate([1], GREEDY)[0].token_ids == toy_generate([1], 9)
+    for prompt in ([1, 2], np.array([1, 2]), np.array([[1, 2]]), [np.array([1, 2])], [(1, 2)]):
+        assert artifact.generate(prompt, GREEDY)[0].token_ids == toy_generate([1, 2], 9)
+    with pytest.raises(RequestError, match="a prompt is text or token ids"):
+        artifact.generate([[[1, 2]]], GREEDY)
 
 
 def test_a_kernel_that_raises_is_named_with_its_origin(toy, monkeypatch):

@@ -1,3 +1,4 @@
+import gc
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import safetensors
 import safetensors.numpy
 from ferrule.ir.plan import TensorSpec
 from ferrule.runtime.errors import ArtifactError
+from ferrule.runtime.tensors import to_tensor
 from ferrule.runtime.weights import Weights, WeightsWriter
 
 SPECS = [
@@ -62,10 +64,18 @@ def test_a_foreign_file_is_read_and_what_was_not_aligned_is_named(tmp_path):
     assert set(weights.moved) <= {"x", "y"} and weights.moved
 
 
-def test_writing_to_a_weight_does_not_reach_the_file(tmp_path):
+def test_weights_are_read_only_and_kernels_see_their_memory(tmp_path):
     arrays = write(tmp_path / "w.safetensors")
-    Weights(tmp_path / "w.safetensors")["a"][:] = 0
-    np.testing.assert_array_equal(Weights(tmp_path / "w.safetensors")["a"], arrays["a"])
+    array = Weights(tmp_path / "w.safetensors")["a"]
+    with pytest.raises(ValueError, match="read-only"):
+        array[:] = 0
+    tensor = to_tensor(array)
+    address = array.ctypes.data
+    del array
+    gc.collect()
+    seen = np.from_dlpack(tensor)
+    assert seen.ctypes.data == address
+    np.testing.assert_array_equal(seen, arrays["a"])
 
 
 def test_a_weight_that_is_missing_or_misshapen_is_named(tmp_path):
