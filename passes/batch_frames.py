@@ -1,8 +1,8 @@
 """Batch frames: the leading axes of attention's operands, brought to (batch, heads).
 
-Models write attention over [B, H, S, D], over [B H, S, D] (heads folded into the batch), over [B, G, H / G, S, D]
-(grouped heads) or over [B, S, D] (one head). The leading axes of such a tensor are its *frame*; an operand's own leading
-axes broadcast to the frame, as masks and grouped keys do.
+Models write attention over [B, H, S, D], over [B H, S, D] (heads folded into the batch), over
+[B, G, H / G, S, D] (grouped heads) or over [B, S, D] (one head). The leading axes of such a tensor
+are its *frame*; an operand's own leading axes broadcast to the frame, as masks and grouped keys do.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _ends(left: int, right: int) -> Iterator[tuple[int, int]]:
 
 
 def moved(node: Node, frame: Shape, target: Shape) -> Node | None:
-    """A node whose leading axes broadcast to the frame, with leading axes that broadcast to the target instead."""
+    """A node whose leading axes broadcast to a frame, as one whose axes broadcast to a target."""
     runs = groups(frame, target)
     if runs is None:
         return None
@@ -73,9 +73,10 @@ def moved(node: Node, frame: Shape, target: Shape) -> Node | None:
 
 
 def key_heads(node: Node, frame: Shape, target: Shape) -> Node | None:
-    """Keys or values whose leading axes broadcast to the frame, as [B, G, ...]: G heads, each read by H / G of the target.
+    """Keys or values as [B, G, ...]: G heads, each read by H / G heads of the target.
 
-    A frame (B, G, R) with own axes (B, G, 1) gives G heads, because head g R + r reads group g.
+    Their leading axes broadcast to the frame. A frame (B, G, R) with own axes (B, G, 1) gives G
+    heads, because head g R + r reads group g.
     """
     own, (batch, heads) = lead(node, frame), target
     cut = _batch_axes(frame, batch)
@@ -97,15 +98,16 @@ def _batch_axes(frame: Shape, batch: Dim) -> int | None:
 
 
 def _grouped(own: Shape, frame: Shape) -> Dim | None:
-    """How many groups own axes make where they are the frame's up to some axis and ones behind it."""
-    at = next((i for i, (o, f) in enumerate(zip(own, frame, strict=True)) if not equal(o, f)), None)
+    """How many groups axes make that are the frame's up to some axis and ones behind it."""
+    pairs = enumerate(zip(own, frame, strict=True))
+    at = next((i for i, (o, f) in pairs if not equal(o, f)), None)
     if at is None:
         return product(frame)
     return product(own[:at]) if all(d == 1 for d in own[at:]) else None
 
 
 def best_target(frames: list[Shape], sources: list[Node]) -> tuple[Dim, Dim] | None:
-    """(batch, heads) out of the frames that a match went through, and of what its operands were reshaped from."""
+    """(batch, heads), from the frames of a match or from what its operands were reshaped from."""
     for frame in frames:
         if len(frame) == 2:
             return frame[0], frame[1]

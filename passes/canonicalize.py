@@ -18,7 +18,7 @@ CANONICAL: Rules = FOLDING + MOVEMENT + ARITHMETIC + ACTIVATIONS
 
 @dataclass(frozen=True)
 class Canonicalize:
-    """Identities leave, constants fold, casts and movement join, hand-written activations become ops.
+    """Identities go, constants fold, casts and movement join, written-out activations become ops.
 
     Values change by the order of rounding at most.
     """

@@ -14,10 +14,10 @@ from ..ir.ops import tensor as t
 
 @dataclass(frozen=True)
 class MergeLinears:
-    """Linears over one value become one linear and slices of its result; q/k/v and gate/up are the usual ones.
+    """Linears over one value become one linear and slices of its result, as q/k/v and gate/up.
 
-    Left alone: a linear whose result is an output, and one whose weight another op reads too (a tied embedding would
-    be stored twice).
+    Left alone: a linear whose result is an output, and one whose weight another op reads too (a
+    tied embedding would be stored twice).
     """
 
     name: ClassVar[str] = "merge-linears"
@@ -53,7 +53,7 @@ def _is_mergeable(graph: Graph, node: Node, constant: set[Node]) -> bool:
 
 
 def merged(linears: Sequence[Node]) -> dict[Node, Node]:
-    """Each linear as a slice of one linear over all the weights, in the order given; missing biases are zero."""
+    """Each linear as a slice of one over all the weights, in order; missing biases are zero."""
     x = linears[0].inputs[0]
     parameters = [t.concat(*(n.inputs[1] for n in linears), axis=0)]
     if any(len(n.inputs) > 2 for n in linears):
@@ -69,6 +69,5 @@ def merged(linears: Sequence[Node]) -> dict[Node, Node]:
 
 
 def _bias(linear: Node) -> Node:
-    if len(linear.inputs) > 2:
-        return linear.inputs[2]
-    return t.broadcast(t.scalar(0.0, linear.dtype), shape=linear.inputs[1].shape[:1])
+    _, weight, *bias = linear.inputs
+    return bias[0] if bias else t.broadcast(t.scalar(0.0, linear.dtype), shape=weight.shape[:1])

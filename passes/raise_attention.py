@@ -1,8 +1,8 @@
 """Raise attention: softmax(scores(q k^T)) v, however it is spelled, becomes one op.
 
-The product with the values is the root. From it the matcher goes back to the softmax, then to the product of queries
-and keys (trace_scores), brings all operands to [B, H, S, D] (batch_frames) and folds the steps between into
-attributes and one mask.
+The product with the values is the root. From it the matcher goes back to the softmax, then to the
+product of queries and keys (trace_scores), brings all operands to [B, H, S, D] (batch_frames) and
+folds the steps between into attributes and one mask.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def attention_transposed(root: Node, x: Node, y: Node) -> Node | None:
 
 
 def _attention(weights: Node, value: Node, frame: Shape) -> Node | None:
-    """The attention op on [B, H, S, D], or None where weights are no softmax of a product of queries and keys."""
+    """The op on [B, H, S, D]; None where weights are no softmax of a product of q and k."""
     found = trace_weights(weights)
     split = split_sinks(found.softmax.inputs[0], found.part) if found else None
     scores = trace_scores(split[0]) if split else None
@@ -70,7 +70,7 @@ def _target(scores: Scores, found: Weights, value: Node, frame: Shape) -> Target
 
 
 def _is_constant(node: Node) -> bool:
-    """Whether no input of the graph is behind a node: learned keys or values are no context to attend to."""
+    """Whether no input is behind a node: learned keys or values are no context to attend to."""
     return not any(n.op.name == "input" for n in walk((node,)))
 
 
@@ -112,7 +112,7 @@ def _repeated(node: Node, heads: Dim) -> Node:
 
 
 def one_dtype(*nodes: Node) -> tuple[Node, ...]:
-    """The operands in one dtype: below casts that lose nothing where that is one, else as wide as the widest."""
+    """The operands in one dtype: below casts that lose nothing, or else as wide as the widest."""
     bare = tuple(without_widening(n) for n in nodes)
     if len({n.dtype for n in bare}) == 1:
         return bare
@@ -137,7 +137,7 @@ def _per_head(sinks: Node, heads: Dim) -> Node | None:
 
 @dataclass(frozen=True)
 class Folded:
-    """The steps as attention takes them: scale, softcap, a mask, and tensors that stretch the queries."""
+    """The steps as attention takes them; `stretch` are tensors to multiply the queries by."""
 
     scale: float = 1.0
     softcap: float = 0.0
@@ -180,7 +180,7 @@ def _fold(folded: Folded, step: Step, operand: Node | None) -> Folded | None:
 
 
 def _scaled(folded: Folded, factor: float) -> Folded:
-    """Everything so far times a factor: softcap(s) c' = (c c') tanh(s / c), so the softcap and the scale take it."""
+    """Everything so far times a factor: the softcap takes it too, c f tanh(f s / (c f))."""
     mask = folded.mask
     if mask is not None and mask.dtype != "bool":
         mask = t.mul(mask, t.scalar(factor, mask.dtype))
@@ -211,7 +211,7 @@ def is_attention(node: Node) -> bool:
 
 @ATTENTION.on(hole("root", is_attention))
 def repeated_keys(root: Node) -> Node | None:
-    """attention(q, repeat(k), repeat(v)) = attention(q, k, v): heads are grouped by the op itself."""
+    """attention(q, repeat(k), repeat(v)) = attention(q, k, v): the op itself groups heads."""
     q, k, v, *more = root.inputs
     fewer = unrepeated(k, 1), unrepeated(v, 1)
     if fewer[0] is None or fewer[1] is None or not equal(fewer[0].shape[1], fewer[1].shape[1]):
@@ -284,7 +284,8 @@ def mask_of_infinity(root: Node) -> Node | None:
     """A mask of 0 and -inf is a mask of bools."""
     if "mask" not in root["extras"]:
         return None
-    at = 3 + root["extras"].index("mask")
+    words: tuple[str, ...] = root["extras"]
+    at = 3 + words.index("mask")
     mask = root.inputs[at]
     if mask.op is not t.where:
         return None
@@ -303,7 +304,7 @@ def mask_of_infinity(root: Node) -> Node | None:
 
 @dataclass(frozen=True)
 class RaiseAttention:
-    """Products of softmaxed scores with values become attention; keys are taken before they are repeated."""
+    """Products of softmaxed scores with values become attention over un-repeated keys."""
 
     name: ClassVar[str] = "raise-attention"
 

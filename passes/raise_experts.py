@@ -1,4 +1,4 @@
-"""Raise experts: a product with weights taken by index becomes expert_linear, so that no copy of weights is made."""
+"""Raise experts: a product with weights taken by index becomes expert_linear, which copies none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ x, y = hole("x"), hole("y")
 
 @EXPERTS.on(t.matmul(x, y))
 def rows_by_experts(root: Node, x: Node, y: Node) -> Node | None:
-    """x[..., M, K] @ W[index] = expert_linear(x, W^T, index): W[E, K, N] taken for each of the leading axes."""
+    """x[..., M, K] @ W[index] = expert_linear(x, W^T, index) for W[E, K, N]."""
     found = taken_matrices(y)
     if found is None:
         return None
@@ -49,7 +49,7 @@ def _turned(node: Node) -> Node:
 
 
 def taken_matrices(node: Node) -> tuple[Node, Node] | None:
-    """(weights[E, I, J], index) where a node is weights[index], below transposes of each matrix and casts."""
+    """(weights[E, I, J], index) where a node is weights[index], perhaps transposed or cast."""
     if node.op is t.take:
         weights, index = node.inputs
         return (weights, index) if node["axis"] == 0 and len(weights.shape) == 3 else None
@@ -66,7 +66,7 @@ def taken_matrices(node: Node) -> tuple[Node, Node] | None:
 
 
 def _expert_rows(x: Node, weights: Node, index: Node, shape: Shape) -> Node | None:
-    """expert_linear for x[..., M, K], the index repeated for the M rows of a batch, in the wanted shape."""
+    """expert_linear of x[..., M, K], the index repeated for the M rows, in the wanted shape."""
     lead, rows = shape[:-2], shape[-2]
     try:
         broadcast_shapes(index.shape, lead)
@@ -114,7 +114,7 @@ def _taken_rows(bias: Node, linear: Node) -> Node | None:
 
 @dataclass(frozen=True)
 class RaiseExperts:
-    """Products with weights taken by index become expert_linear, transposition moved to the weights, biases taken in."""
+    """Products with weights taken by index become expert_linear; transposes move to the weights."""
 
     name: ClassVar[str] = "raise-experts"
 

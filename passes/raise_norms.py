@@ -33,7 +33,9 @@ def is_mean_over_last(node: Node, of: Node, per: float) -> bool:
     if total is None or total.inputs[0] is not of or total["axes"] != (last,):
         return False
     size = of.shape[last]
-    return bool(total["keepdims"] and isinstance(size, int)) and abs(per * size - 1) < 1e-6
+    if not total["keepdims"] or not isinstance(size, int):
+        return False
+    return abs(per * size - 1) < 1e-6
 
 
 # -- the core: x / sqrt(mean(x^2) + eps)
@@ -86,7 +88,7 @@ def layer_norm_by_squares(root: Node, x: Node, per: float, eps: float) -> Node |
 
 
 def vector(node: Node, like: Node) -> Node | None:
-    """The node as a vector along the last dim of `like`, where it is one: [D], [1, D], [1, 1, D], ..."""
+    """The node as a vector [D] along the last dim of `like`, where its other dims are 1."""
     size = like.shape[-1]
     flat = bool(node.shape) and same(node.shape[-1], size) and all(d == 1 for d in node.shape[:-1])
     return reshaped(node, (size,)) if flat and len(node.shape) <= len(like.shape) else None
@@ -164,7 +166,7 @@ def _unwidened(value: Node) -> Node:
 
 @NORMS.on(t.cast(hole("norm", lambda node: node.op in (model.rms_norm, model.layer_norm))))
 def norm_cast_around(root: Node, norm: Node) -> Node | None:
-    """cast(norm(cast(x))) = norm(x) where x has the dtype of the result: f32 inside, rounded once."""
+    """cast(norm(cast(x))) = norm(x) where x has the result's dtype: f32 inside, rounded once."""
     wide, *weights = norm.inputs
     if wide.op is not t.cast or norm.dtype not in ("f32", "f64"):
         return None
@@ -176,7 +178,7 @@ def norm_cast_around(root: Node, norm: Node) -> Node | None:
 
 @dataclass(frozen=True)
 class RaiseNorms:
-    """Means, squares and roots over the last dim become rms_norm and layer_norm, weights and casts taken in."""
+    """Means, squares and roots over the last dim become rms_norm and layer_norm."""
 
     name: ClassVar[str] = "raise-norms"
 

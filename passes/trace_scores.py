@@ -2,8 +2,9 @@
 
     softmax(where(allowed, c tanh(scale q k^T / c) + bias, -inf))
 
-is traced to the product q k^T and the steps, inside out: scale, tanh, scale, add, fill. Casts and reshapes of the
-leading axes are no steps; each step keeps the frame (leading axes) in which it was done.
+is traced to the product q k^T and the steps, inside out: scale, tanh, scale, add, fill. Casts and
+reshapes of the leading axes are no steps; each step keeps the frame (leading axes) in which it was
+done.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Kind = Literal["scale", "stretch", "tanh", "add", "keep"]
 class Step:
     """One thing done to the scores.
 
-    scale: times `factor`. stretch: times `operand`, the same for all keys. tanh. add: plus `operand`. keep: stays where
-    `operand` (bool) is true, becomes `factor` elsewhere.
+    scale: times `factor`. stretch: times `operand`, the same for all keys. tanh. add: plus
+    `operand`. keep: stays where `operand` (bool) is true, becomes `factor` elsewhere.
     """
 
     kind: Kind
@@ -35,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Scores:
-    """query[..., S, D] times key[..., L, D] in a frame, and the steps from the product to the softmax, inside out."""
+    """query[..., S, D] times key[..., L, D] in a frame, and the steps from there, inside out."""
 
     query: Node
     key: Node
@@ -56,7 +57,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Weights:
-    """The softmax that weighs the values, and the part [start, stop) of its last axis that is used (None: all)."""
+    """The softmax that weighs values, and the part [start, stop) of it in use (None: all)."""
 
     softmax: Node
     part: tuple[Dim, Dim] | None
@@ -89,7 +90,7 @@ def keeps_matrices(node: Node) -> bool:
 
 
 def split_sinks(node: Node, part: tuple[Dim, Dim] | None) -> tuple[Node, Node | None] | None:
-    """The scores, and the sink logits [..., S, 1] that were joined to them; None where the part used is another."""
+    """The scores, and the sink logits [..., S, 1] joined to them; None where the part differs."""
     while node.op is t.cast and part is not None:
         node = node.inputs[0]
     if part is None:
@@ -109,7 +110,7 @@ def _is_part(part: tuple[Dim, Dim], start: Dim, stop: Dim) -> bool:
 
 
 def trace_scores(node: Node) -> Scores | None:
-    """The product of queries and keys behind a softmax's input; None where another thing stands there."""
+    """The product of queries and keys behind a softmax's input; None where there is none."""
     if node.op is t.matmul:
         query, key = node.inputs
         return Scores(query, transposed(key), node.shape[:-2])

@@ -80,7 +80,7 @@ def softmax_of_shifted(root: Node, x: Node) -> Node | None:
 
 @ACTIVATIONS.on(t.div(t.exp(y), t.reduce_sum(t.exp(y))))
 def softmax_by_exp(root: Node, y: Node) -> Node | None:
-    """exp(y) / sum(exp(y)) = softmax(y) where y = x - max(x): a bare exp may overflow where softmax does not."""
+    """exp(y) / sum(exp(y)) = softmax(y) where y = x - max(x); a bare exp may overflow."""
     total = root.inputs[1]
     axes = total["axes"]
     shifted = y.op is t.sub and y.inputs[1].op is t.reduce_max

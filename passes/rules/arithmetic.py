@@ -142,7 +142,8 @@ def x_over_rsqrt(root: Node, x: Node, y: Node) -> Node:
 def mean_by_division(root: Node, x: Node, c: float) -> Node | None:
     """sum(x) / n = sum(x) * (1 / n), n the number of terms: means have one form."""
     total = next(i for i in root.inputs if i.op is t.reduce_sum)
-    count = product(x.shape[a] for a in total["axes"])
+    axes: tuple[int, ...] = total["axes"]
+    count = product(x.shape[a] for a in axes)
     if count != c or Fraction(c) == 0:
         return None
     return t.mul(total, t.scalar(1.0 / c, root.dtype))

@@ -1,4 +1,4 @@
-"""Constants computed now, and scalars kept scalar: broadcasts that elementwise ops imply go away."""
+"""Constants computed now; broadcasts that elementwise ops imply go away."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ from .values import filled, literal, rounded, spread
 FOLDING = Rules("folding")
 x, y, z = hole("x"), hole("y"), hole("z")
 
+
+def _reciprocal(value: Any) -> Any:
+    return 1 / value
+
+
+def _rsqrt(value: Any) -> Any:
+    return 1 / np.sqrt(value)
+
+
 _NUMPY: dict[str, Callable[..., Any]] = {
     "neg": np.negative, "abs": np.abs, "exp": np.exp, "expm1": np.expm1, "log": np.log,
-    "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda v: 1 / np.sqrt(v),
-    "reciprocal": lambda v: 1 / v, "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
+    "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": _rsqrt,
+    "reciprocal": _reciprocal, "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
     "floor": np.floor, "ceil": np.ceil, "round": np.round, "logical_not": np.logical_not,
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power,
     "floordiv": np.floor_divide, "mod": np.mod, "maximum": np.maximum, "minimum": np.minimum,

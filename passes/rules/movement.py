@@ -37,7 +37,8 @@ def transpose_to_itself(root: Node, x: Node) -> Node | None:
 def transpose_of_transpose(root: Node, x: Node) -> Node:
     """Permutations compose."""
     inner: tuple[int, ...] = root.inputs[0]["permutation"]
-    return t.transpose(x, permutation=tuple(inner[p] for p in root["permutation"]))
+    outer: tuple[int, ...] = root["permutation"]
+    return t.transpose(x, permutation=tuple(inner[p] for p in outer))
 
 
 @MOVEMENT.on(t.broadcast(x))
@@ -55,7 +56,8 @@ def broadcast_of_broadcast(root: Node, x: Node) -> Node:
 @MOVEMENT.on(t.slice_(x))
 def slice_of_all(root: Node, x: Node) -> Node | None:
     """x[0 : size] = x."""
-    size = x.shape[root["axis"]]
+    axis: int = root["axis"]
+    size = x.shape[axis]
     whole = root["step"] == 1 and root["start"] == 0 and equal(root["stop"], size)
     return x if whole else None
 
@@ -74,7 +76,7 @@ def slice_of_slice(root: Node, x: Node) -> Node | None:
 @MOVEMENT.on(t.slice_(x))
 def slice_of_concat(root: Node, x: Node) -> Node | None:
     """A slice that falls into one piece of a concat is a slice of that piece."""
-    axis = root["axis"]
+    axis: int = root["axis"]
     if x.op is not t.concat or x["axis"] != axis or root["step"] != 1:
         return None
     begin: Any = 0
@@ -121,7 +123,8 @@ def pad_of_nothing(root: Node, x: Node) -> Node | None:
 @MOVEMENT.on(t.flip(x))
 def flip_of_nothing(root: Node, x: Node) -> Node | None:
     """flip(x) along no axis, or along axes of size 1, = x."""
-    return x if all(x.shape[a] == 1 for a in root["axes"]) else None
+    axes: tuple[int, ...] = root["axes"]
+    return x if all(x.shape[a] == 1 for a in axes) else None
 
 
 @MOVEMENT.on(t.flip(t.flip(x)))
@@ -141,7 +144,7 @@ def cast_of_moved_widening(root: Node, x: Node) -> Node | None:
 
 @MOVEMENT.on(t.reshape(any_of(*(o(x) for o in (t.reduce_sum, t.reduce_max, t.reduce_min)))))
 def reshape_of_reduction(root: Node, x: Node) -> Node | None:
-    """A reshape that puts reduced axes back, or drops them, is the reduction with or without keepdims."""
+    """A reshape that puts reduced axes back, or drops them, is the other keepdims."""
     reduction = root.inputs[0]
     other = not reduction["keepdims"]
     new = reduction.op(x, axes=reduction["axes"], keepdims=other)

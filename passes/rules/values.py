@@ -35,7 +35,7 @@ def literal(node: Node) -> float | int | bool | None:
 
 
 def rounded(value: float | int | bool, dtype: str) -> float | int | bool | None:
-    """The value as the dtype holds it: rounded to nearest even, cut, or tested; None where unknown."""
+    """The value as the dtype holds it: rounded to nearest even, cut, or tested; None: unknown."""
     if dtype == "bool":
         return bool(value)
     if dtype in FLOATS:

@@ -46,6 +46,7 @@ Q, K, V = of("q", B, 4, S, 6), of("k", B, 4, S, 6), of("v", B, 4, S, 5)
 KG, VG = of("kg", B, 2, S, 6), of("vg", B, 2, S, 5)
 QH, KH, VH = (of(f"{n}h", B, 4, S, 6, dtype="bf16") for n in "qkv")
 MASK = of("mask", B, 1, S, S)
+ROUTER = parameter(name="w", type=TensorType("f32", (6, 3)))
 BIAS = of("bias", B, 4, 1, S)
 SINKS = parameter(name="sinks", type=TensorType("f32", (4,)))
 INPUTS = (Q, K, V, KG, VG, QH, KH, VH, MASK, BIAS)
@@ -154,6 +155,10 @@ def widened() -> Node:
     return t.matmul(t.cast(t.softmax(scores(q, k), axis=3), dtype="bf16"), VH)
 
 
+def first(x: Node) -> Node:
+    return t.slice_(x, axis=1, start=0, stop=1)
+
+
 def one_head() -> tuple[Node, Node]:
     q, k, v = (
         t.reshape(t.slice_(x, axis=1, start=0, stop=1), shape=(B, S, x.shape[3])) for x in (Q, K, V)
@@ -206,10 +211,7 @@ SPELLINGS: dict[str, tuple[Node, Node]] = {
     "repeated for the op": (attend(Q, repeated(KG), repeated(VG)), attend(Q, KG, VG)),
     "wide softmax": (wide(), attend(QH, KH, VH, scale=0.5)),
     "wide scores": (widened(), attend(QH, KH, VH)),
-    "shared key": (
-        weigh(scores(Q, t.slice_(K, axis=1, start=0, stop=1)), t.slice_(V, axis=1, start=0, stop=1)),
-        attend(Q, t.slice_(K, axis=1, start=0, stop=1), t.slice_(V, axis=1, start=0, stop=1)),
-    ),
+    "shared key": (weigh(scores(Q, first(K)), first(V)), attend(Q, first(K), first(V))),
     "one head": one_head(),
     "transposed": (
         t.matmul(swapped(V), swapped(t.softmax(swapped(t.matmul(K, swapped(Q))), axis=3))),
@@ -255,7 +257,7 @@ def unused_part() -> Node:
 
 
 STAY: dict[str, Callable[[], Node]] = {
-    "router": lambda: t.softmax(t.matmul(Q, parameter(name="w", type=TensorType("f32", (6, 3)))), axis=3),
+    "router": lambda: t.softmax(t.matmul(Q, ROUTER), axis=3),
     "learned values": lambda: t.matmul(
         t.softmax(scores(k=parameter(name="key", type=TensorType("f32", (4, 7, 6)))), axis=3),
         parameter(name="value", type=TensorType("f32", (4, 7, 5))),
