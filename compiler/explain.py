@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..ir.errors import IRError
 from ..ir.plan import Call, Plan, dims_of, evaluate_dim, evaluate_shape, tensor_bytes
 
@@ -140,12 +138,12 @@ def _measured(artifact: Artifact, entry: str, dims: Dims) -> list[float]:
 
 def _bound(artifact: Artifact, entry: str, dims: Dims) -> Bound:
     from ..runtime.executor import Executor
+    from ..runtime.tensors import allocate
 
     if "M" not in artifact.plan.dims:
-        inputs = {
-            s.name: np.zeros(evaluate_shape(s.shape, dims), s.dtype) for s in artifact.module.inputs
-        }
-        return artifact.module.prepare(inputs)
+        specs = artifact.module.inputs
+        inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in specs}
+        return artifact.module.prepare(inputs, dims)
     executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["M"])
     return executor.prepare(example_batch(artifact.plan, entry, dims))
 

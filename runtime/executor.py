@@ -1,6 +1,6 @@
 """Runs steps: fills the inputs, binds the plan's calls, runs them, returns the results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
-from .binding import Binder, Kernels, run_bound
+from .binding import Binder, Bound, Kernels, run_bound
 from .errors import ArtifactError
 from .tensors import STORAGE, Array, aligned_bytes, allocate, place
 from .weights import Weights
@@ -76,32 +76,35 @@ class Executor:
         self.blocks = blocks
         self.chunk = bound_of(plan, "T")
         self.max_batch = min(bound_of(plan, "N"), bound_of(plan, "R"), self.chunk)
-        self.table_width = bound_of(plan, "M")
+        self.table_width = -(-context_limit(plan) // plan.block)
         self.max_context = min(context_limit(plan), blocks * plan.block)
         self._library = library
         self._caches = {
             c.name: allocate(c.dtype, (blocks, plan.block, *c.entry)) for c in plan.caches
         }
-        self._signature = {
-            spec.name: spec
-            for entry in plan.entries.values()
-            for kind in ("input", "result")
-            for spec in entry.signature(kind)
-        }
+        self._signature: dict[str, TensorSpec] = {}
+        sizes: dict[str, int] = {}
+        for spec in _tensors(plan):
+            self._signature[spec.name] = spec
+            size = tensor_bytes(spec.dtype, plan.largest(spec.shape))
+            sizes[spec.name] = max(size, sizes.get(spec.name, 0))
         for name in ("logits", "argmax"):
             if name not in self._signature:
                 raise PlanError(
                     f"the plan has no result {name!r}; it has {', '.join(self._signature)}"
                 )
         self.vocabulary = evaluate_dim(self._signature["logits"].shape[-1], {})
-        self._memory = {n: self._largest(spec) for n, spec in self._signature.items()}
+        self._memory = {name: aligned_bytes(size) for name, size in sizes.items()}
         self._binder = Binder(plan, library, weights, self._caches, self._memory)
-
-    def _largest(self, spec: TensorSpec) -> Array:
-        return aligned_bytes(tensor_bytes(spec.dtype, self.plan.largest(spec.shape)))
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step; raises `StepError` where a kernel does."""
+        run_bound(self.prepare(batch))
+        dims = {"R": len(batch.logit_rows)}
+        return self._result("argmax", dims), self._result("logits", dims)
+
+    def prepare(self, batch: Batch) -> Bound:
+        """The calls of one step, its inputs filled in; who measures kernels runs them one by one."""
         width = self._width(batch)
         dims = {
             "T": len(batch.tokens),
@@ -115,8 +118,7 @@ class Executor:
         bound = self._binder.bind(entry, dims)
         self._fill(batch, width)
         self._library.enter_thread()
-        run_bound(bound)
-        return self._result("argmax", dims), self._result("logits", dims)
+        return bound
 
     def _width(self, batch: Batch) -> int:
         """The block table's width: a power of two where it may be, to bind few variants."""
@@ -154,6 +156,13 @@ class Executor:
         return place(self._memory[name], 0, spec.dtype, evaluate_shape(spec.shape, dims))
 
 
+def _tensors(plan: Plan) -> Iterator[TensorSpec]:
+    """The inputs and results of all entries."""
+    for entry in plan.entries.values():
+        yield from entry.signature("input")
+        yield from entry.signature("result")
+
+
 class ModuleExecutor:
     """A compiled module that is no language model: named arrays in, new arrays out."""
 
@@ -185,14 +194,18 @@ class ModuleExecutor:
         with self._lock:
             return self._run(inputs, dims)
 
-    def _run(self, inputs: Mapping[str, Array], dims: Mapping[str, int]) -> dict[str, Array]:
+    def prepare(self, inputs: Mapping[str, Array], dims: Mapping[str, int]) -> Bound:
+        """The calls for these inputs, filled in; who measures kernels runs them one by one."""
         for spec in self.inputs:
             shape = evaluate_shape(spec.shape, dims)
             place(self._memory[spec.name], 0, spec.dtype, shape)[...] = _bits(
                 inputs[spec.name], spec
             )
         self._library.enter_thread()
-        run_bound(self._binder.bind(self._entry, dims))
+        return self._binder.bind(self._entry, dims)
+
+    def _run(self, inputs: Mapping[str, Array], dims: Mapping[str, int]) -> dict[str, Array]:
+        run_bound(self.prepare(inputs, dims))
         return {
             spec.name: place(
                 self._memory[spec.name], 0, spec.dtype, evaluate_shape(spec.shape, dims)
@@ -237,14 +250,18 @@ def _bits(array: Array, spec: TensorSpec) -> Array:
 
 
 def bound_of(plan: Plan, name: str) -> int:
-    """The greatest value of a step's dim."""
-    if name not in plan.dims:
-        raise PlanError(f"the plan has no dim {name!r}; it has {', '.join(plan.dims)}")
-    return plan.dims[name][1]
+    """The greatest value of a step's dim; a model whose kernels read no N or R has a limit for it."""
+    if name in plan.dims:
+        return plan.dims[name][1]
+    if name in ("N", "R") and "max_batch" in plan.limits:
+        return plan.limits["max_batch"]
+    raise PlanError(f"the plan has no dim {name!r}; it has {', '.join(plan.dims)}")
 
 
 def context_limit(plan: Plan) -> int:
     """The most tokens of a sequence: the limit `max_context`, or what the block table can name."""
+    if "M" not in plan.dims and "max_context" in plan.limits:
+        return plan.limits["max_context"]  # no kernel reads a cache
     widest = bound_of(plan, "M") * plan.block
     return min(plan.limits.get("max_context", widest), widest)
 
