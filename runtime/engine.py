@@ -67,7 +67,9 @@ class Engine:
         ends: Iterable[int] = (),
         policy: Priority = first_come,
     ) -> None:
-        self.runner, self.text, self.ends = runner, text, frozenset(ends)
+        self.runner, self.text = runner, text
+        # A configuration may name tokens that the model never learned to give.
+        self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
         self.pool = BlockPool(runner.blocks)
         self.scheduler = Scheduler(
             self.pool,

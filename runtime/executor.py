@@ -250,7 +250,7 @@ def _bits(array: Array, spec: TensorSpec) -> Array:
 
 
 def bound_of(plan: Plan, name: str) -> int:
-    """The greatest value of a step's dim; a model whose kernels read no N or R has a limit for it."""
+    """The greatest value of a step's dim; that of N and R is `max_batch` where no kernel reads them."""
     if name in plan.dims:
         return plan.dims[name][1]
     if name in ("N", "R") and "max_batch" in plan.limits:

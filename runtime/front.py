@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from .engine import Completion, Delta, Engine
+from .errors import RequestError
 from .sampling import SamplingParams
 
 
@@ -43,6 +44,8 @@ class Front:
     def _next(self, inbox: deque[Delta]) -> Delta:
         with self._lock:
             while not inbox:
+                if not self.engine.has_work:
+                    raise RequestError("the request was ended by someone else")
                 for delta in self.engine.step():
                     self._inboxes[delta.request_id].append(delta)
             return inbox.popleft()

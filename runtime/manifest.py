@@ -64,6 +64,9 @@ def read_manifest(directory: Path) -> Manifest:
     for key in ("target", "files"):
         if not isinstance(fields.get(key), dict):
             raise ArtifactError(f"{path}: damaged: no {key!r}")
+    for name in cast("dict[str, Any]", fields["files"]):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{path}: file {name!r} is not inside the artifact")
     return fields
 
 

@@ -50,7 +50,7 @@ class PlanReport:
 
 def plan_report(plan: Plan, manifest: Manifest, budget: int | None, available: int) -> PlanReport:
     """The report for a cache budget in bytes, or for what would be taken of `available` memory."""
-    serves = "N" in plan.dims and "M" in plan.dims
+    serves = "decode" in plan.entries
     blocks = blocks_for(plan, budget, available) if serves else 0
     context = min(context_limit(plan), blocks * plan.block) if serves else 0
     return PlanReport(

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 
+import ferrule.runtime.manifest as manifest_module
 import ferrule.runtime.saving as saving
 import numpy as np
 import pytest
@@ -160,6 +161,12 @@ def test_another_format_and_another_machine_are_refused(toy, tmp_path, toy_kerne
         load(other)
     with pytest.raises(ArtifactError, match="no artifact here"):
         load(tmp_path)
+    manifest["files"]["../thesis.tex"] = {"bytes": 1, "sha256": ""}
+    manifest.pop("digest")
+    manifest["digest"] = manifest_module._own_digest(manifest)
+    (toy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"'../thesis.tex' is not inside the artifact"):
+        load(toy)
 
 
 def test_pieces_of_a_big_file_are_all_hashed(tmp_path):

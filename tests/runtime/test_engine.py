@@ -77,7 +77,7 @@ def test_an_end_token_ends_and_may_be_ignored_or_put_off():
     assert ignoring == (list(tokens), "length", None)
     own = drain_one(Engine(runner), prompt, greedy(9, stop_token_ids=[tokens[3]]))
     assert own == (list(tokens[:4]), "stop", None)
-    put_off = drain_one(Engine(runner, ends=[tokens[2]]), prompt, greedy(9, min_tokens=4))
+    put_off = drain_one(Engine(runner, ends=[tokens[2], 99_999]), prompt, greedy(9, min_tokens=4))
     assert len(put_off[0]) >= 4 and tokens[2] not in put_off[0][:4]
 
 

@@ -101,11 +101,28 @@ def test_a_step_beyond_the_plan_is_refused():
     with pytest.raises(PlanError, match="a step with N = 9: the plan has 1 to 8"):
         executor.step(decode([1] * 9))
     with pytest.raises(PlanError, match="no dim 'M'"):
-        Executor(plan(dims={"T": [1, 4], "N": [1, 4], "R": [1, 4]}, entries={}), Recorder(), {}, 1)
+        Executor(
+            plan(dims={"T": [1, 4], "N": [1, 4], "R": [1, 4]}, entries={}, limits={}),
+            Recorder(),
+            {},
+            1,
+        )
     without = plan()
     entries = {n: type(e)(e.calls[:2]) for n, e in without.entries.items()}
     with pytest.raises(PlanError, match="the plan has no result 'logits'"):
         Executor(Plan(entries, without.dims, without.caches), Recorder(), scale(), 4)
+
+
+def test_a_model_without_a_cache_takes_its_limits_from_the_plan():
+    calls = [c for c in toy_plan()["entries"]["decode"]["calls"] if c["kernel"] == "score"]
+    entries = {"decode": {"calls": calls}, "mixed": {"calls": calls}}
+    dims = {"T": [1, 16], "R": [1, 8]}
+    limits = {"max_context": 30, "max_batch": 4}
+    small = plan(entries=entries, dims=dims, limits=limits, caches=[])
+    assert blocks_for(small, None, 0) == 4 * 8
+    executor = Executor(small, Recorder(), {}, 32)
+    assert (executor.max_batch, executor.max_context, executor.chunk) == (4, 30, 16)
+    executor.step(decode([3, 30]))
 
 
 def test_an_error_of_a_real_kernel_is_named(toy_kernels):
