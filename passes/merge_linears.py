@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ir.dims import Dim
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.ops import model
 from ..ir.ops import tensor as t
+from .rules.values import spread
+
+_FEWEST = {model.linear: 2, model.expert_linear: 3}  # inputs without a bias
 
 
 @dataclass(frozen=True)
 class MergeLinears:
     """Linears over one value become one linear and slices of its result, as q/k/v and gate/up.
 
-    Left alone: a linear whose result is an output, and one whose weight another op reads too (a
-    tied embedding would be stored twice).
+    expert_linears over one value and one index likewise. Left alone: a linear whose result is an
+    output, and one whose weight another op reads too (a tied embedding would be stored twice).
     """
 
     name: ClassVar[str] = "merge-linears"
@@ -27,8 +31,9 @@ class MergeLinears:
         constant = _constants(graph)
         together: dict[tuple[object, ...], list[Node]] = {}
         for node in graph.nodes():
-            if node.op is model.linear and _is_mergeable(graph, node, constant):
-                together.setdefault((node.inputs[0], node.dtype), []).append(node)
+            if node.op in _FEWEST and _is_mergeable(graph, node, constant):
+                x, _, *index = node.inputs[: _FEWEST[node.op]]
+                together.setdefault((node.op, x, *index, node.dtype), []).append(node)
         mapping: dict[Node, Node] = {}
         for linears in together.values():
             if len(linears) > 1:
@@ -46,28 +51,40 @@ def _constants(graph: Graph) -> set[Node]:
 
 
 def _is_mergeable(graph: Graph, node: Node, constant: set[Node]) -> bool:
-    weights = node.inputs[1:]
-    alone = all(graph.users(w) == (node,) for w in weights[:1])
-    sized = all(isinstance(d, int) for d in weights[0].shape)
-    return alone and sized and node not in graph.outputs and all(w in constant for w in weights)
+    weight, bias = _weight(node), node.inputs[_FEWEST[node.op] :]
+    fixed = all(w in constant and _is_sized(w) for w in (weight, *bias))
+    return fixed and graph.users(weight) == (node,) and node not in graph.outputs
+
+
+def _is_sized(node: Node) -> bool:
+    return all(isinstance(d, int) for d in node.shape)
+
+
+def _weight(linear: Node) -> Node:
+    return linear.inputs[1]
 
 
 def merged(linears: Sequence[Node]) -> dict[Node, Node]:
     """Each linear as a slice of one over all the weights, in order; missing biases are zero."""
-    x = linears[0].inputs[0]
-    parameters = [t.concat(*(n.inputs[1] for n in linears), axis=0)]
-    if any(len(n.inputs) > 2 for n in linears):
-        parameters.append(t.concat(*(_bias(n) for n in linears), axis=0))
-    whole = model.linear(x, *parameters)
-    axis, begin = len(x.shape) - 1, 0
+    first = linears[0]
+    fewest = _FEWEST[first.op]
+    side = len(_weight(first).shape) - 2  # the rows of w[N, K], of w[E, N, K]
+    weight = t.concat(*(_weight(n) for n in linears), axis=side)
+    x, _, *more = first.inputs[:fewest]
+    if any(len(n.inputs) > fewest for n in linears):
+        more.append(t.concat(*(_bias(n, fewest) for n in linears), axis=side))
+    whole = first.op.build((x, weight, *more), {})
+    begin: Dim = 0
     slices: dict[Node, Node] = {}
     for node in linears:
-        end = begin + node.inputs[1].shape[0]
-        slices[node] = t.slice_(whole, axis=axis, start=begin, stop=end)
+        end = begin + node.shape[-1]
+        slices[node] = t.slice_(whole, axis=len(x.shape) - 1, start=begin, stop=end)
         begin = end
     return slices
 
 
-def _bias(linear: Node) -> Node:
-    _, weight, *bias = linear.inputs
-    return bias[0] if bias else t.broadcast(t.scalar(0.0, linear.dtype), shape=weight.shape[:1])
+def _bias(linear: Node, fewest: int) -> Node:
+    """The bias, or zeros in its place."""
+    if len(linear.inputs) > fewest:
+        return linear.inputs[fewest]
+    return spread(t.scalar(0.0, linear.dtype), _weight(linear).shape[:-1])

@@ -84,3 +84,13 @@ def test_what_stays_apart():
         t.neg(model.linear(X, weight("alone", 4, 6))),
     )
     check_pass(MergeLinears(), graph(*outputs), graph(*outputs))
+
+
+def test_linears_of_one_choice_of_experts():
+    choice = input_(name="e", type=TensorType("i64", (S,)))
+    gate = model.expert_linear(X, weight("gates", 5, 3, 6), choice)
+    up = model.expert_linear(X, weight("ups", 5, 3, 6), choice, weight("up_biases", 5, 3))
+    before = Graph("m", (X, choice), (t.mul(t.silu(gate), up),), bounds={"S": (1, 64)})
+    result = check_pass(MergeLinears(), before, ranges={"e": (0, 5)})
+    whole = [n for n in result.nodes() if n.op is model.expert_linear]
+    assert len(whole) == 1 and whole[0].shape == (S, 6)
