@@ -90,13 +90,15 @@ class _Shadow(TorchFunctionMode):
         return leaf
 
     def _answer(self, func: Callable[..., Any], asked: torch.Tensor) -> Any:
-        short, long = (t.item() for t in self.twins[id(asked)])
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            short, long = (func(t) for t in self.twins[id(asked)])
         if short != long:
             raise CompileError(
-                f"the model decides by its length: a condition is {bool(short)} at {self.ends[0]} tokens and "
-                f"{bool(long)} at {self.ends[1]}; a max_context on one side of its limit compiles"
+                f"the model decides by its length: a value it asks for is {short} at "
+                f"{self.ends[0]} tokens and {long} at {self.ends[1]}; a max_context on one side of "
+                "its limit compiles"
             )
-        return func(self.twins[id(asked)].shortest)
+        return short
 
 
 _QUESTIONS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__)
