@@ -165,5 +165,6 @@ def _total(manifest: dict[str, Any]) -> int:
 def _parity_text(parity: dict[str, Any]) -> str:
     return (
         f"{parity['positions']} positions, top-1 agreement {parity['top1']:.1%}, "
-        f"KL {parity['kl']:.2g}, largest logit error {parity['error']:.3g} ({parity['relative']:.2g} relative)"
+        f"KL {parity['kl']:.2g}, largest logit error {parity['error']:.3g} "
+        f"({parity['relative']:.2g} relative)"
     )

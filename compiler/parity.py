@@ -126,7 +126,8 @@ def check(parity: Parity, dtype: str) -> None:
     if not parity.outliers <= tolerance.outliers:
         faults.append(
             f"{parity.outliers:.0%} of positions differ by more than {tolerance.relative:g} of the "
-            f"largest logit, at most {tolerance.outliers:.0%} may ({parity.relative:.3g} is the largest)"
+            f"largest logit, at most {tolerance.outliers:.0%} may "
+            f"({parity.relative:.3g} is the largest)"
         )
     if faults:
         raise CompileError(
