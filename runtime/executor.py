@@ -104,7 +104,7 @@ class Executor:
         return self._result("argmax", dims), self._result("logits", dims)
 
     def prepare(self, batch: Batch) -> Bound:
-        """The calls of one step, its inputs filled in; who measures kernels runs them one by one."""
+        """The calls of one step, its inputs filled in, for whoever measures kernels one by one."""
         width = self._width(batch)
         dims = {
             "T": len(batch.tokens),
@@ -250,7 +250,7 @@ def _bits(array: Array, spec: TensorSpec) -> Array:
 
 
 def bound_of(plan: Plan, name: str) -> int:
-    """The greatest value of a step's dim; that of N and R is `max_batch` where no kernel reads them."""
+    """The greatest value of a step's dim; `max_batch` for N and R that no kernel reads."""
     if name in plan.dims:
         return plan.dims[name][1]
     if name in ("N", "R") and "max_batch" in plan.limits:
