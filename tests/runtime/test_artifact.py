@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from ferrule.runtime.artifact import Artifact, load
 from ferrule.runtime.errors import ArtifactError, RequestError, StepError
+from ferrule.runtime.front import Front
 from ferrule.runtime.manifest import PIECE, hash_files, write_manifest
 from ferrule.runtime.sampling import SamplingParams
-from toys import toy_generate, write_toy
+from toys import argument, toy_generate, write_toy
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=9)
 
@@ -70,6 +71,37 @@ def test_a_stream_that_is_closed_leaves_nothing(toy):
     stream.close()
     assert not artifact._front.engine.has_work
     artifact._front.engine.check()
+
+
+def test_a_request_that_someone_else_ends_does_not_wait_for_ever(toy):
+    front = Front(load(toy).new_engine())
+    name = front.submit([1, 2], GREEDY)
+    deltas = front.deltas(name)
+    assert next(deltas).token_ids == toy_generate([1, 2], 1)
+    front.close(name)
+    with pytest.raises(RequestError, match="ended by someone else"):
+        next(deltas)
+
+
+def test_a_module_is_called_with_arrays(toy, toy_kernels, tmp_path):
+    shutil.copytree(toy, tmp_path / "module")
+    arguments = [
+        argument("input", "x", "f32", ["B", 64]),
+        argument("result", "y", "f32", ["B", 64]),
+    ]
+    entry = {"calls": [{"kernel": "double", "arguments": arguments}]}
+    plan = {"format": 1, "dims": {"B": [1, 9]}, "entries": {"main": entry}}
+    (tmp_path / "module/plan.json").write_text(json.dumps(plan))
+    write_manifest(tmp_path / "module", {"target": {"kind": "cpu", "arch": "x86-64"}})
+    module = load(tmp_path / "module")
+    x = np.random.default_rng().standard_normal((5, 64)).astype(np.float32)
+    (y,) = module(x)
+    np.testing.assert_array_equal(y, x * 2)
+    with pytest.raises(ValueError, match="given 2 inputs; wanted 1: x"):
+        module(x, x)
+    with pytest.raises(RequestError, match="no language model: its entries are main"):
+        module.generate([[1]], GREEDY)
+    assert module.plan_report().blocks == 0
 
 
 def test_bad_prompts_name_what_was_wanted(toy):
