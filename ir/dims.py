@@ -54,7 +54,7 @@ def as_shape(values: Iterable[object]) -> Shape:
     """A shape of canonical dims, none of them a negative number."""
     shape = tuple(as_dim(v) for v in values)
     if any(isinstance(d, int) and d < 0 for d in shape):
-        raise IRError(f"a shape has no negative dims: [{', '.join(map(dim_text, shape))}]")
+        raise IRError(f"a shape has no negative dims: {shape_text(shape)}")
     return shape
 
 
@@ -122,6 +122,11 @@ def upper_bound(d: Dim, bounds: Mapping[str, tuple[int, int]]) -> int:
 def dim_text(d: Dim) -> str:
     """The dim as text that parse_dim reads back."""
     return str(d) if isinstance(d, int) else _expression_text(d)
+
+
+def shape_text(shape: Shape) -> str:
+    """The shape as text, in brackets."""
+    return f"[{', '.join(map(dim_text, shape))}]"
 
 
 @functools.lru_cache(maxsize=65536)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .dims import Dim, Shape, as_shape, dim_text, product, substitute
+from .dims import Dim, Shape, as_shape, product, shape_text, substitute
 from .errors import IRError
 
 BITS: dict[str, int] = {
@@ -63,7 +63,7 @@ class TensorType:
         return TensorType(dtype, self.shape)
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(dim_text(d) for d in self.shape)}]"
+        return f"{self.dtype}{shape_text(self.shape)}"
 
 
 @dataclass(frozen=True)

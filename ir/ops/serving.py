@@ -8,7 +8,7 @@ from ..dims import Dim, equal, equal_shapes
 from ..errors import IRError
 from ..node import op
 from ..types import CacheType, TensorType, TupleType, Type
-from .model import check_extras, heads_divide
+from .model import check_extra_shapes, check_extras, heads_divide
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -28,30 +28,36 @@ def ragged_attention(
     softcap: float = 0.0,
     extras: tuple[str, ...] = (),
 ) -> TensorType:
-    """Attention inside each of N sequences that stand one after another: q[T, H, D], k[T, G, D], v[T, G, E].
+    """Attention inside each of N sequences that stand one after another.
 
-    Sequence n is rows query_start[n] to query_start[n + 1]. Key j is visible to query i of the same sequence when j <= i
-    (causal), i - j < window (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits that join the
-    softmax and are dropped), "slopes" [H] (slope (j - i) is added to the score), "bias" f32[H, L] (bias[h, min(i - j, L - 1)]
-    is added).
+    Shapes: q[T, H, D], k[T, G, D], v[T, G, E]; sequence n is rows query_start[n] to
+    query_start[n + 1]. Key j is visible to query i of the same sequence when j <= i (causal),
+    i - j < window (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits
+    that join the softmax and are dropped), "slopes" [H] (slope (j - i) is added to the score),
+    "bias" f32[H, L] (bias[h, min(i - j, L - 1)] is added).
     """
     check_extras(extras, more, ("sinks", "slopes", "bias"))
     if not (q.rank == k.rank == v.rank == 3) or not equal(q.shape[2], k.shape[2]):
         raise IRError(f"q[T, H, D], k[T, G, D], v[T, G, E] were wanted, not {q}, {k}, {v}")
     if not equal(k.shape[1], v.shape[1]):
         raise IRError(f"k and v differ in heads: {k}, {v}")
+    if not equal(k.shape[0], v.shape[0]) or len({q.dtype, k.dtype, v.dtype}) != 1:
+        raise IRError(f"k and v of one length and one dtype were wanted, not {q}, {k}, {v}")
     heads_divide(q, k, 1)
+    check_extra_shapes(extras, more, q.shape[1])
     return q.with_shape((*q.shape[:2], v.shape[2]))
 
 
 @op("cache")
 def cache_append(cache: CacheType, value: TensorType, slots: TensorType) -> CacheType:
-    """The cache with value[t] at slot slots[t] (block slots[t] // block, offset slots[t] % block); slots below 0 are skipped."""
-    if not isinstance(cache, CacheType) or value.dtype != cache.dtype:
-        raise IRError(f"a cache and values of its dtype were wanted, not {cache}, {value}")
-    if not equal_shapes(value.shape[1:], cache.entry) or not equal_shapes(
-        slots.shape, value.shape[:1]
-    ):
+    """The cache with value[t] at slot slots[t]; slots below 0 are skipped.
+
+    A slot is offset slots[t] % block of block slots[t] // block.
+    """
+    if value.dtype != cache.dtype or slots.dtype != "i32":
+        raise IRError(f"values of {cache} and slots i32[T] were wanted, not {value}, {slots}")
+    fits = equal_shapes(value.shape[1:], cache.entry)
+    if not fits or not equal_shapes(slots.shape, value.shape[:1]):
         raise IRError(f"value[T, {cache.entry}] and slots[T] were wanted, not {value}, {slots}")
     return cache
 
@@ -74,22 +80,25 @@ def paged_attention(
     value_size: int,
     extras: tuple[str, ...] = (),
 ) -> TensorType:
-    """ragged_attention whose keys and values lie in paged caches: q[T, H, D], result [T, H, value_size].
+    """ragged_attention whose keys and values lie in paged caches: q[T, H, D] -> [T, H, value_size].
 
-    k_cache's entry is (G, D), v_cache's (G, E); the value is entry[..., value_start : value_start + value_size] of v_cache,
-    so that one cache can serve both (latent attention). Sequence n's token p is in block block_table[n, p // block].
-    context_length[n] counts the sequence's tokens up to and including this step, so the token in row i of sequence n has
-    position context_length[n] - (query_start[n + 1] - i). Masks and extras as in ragged_attention, over positions.
+    k_cache's entry is (G, D), v_cache's (G, E); the value is entry[..., value_start : value_start +
+    value_size] of v_cache, so that one cache can serve both (latent attention). Sequence n's token
+    p is in block block_table[n, p // block]. context_length[n] counts the sequence's tokens up to
+    and including this step, so the token in row i of sequence n has position context_length[n] -
+    (query_start[n + 1] - i). Masks and extras as in ragged_attention, over positions.
     """
     check_extras(extras, more, ("sinks", "slopes", "bias"))
-    if not isinstance(k_cache, CacheType) or not isinstance(v_cache, CacheType):
-        raise IRError(f"caches were wanted, not {k_cache}, {v_cache}")
     if len(k_cache.entry) != 2 or len(v_cache.entry) != 2 or k_cache.entry[0] != v_cache.entry[0]:
         raise IRError(f"entries (G, D) and (G, E) were wanted, not {k_cache}, {v_cache}")
     if q.rank != 3 or not equal(q.shape[2], k_cache.entry[1]):
         raise IRError(f"q[T, H, D] for {k_cache} was wanted, not {q}")
     if not 0 <= value_start <= value_start + value_size <= v_cache.entry[1]:
         raise IRError(f"value [{value_start}, {value_start + value_size}) of {v_cache}")
+    if block_table.rank != 2 or query_start.rank != 1 or context_length.rank != 1:
+        given = f"{block_table}, {query_start}, {context_length}"
+        raise IRError(f"block_table[N, M], query_start[N + 1], context_length[N], not {given}")
+    check_extra_shapes(extras, more, q.shape[1])
     heads_divide(q, TensorType(k_cache.dtype, (1, k_cache.entry[0])), 1)
     return q.with_shape((*q.shape[:2], value_size))
 
@@ -120,7 +129,10 @@ def packed_expert_linear(
 def kernel(
     *inputs: Type, body: Graph, template: str, options: tuple[tuple[str, int], ...] = ()
 ) -> Type:
-    """A group of ops compiled as one function; body.inputs stand for the inputs in order, its outputs are the results."""
+    """A group of ops compiled as one function.
+
+    body.inputs stand for the inputs in order, body.outputs are the results.
+    """
     given, wanted = [str(t) for t in inputs], [str(i.type) for i in body.inputs]
     if given != wanted:
         raise IRError(f"the body wants ({', '.join(wanted)}), not ({', '.join(given)})")
