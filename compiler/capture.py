@@ -78,13 +78,14 @@ def capture(
 class LogitsOf(nn.Module):
     """A language model reduced to token ids in, logits out."""
 
-    def __init__(self, model: nn.Module, longest: int) -> None:
+    def __init__(self, model: nn.Module, longest: int, end: int = 1) -> None:
         super().__init__()
-        self.model, self.longest = model, longest
+        self.model, self.ends, self.end = model, (1, longest), end
+        self.splits: list[str] = []
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of ids [B, S]."""
-        with decided_by_length(ids, 1, self.longest):
+        with decided_by_length(ids, self.ends, self.end, self.splits):
             result = self.model(ids)
         logits = result if isinstance(result, torch.Tensor) else getattr(result, "logits", None)
         if logits is None and isinstance(result, (tuple, list)) and result:
@@ -155,33 +156,45 @@ def _export_any_length(
     model: nn.Module, limit: int, wanted: int | None
 ) -> tuple[ExportedProgram, tuple[int, int]]:
     """The program, and the lengths that it holds for."""
-    length = min(LENGTH, limit)
-    ids = torch.zeros(BATCH, length, dtype=torch.int64)
-    batch = Dim("B", min=1, max=MOST_BATCH)
     try:
-        shapes = ({0: batch, 1: Dim("S", min=1, max=limit)},)
-        return _export(LogitsOf(model, limit), (ids,), {}, shapes), (1, limit)
+        return _export_up_to(model, limit), (1, limit)
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none was asked for.
-        found = None if wanted else _export_to_the_bound(model, ids, batch, limit)
-        if found is None:
+        high = None if wanted else _found_bound(model, limit)
+        if high is None:
             raise refusal
-        return found
+        return _export_up_to(model, high), (1, high)
 
 
-def _export_to_the_bound(
-    model: nn.Module, ids: torch.Tensor, batch: Any, limit: int
-) -> tuple[ExportedProgram, tuple[int, int]] | None:
+def _ids(limit: int) -> torch.Tensor:
+    return torch.zeros(BATCH, min(LENGTH, limit), dtype=torch.int64)
+
+
+def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
+    shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim("S", min=1, max=limit)},)
+    longest = LogitsOf(model, limit, end=1)
+    program = _export(longest, (_ids(limit),), {}, shapes)
+    if longest.splits:
+        shortest = _export(LogitsOf(model, limit, end=0), (_ids(limit),), {}, shapes)
+        if str(shortest.graph) != str(program.graph):
+            raise CompileError(
+                f"{type(model).__name__} computes differently at different lengths: "
+                f"{'; '.join(dict.fromkeys(longest.splits))}. A max_context below that length compiles"
+            )
+    return program
+
+
+def _found_bound(model: nn.Module, limit: int) -> int | None:
+    """The length up to which the tracer finds that the model works, if there is one."""
+    shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim.AUTO},)
     try:
-        program = _export(LogitsOf(model, limit), (ids,), {}, ({0: batch, 1: Dim.AUTO},))
+        program = _export(LogitsOf(model, limit), (_ids(limit),), {}, shapes)
     except CompileError:
         return None
     symbol = _input_symbols(program)[1]
-    for dim, bound in program.range_constraints.items():
-        if str(dim) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
-            high = min(limit, int(bound.upper))
-            shapes = ({0: batch, 1: Dim("S", min=1, max=high)},)
-            return _export(LogitsOf(model, high), (ids,), {}, shapes), (1, high)
+    for found, bound in program.range_constraints.items():
+        if str(found) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
+            return min(limit, int(bound.upper))
     return None
 
 

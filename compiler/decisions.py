@@ -2,8 +2,9 @@
 
 A rotary embedding with dynamic scaling asks `if max(position_ids) + 1 > limit`. The tracer knows no values, so it would
 refuse. Here small integer tensors that come from the length alone carry two concrete twins, one for the shortest and one
-for the longest length of the capture. Where both twins decide alike, that is the decision for every length; where they
-differ, the model has no one graph for all lengths, and the error says so.
+for the longest length of the capture. Where both twins decide alike, that is the decision for every length. Where they
+differ, the place is written down in `splits`, and the capture traces the model once for each end: one graph for both
+lengths is a graph for all, two graphs are an error.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .errors import CompileError
+from .sources import calling_line
 
 
 class _Twins(NamedTuple):
@@ -28,9 +29,9 @@ class _Twins(NamedTuple):
 class _Shadow(TorchFunctionMode):
     """Runs every call on tensors that depend on the length alone a second and third time, on the twins."""
 
-    def __init__(self, length: Any, shortest: int, longest: int) -> None:
+    def __init__(self, length: Any, ends: tuple[int, int], end: int, splits: list[str]) -> None:
         super().__init__()
-        self.length, self.ends = length, (shortest, longest)
+        self.length, self.ends, self.end, self.splits = length, ends, end, splits
         self.twins: dict[int, _Twins] = {}
         self.alive: list[Any] = []  # ids are keys: what they name must live as long as the mode
 
@@ -91,25 +92,29 @@ class _Shadow(TorchFunctionMode):
 
     def _answer(self, func: Callable[..., Any], asked: torch.Tensor) -> Any:
         with _disable_current_modes(), torch._C.DisableTorchFunction():
-            short, long = (func(t) for t in self.twins[id(asked)])
-        if short != long:
-            raise CompileError(
-                f"the model decides by its length: a value it asks for is {short} at "
-                f"{self.ends[0]} tokens and {long} at {self.ends[1]}; a max_context on one side of "
-                "its limit compiles"
+            answers = [func(twin) for twin in self.twins[id(asked)]]
+        if answers[0] != answers[1]:
+            self.splits.append(
+                f"at {calling_line()} a value is {answers[0]} at {self.ends[0]} tokens and "
+                f"{answers[1]} at {self.ends[1]}"
             )
-        return short
+        return answers[self.end]
 
 
 _QUESTIONS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__)
 
 
 @contextmanager
-def decided_by_length(ids: torch.Tensor, shortest: int, longest: int) -> Iterator[None]:
-    """Answer conditions on values that depend on the length of ids[B, S] alone, if all lengths agree."""
+def decided_by_length(
+    ids: torch.Tensor, ends: tuple[int, int], end: int, splits: list[str]
+) -> Iterator[None]:
+    """Answer conditions on values that depend on the length of ids[B, S] alone, as at ends[end].
+
+    Places where the two ends answer differently are added to `splits`.
+    """
     length = ids.shape[1]
     if not isinstance(length, torch.SymInt):
         yield
         return
-    with _Shadow(length, shortest, longest):
+    with _Shadow(length, ends, end, splits):
         yield

@@ -21,6 +21,12 @@ def model_line(error: BaseException) -> str:
     return _innermost([(name, line) for name, line in frames if line is not None])
 
 
+def calling_line() -> str:
+    """The innermost line of model source that is running now."""
+    frames = [(f.filename, f.lineno) for f in traceback.extract_stack()]
+    return _innermost([(name, line) for name, line in frames if line is not None])
+
+
 def origin(meta: dict[str, Any], prefix: str = "") -> str:
     """Module path and source line of an exported node: `model.layers.3.mlp (modeling_llama.py:71)`."""
     path, _ = next(reversed((meta.get("nn_module_stack") or {"": ("", "")}).values()))
