@@ -62,7 +62,7 @@ class TabulatePositions:
         evaluate = need_evaluate(self.evaluate, self.name)
         try:
             axes = _Axes(value)
-            rows = [axes.rows(evaluate((value,), {BATCH: b, LENGTH: s})[0], b, s) for b, s in SIZES]
+            rows = [axes.rows(_run(evaluate, value, b, s), b, s) for b, s in SIZES]
             if _is_uniform(rows):
                 return {value: axes.uniform()}
             if _is_own_index(rows):
@@ -77,7 +77,7 @@ class TabulatePositions:
     def _check_table(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> None:
         if not _agree([r[:1] for r in rows], rows):
             raise _NoTableError("differs between the sequences of a batch")
-        longest = evaluate((axes.value,), {BATCH: 1, LENGTH: self.max_context})[0]
+        longest = _run(evaluate, axes.value, 1, self.max_context)
         for found in rows:
             whole = axes.rows(longest, 1, self.max_context)
             if not _close(whole[0, : found.shape[1]], found[0]):
@@ -90,6 +90,16 @@ class TabulatePositions:
 
 class _NoTableError(Exception):
     """Why a value is no table over positions."""
+
+
+def _run(evaluate: Evaluate, value: Node, b: int, s: int) -> Array:
+    """The value at a batch and a length; a table of the model that ends before is an error."""
+    try:
+        return evaluate((value,), {BATCH: b, LENGTH: s})[0]
+    except (IndexError, ValueError) as error:
+        raise _NoTableError(
+            f"cannot be had at length {s}: {error}; max_context must stay within the model's own"
+        ) from error
 
 
 def _close(a: Array, b: Array) -> bool:

@@ -103,3 +103,8 @@ def test_the_table_has_max_context_rows(evaluator):
         if n.op.name == "take" and n.inputs[0].op.name != "parameter"
     ]
     assert [t.shape for t in tables] == [(21, 6)]
+
+
+def test_a_context_beyond_the_models_own_table_is_refused(evaluator):
+    with pytest.raises(IRError, match=r"cannot be had at length 100.*within the model's own"):
+        tabulated(LEARNED, evaluator, max_context=100)
