@@ -149,6 +149,8 @@ class _Reading:
         # inputs of linear maps first: latent attention reads its values from the front of an entry
         k = tuple(sorted(k, key=lambda p: p.source is None))
         grouping = grouping_of(np.concatenate([p.rows for p in (*k, *v)], axis=1))
+        if not all(self._is_held(grouping.rows(p.rows)) for p in (*k, *v) if p.source):
+            return None
         key = self._joined(self.k, k, grouping)
         start = _place_in(
             grouping.rows(np.concatenate([p.rows for p in k], 1)), grouping.rows(v[0].rows)
@@ -210,12 +212,29 @@ class _Reading:
 
     def _part_node(self, value: Node, part: Part, grouping: Grouping) -> Node:
         rows = grouping.rows(part.rows)
+        found = self._holding(rows)
+        if found is not None:
+            return found
+        if part.source is None:
+            return grouping.heads(narrowed(value, part.start, part.stop))
+        # the same vector for heads that the other parts tell apart
+        one = self._holding(rows[:1])
+        assert one is not None, f"no node holds the input of {part.source}"
+        return tensor.broadcast(one, shape=(one.shape[0], *rows.shape))
+
+    def _is_held(self, rows: Ids) -> bool:
+        """Whether a value holds these rows, or their one row where they are the same."""
+        return self._holding(rows) is not None or (
+            bool((rows == rows[:1]).all()) and self._holding(rows[:1]) is not None
+        )
+
+    def _holding(self, rows: Ids) -> Node | None:
+        """The traced value with these elements for each token, as [T, G, D]."""
         for node in tuple(self.trace.ids):
             ids = self.trace.of(node)
             if ids is not None and ids.size == rows.size and (ids.ravel() == rows.ravel()).all():
                 return _as_heads(node, rows.shape)
-        assert part.source is None, f"no node holds the input of {part.source}"
-        return grouping.heads(narrowed(value, part.start, part.stop))
+        return None
 
     def _query(self, k: tuple[Part, ...]) -> Node:
         """The query against the key entries: W^T q in place of a part that is W c."""

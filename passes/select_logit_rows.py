@@ -123,16 +123,20 @@ class _Rise:
     def selected(self, node: Node, axis: int) -> Node:
         """The node with the R rows alone along its token axis."""
         for each in walk((node,)):
-            if each in self.whole or _token_axis(each) is None:
+            if self._is_whole(each) or _token_axis(each) is None:
                 self.done[each] = self._leaf(each)
             elif (at := _token_axis(each)) is not None and _is_token_wise(each, at):
                 inputs = tuple(self.done[i] for i in each.inputs)
                 self.done[each] = each.op.build(inputs, _with_rows(each.attributes))
         return self.done[node]
 
+    def _is_whole(self, node: Node) -> bool:
+        """Whether all T rows of the node are there; rows of a tuple are taken from its items."""
+        return node in self.whole or (node.op.name == "item" and node.inputs[0] in self.whole)
+
     def _leaf(self, node: Node) -> Node:
         axis = _token_axis(node)
-        if axis is None or axis < 0:
+        if axis is None or axis < 0 or isinstance(node.type, TupleType):
             return node
         return tensor.take(node, self.rows, axis=axis)
 
