@@ -155,3 +155,26 @@ def reshape_of_reduction(root: Node, x: Node) -> Node | None:
 def reshape_of_mean(root: Node, total: Node, c: float) -> Node:
     """reshape(sum(x) * c) = reshape(sum(x)) * c, so that the axis of a mean can be put back."""
     return t.mul(t.reshape(total, shape=root["shape"]), t.scalar(c, root.dtype))
+
+
+@MOVEMENT.on(t.reshape(t.broadcast(x)))
+def reshape_of_broadcast(root: Node, x: Node) -> Node | None:
+    """A reshape that only drops or adds axes of 1 goes before the broadcast."""
+    wide = root.inputs[0].shape
+    thin = (1,) * (len(wide) - len(x.shape)) + tuple(x.shape)
+    kept = [(w, s) for w, s in zip(wide, thin, strict=True) if w != 1]
+    real = tuple(d for d in root.shape if d != 1)
+    if not equal_shapes(tuple(w for w, _ in kept), real):
+        return None
+    sizes = iter(kept)
+    shape = tuple(1 if d == 1 else next(sizes)[1] for d in root.shape)
+    return t.broadcast(t.reshape(x, shape=shape), shape=root.shape)
+
+
+@MOVEMENT.on(t.slice_(t.broadcast(x)))
+def slice_of_broadcast(root: Node, x: Node) -> Node:
+    """slice(broadcast(x)) = broadcast(slice(x)), or x itself where it is the same along the axis."""
+    axis = root["axis"] - len(root.shape) + len(x.shape)
+    if axis >= 0 and equal(x.shape[axis], root.inputs[0].shape[root["axis"]]):
+        x = t.slice_(x, axis=axis, start=root["start"], stop=root["stop"], step=root["step"])
+    return t.broadcast(x, shape=root.shape)

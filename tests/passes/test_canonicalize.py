@@ -22,6 +22,7 @@ H = input_(name="h", type=TensorType("bf16", (S, 6)))
 C = input_(name="c", type=TensorType("bool", (S, 6)))
 I = input_(name="i", type=TensorType("i64", (S, 6)))  # noqa: E741
 P = t.abs_(Y)
+COLUMN = t.slice_(X, axis=1, start=0, stop=1)
 BEFORE = """
 graph m(%x: f32[S, 6]) where S in [1, 64] {
   %0 = constant {value = 2.0, dtype = "f32"} : f32[]
@@ -119,6 +120,22 @@ IDENTITIES: dict[str, tuple[Node, Node]] = {
     ),
     "pad of nothing": (t.pad(X, before=(0, 0), after=(0, 0)), X),
     "flip of flip": (t.flip(t.flip(X, axes=(1,)), axes=(1,)), X),
+    "reshape of broadcast": (
+        t.reshape(t.broadcast(COLUMN, shape=(3, S, 6)), shape=(3, 1, S, 6)),
+        t.broadcast(t.reshape(COLUMN, shape=(1, 1, S, 1)), shape=(3, 1, S, 6)),
+    ),
+    "reshape of a repetition stays": (
+        t.reshape(t.broadcast(COLUMN, shape=(S, 6)), shape=(6 * S,)),
+        t.reshape(t.broadcast(COLUMN, shape=(S, 6)), shape=(6 * S,)),
+    ),
+    "slice across a broadcast": (
+        t.slice_(t.broadcast(COLUMN, shape=(3, S, 6)), axis=0, start=0, stop=2),
+        t.broadcast(COLUMN, shape=(2, S, 6)),
+    ),
+    "slice along a broadcast": (
+        t.slice_(t.broadcast(X, shape=(3, S, 6)), axis=2, start=0, stop=2),
+        t.broadcast(t.slice_(X, axis=1, start=0, stop=2), shape=(3, S, 2)),
+    ),
     "unary of broadcast": (
         t.cos(t.broadcast(t.slice_(X, axis=1, start=0, stop=1), shape=(S, 6))),
         t.broadcast(t.cos(t.slice_(X, axis=1, start=0, stop=1)), shape=(S, 6)),

@@ -243,6 +243,23 @@ def test_sinks(first: bool, shifted: bool):
     check_pass(RaiseAttention(), before, graph(after))
 
 
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("flat", [True, False])
+def test_sinks_beside_the_softmax(flat: bool, shifted: bool):
+    z = t.add(scores(scale=0.5), MASK)
+    top = t.reduce_max(z, axes=(3,), keepdims=True)
+    total = t.log(t.reduce_sum(t.exp(t.sub(z, top) if shifted else z), axes=(3,), keepdims=True))
+    total = t.add(total, top) if shifted else total
+    if flat:
+        inner = t.sub(t.reshape(total, shape=(B, 4, S)), t.reshape(SINKS, shape=(4, 1)))
+        gate = t.reshape(t.sigmoid(inner), shape=(B, 4, S, 1))
+    else:
+        gate = t.sigmoid(t.sub(total, t.reshape(SINKS, shape=(1, 4, 1, 1))))
+    after = model.attention(Q, K, V, MASK, SINKS, scale=0.5, extras=("mask", "sinks"))
+    before = Canonicalize().run(graph(t.mul(gate, weigh(z))))
+    check_pass(RaiseAttention(), before, graph(after))
+
+
 def test_scale_by_a_parameter_goes_to_the_queries():
     by = parameter(name="by", type=TensorType("f32", ()))
     result = check_pass(RaiseAttention(), graph(weigh(t.mul(scores(), by))))
