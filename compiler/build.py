@@ -80,12 +80,11 @@ class StoppedError(CompileError):
 
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """A captured model in serving form over its raw weights, and what the passes did."""
+    """A captured model in serving form, over its raw weights."""
 
     graph: Graph
     weights: Weights
     sizes: Sizes
-    recorder: Recorder
 
 
 def compile_to(
@@ -127,8 +126,9 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
         shown.stage("capture", 2)
         with clock("capture"):
             opened = open_model(model, options.dtype)
-        made = serve(opened, options, clock, shown)
-        kernels = Kernels.of(made.graph, cpu_backend(target), made.recorder, _limits(made.sizes))
+        recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
+        made = serve(opened, options, recorder, clock, shown)
+        kernels = Kernels.of(made.graph, cpu_backend(target), recorder, _limits(made.sizes))
         reports = kernels.write(folder, target, clock, shown)
         with clock("weights"):
             write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, made.weights, shown)
@@ -147,14 +147,15 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             "limits": _limits(made.sizes),
             "options": _given(options),
             "parity": parity.to_json() if parity else None,
-            "report": build_report(made.recorder, reports, kernels.plan, clock),
+            "report": build_report(recorder, reports, kernels.plan, clock),
         },
     )
 
 
-def serve(opened: Opened, options: Options, clock: Clock, shown: Progress) -> Serving:
+def serve(
+    opened: Opened, options: Options, recorder: Recorder, clock: Clock, shown: Progress
+) -> Serving:
     """Capture a language model and bring it into serving form."""
-    recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
     with clock("capture"):
         captured = capture(
             opened.model,
@@ -170,7 +171,7 @@ def serve(opened: Opened, options: Options, clock: Clock, shown: Progress) -> Se
     with clock("passes"):
         graph = recorder.run(imported.graph, phases)
     _check_not_stopped(recorder)
-    return Serving(graph, imported.weights, sizes, recorder)
+    return Serving(graph, imported.weights, sizes)
 
 
 def graph_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Any exportable module, compiled: called as the module is, with kernels for all its mathematics."""
+"""Any exportable module, compiled: called as the module is, all its mathematics in kernels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ..ir.plan import TensorSpec
 from ..runtime.artifact import WEIGHTS, Artifact, load
 from ..runtime.manifest import write_manifest
 from .build import Kernels, Options, in_folder, manifest_fields, target_of
-from .capture import Captured, capture
+from .capture import Captured, capture, prepared
 from .console import progress
 from .errors import CompileError
 from .import_aten import import_captured
+from .parity import relative_error
 from .pipeline import Recorder, raising
-from .reference.dtypes import torch_dtype
+from .reference.context import DTYPES as TORCH
 from .report import Clock, build_report
 from .writing import as_stored, write_weights
 
@@ -33,7 +34,8 @@ MODULE_TOLERANCE = {"f64": 1e-6, "f32": 1e-3, "bf16": 1.5e-1, "f16": 3e-2}
 class CompiledModule:
     """A module's kernels behind the module's own signature: pytrees of CPU tensors in and out.
 
-    `artifact` is what it runs from: `artifact.save(directory)` keeps it, `CompiledModule.load` brings it back.
+    `artifact` is what it runs from: `artifact.save(directory)` keeps it, `CompiledModule.load`
+    brings it back.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -52,7 +54,9 @@ class CompiledModule:
         return CompiledModule(load(directory))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's result for these arguments; raises TypeError where their structure is another."""
+        """The module's result for these arguments; raises TypeError where their structure is
+        another.
+        """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in:
             raise TypeError(f"given arguments {spec}; the module was compiled for {self._in}")
@@ -65,14 +69,14 @@ class CompiledModule:
 
 
 def _array(value: Any, spec: TensorSpec) -> np.ndarray[Any, Any]:
-    if not isinstance(value, torch.Tensor) or value.dtype != torch_dtype(spec.dtype):
+    if not isinstance(value, torch.Tensor) or value.dtype != TORCH[spec.dtype]:
         given = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise TypeError(f"input {spec.name!r}: given {given}, wanted {torch_dtype(spec.dtype)}")
+        raise TypeError(f"input {spec.name!r}: given {given}, wanted {TORCH[spec.dtype]}")
     return as_stored(value, spec.dtype)
 
 
 def _tensor(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
-    return torch.from_numpy(array).view(torch_dtype(dtype))
+    return torch.from_numpy(array).view(TORCH[dtype])
 
 
 def build_module(
@@ -117,14 +121,20 @@ def _build(
             kernels = Kernels.of(raised, cpu_backend(target), recorder, {}, entries=(ENTRY,))
         reports = kernels.write(folder, target, clock, shown)
         with clock("weights"):
-            write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, imported.weights, shown)
+            write_weights(
+                folder / WEIGHTS, kernels.step, kernels.preparation, imported.weights, shown
+            )
     fields = manifest_fields(type(module).__name__, target, kernels.step)
     report = build_report(recorder, reports, kernels.plan, clock)
-    write_manifest(folder, fields | {"signature": signature(captured, imported.graph), "report": report})
+    write_manifest(
+        folder, fields | {"signature": signature(captured, imported.graph), "report": report}
+    )
 
 
 def signature(captured: Captured, graph: Graph) -> dict[str, Any]:
-    """Structure and names of a module's arguments and results; None for an argument that is no tensor."""
+    """Structure and names of a module's arguments and results; None for an argument that is no
+    tensor.
+    """
     spec = captured.program.call_spec
     given = captured.program.graph_signature.user_inputs
     return {
@@ -139,34 +149,16 @@ def _check(
     module: nn.Module, compiled: CompiledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
     """Raise CompileError where the kernels depart from eager on the example's arguments."""
-    with torch.no_grad():
-        wanted = pytree.tree_leaves(module.eval()(*args, **kwargs))
+    with torch.no_grad(), prepared(module):
+        wanted = pytree.tree_leaves(module(*args, **kwargs))
     given = pytree.tree_leaves(compiled(*args, **kwargs))
     for at, (a, b) in enumerate(zip(wanted, given, strict=True)):
         if not isinstance(a, torch.Tensor):
             continue
-        error = _relative_error(a, b)
-        name = str(a.dtype).removeprefix("torch.")
-        limit = MODULE_TOLERANCE.get(_word(a.dtype), 0.0)
-        if not error <= limit:
+        limit = next((t for w, t in MODULE_TOLERANCE.items() if TORCH[w] is a.dtype), 0.0)
+        error = relative_error(a.double().numpy(), b.double().numpy())
+        if a.dtype != b.dtype or not error <= limit:
             raise CompileError(
-                f"result {at} departs from eager {name} by {error:.3g} of its largest magnitude, at most "
-                f"{limit:g} is wanted"
+                f"result {at} departs from eager: {b.dtype} for {a.dtype}, by {error:.3g} of its "
+                f"largest magnitude; at most {limit:g} is wanted"
             )
-
-
-def _word(dtype: torch.dtype) -> str:
-    return next((w for w in MODULE_TOLERANCE if torch_dtype(w) is dtype), "")
-
-
-def _relative_error(wanted: torch.Tensor, given: torch.Tensor) -> float:
-    if wanted.shape != given.shape or wanted.dtype != given.dtype:
-        return float("inf")
-    a, b = wanted.double(), given.double()
-    finite = torch.isfinite(a)
-    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    scale = a[finite].abs().max().clamp_min(1e-30)
-    return float((a[finite] - b[finite]).abs().max() / scale)

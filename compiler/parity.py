@@ -135,11 +135,27 @@ def check(parity: Parity, dtype: str) -> None:
         )
 
 
-def random_prompts(vocabulary: int, limit: int, seed: int = 0) -> list[list[int]]:
+def relative_error(wanted: Array, given: Array) -> float:
+    """The largest difference over the largest magnitude; infinite where shapes or what is not
+    finite differ.
+    """
+    if wanted.shape != given.shape:
+        return float("inf")
+    finite = np.isfinite(wanted)
+    if not np.array_equal(wanted[~finite], given[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    error = np.abs(wanted[finite] - given[finite]).max()
+    return float(error / max(float(np.abs(wanted[finite]).max()), 1e-30))
+
+
+def random_prompts(
+    vocabulary: int, limit: int, lengths: Sequence[int] = RANDOM_LENGTHS, seed: int = 0
+) -> list[list[int]]:
     """Ragged sequences of random token ids, for a model that has no tokenizer."""
     generator = np.random.default_rng(seed)
-    lengths = [min(n, limit) for n in RANDOM_LENGTHS]
-    return [generator.integers(0, vocabulary, n).tolist() for n in lengths]
+    return [generator.integers(0, vocabulary, min(n, limit)).tolist() for n in lengths]
 
 
 def text_prompts(
@@ -209,18 +225,18 @@ def _steps(
             end = min(prefill, begin + share) if begin < prefill else begin + 1
             spans.append((begin, end))
             done[n] = end
-        yield left, spans, _batch(runner, sequences, group, left, spans)
+        yield left, spans, step_batch(runner.block, sequences, group, left, spans)
 
 
-def _batch(
-    runner: StepRunner,
+def step_batch(
+    block: int,
     sequences: Sequence[Sequence[int]],
     group: range,
     numbers: list[int],
     spans: list[Span],
 ) -> Batch:
     """One ragged step: tokens begin..end of each sequence, each with blocks of its own."""
-    width = -(-max(len(sequences[n]) for n in group) // runner.block)
+    width = -(-max(len(sequences[n]) for n in group) // block)
     tables = {n: range(at * width, (at + 1) * width) for at, n in enumerate(group)}
     pairs = [
         (n, p) for n, (begin, end) in zip(numbers, spans, strict=True) for p in range(begin, end)
@@ -232,9 +248,9 @@ def _batch(
         query_start=starts,
         context_length=[end for _, end in spans],
         block_table=[
-            tables[n][: -(-end // runner.block)] for n, (_, end) in zip(numbers, spans, strict=True)
+            tables[n][: -(-end // block)] for n, (_, end) in zip(numbers, spans, strict=True)
         ],
-        slots=[tables[n][p // runner.block] * runner.block + p % runner.block for n, p in pairs],
+        slots=[tables[n][p // block] * block + p % block for n, p in pairs],
         logit_rows=[start - 1 for start in starts[1:]],
     )
 
