@@ -98,11 +98,25 @@ def _evaluate(
     return evaluate(graph, inputs | (caches or {}), weights, wide=True)
 
 
-def check_paged(ragged: Graph, paged: Graph, rng: np.random.Generator, vocabulary: int) -> None:
+def prepared(preparation: Graph, weights: Weights) -> Weights:
+    """The weights, and what a preparation graph makes of them."""
+    made = evaluate(preparation, {}, weights, wide=True)
+    return weights | dict(zip(preparation.output_names, made, strict=True))
+
+
+def check_paged(
+    ragged: Graph,
+    paged: Graph,
+    rng: np.random.Generator,
+    vocabulary: int,
+    preparation: Graph | None = None,
+) -> None:
     """A paged graph gives the ragged one's logits, whatever the steps in which tokens come."""
     weights = random_weights(ragged, rng)
     sequences = random_sequences(rng, 3, vocabulary)
     wanted = whole(ragged, weights, sequences)
+    if preparation is not None:
+        weights = prepared(preparation, weights)
     run = PagedRun(paged, weights, len(sequences), rng)
     while left := [n for n, s in enumerate(sequences) if run.done[n] < len(s)]:
         chosen = [n for n in left if rng.random() < 0.7] or left[:1]

@@ -55,7 +55,10 @@ def test_tied_weights_are_stored_once(layout: Layout):
 
 
 def test_a_weight_that_is_computed_is_left():
-    text = "graph m(%x: f32[3, 7], %w: f32[5, 7]) {\n  %y = linear %x %w : f32[3, 5]\n  return %y as y\n}\n"
+    text = (
+        "graph m(%x: f32[3, 7], %w: f32[5, 7]) {\n"
+        "  %y = linear %x %w : f32[3, 5]\n  return %y as y\n}\n"
+    )
     graph = parse_graph(text)
     assert LayoutWeights({"f32": Layout(16, 1)}).run(graph) == graph
 
