@@ -18,10 +18,11 @@ def verify(graph: Graph) -> Graph:
 
     Raises IRError naming the node, its line and the model's source otherwise.
     """
-    for node in graph.nodes():
-        _check_type(graph, node)
-        _check_bodies(graph, node)
     _check_inputs(graph)
+    _check_bounds(graph)
+    for node in graph.nodes():
+        _check_bodies(graph, node)
+        _check_type(graph, node)
     _check_dims(graph)
     return graph
 
@@ -86,10 +87,13 @@ def _check_inputs(graph: Graph) -> None:
             raise IRError(f"parameter {node['name']!r} is both {other.type} and {node.type}")
 
 
-def _check_dims(graph: Graph) -> None:
+def _check_bounds(graph: Graph) -> None:
     for name, (low, high) in graph.bounds.items():
         if not 1 <= low <= high:
             raise IRError(f"dim {name} of {graph.name} has bounds [{low}, {high}]")
+
+
+def _check_dims(graph: Graph) -> None:
     for node in dict.fromkeys((*graph.nodes(), *graph.inputs)):
         unknown = _dims_of(node.type) - graph.bounds.keys()
         if unknown:
