@@ -173,8 +173,9 @@ def reshape_of_broadcast(root: Node, x: Node) -> Node | None:
 
 @MOVEMENT.on(t.slice_(t.broadcast(x)))
 def slice_of_broadcast(root: Node, x: Node) -> Node:
-    """slice(broadcast(x)) = broadcast(slice(x)), or x itself where it is the same along the axis."""
-    axis = root["axis"] - len(root.shape) + len(x.shape)
-    if axis >= 0 and equal(x.shape[axis], root.inputs[0].shape[root["axis"]]):
+    """slice(broadcast(x)) = broadcast(slice(x)), or of x itself where x is the same along it."""
+    along: int = root["axis"]
+    axis = along - len(root.shape) + len(x.shape)
+    if axis >= 0 and equal(x.shape[axis], root.inputs[0].shape[along]):
         x = t.slice_(x, axis=axis, start=root["start"], stop=root["stop"], step=root["step"])
     return t.broadcast(x, shape=root.shape)
