@@ -1,7 +1,9 @@
 """Capture: a PyTorch module becomes an exported program with symbolic batch and length.
 
-A causal language model is a module whose forward maps token ids [B, S] to logits [B, S, V], bare or as `.logits`. Nothing
-here looks at class or parameter names. Any other module is captured with the arguments that it is called with.
+A causal language model is a module whose forward maps token ids [B, S] to logits [B, S, V], bare or
+as `.logits`. Nothing
+here looks at class or parameter names. Any other module is captured with the arguments that it is
+called with.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .decisions import decided_by_length
 from .errors import CompileError
 from .sources import model_line
 
-# Sizes that the trace runs with: no other dim of a model's source is likely to be confused with them, because symbolic
+# Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
+# them, because symbolic
 # dims are only ever compared with other symbolic dims, and 0 and 1 are special to the tracer.
 BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
@@ -32,8 +35,10 @@ DEFAULT_CONTEXT = 2048
 class Captured:
     """An exported program, and what the importer needs to know about it.
 
-    `dims` maps the tracer's symbols to our dim names, `bounds` gives each dim's (lowest, highest), `prefix` is the path that
-    the wrapper put before every name of the model's state dict, `tree` rebuilds the module's own result from flat outputs.
+    `dims` maps the tracer's symbols to our dim names, `bounds` gives each dim's (lowest, highest),
+    `prefix` is the path that
+    the wrapper put before every name of the model's state dict, `tree` rebuilds the module's own
+    result from flat outputs.
     """
 
     program: ExportedProgram
@@ -57,11 +62,15 @@ def capture(
     weights: Weights | None = None,
     name: str = "model",
 ) -> Captured:
-    """The model as an exported program; `weights` replaces the model's own values where those are not in memory.
+    """The model as an exported program; `weights` replaces the model's own values where those are
+    not in memory.
 
-    Without `args` and `kwargs` the module is a causal language model, captured for any batch and any length up to
-    `max_context`, or else up to the model's own limit. With them it is any module, captured at the shapes given, except for
-    the dims that `dynamic_shapes` (as in torch.export) leaves open. Raises CompileError where the model does not export.
+    Without `args` and `kwargs` the module is a causal language model, captured for any batch and
+    any length up to
+    `max_context`, or else up to the model's own limit. With them it is any module, captured at the
+    shapes given, except for
+    the dims that `dynamic_shapes` (as in torch.export) leaves open. Raises CompileError where the
+    model does not export.
     """
     weights = LiveWeights(model) if weights is None else weights
     with prepared(model):
@@ -99,8 +108,9 @@ def _check_logits(logits: Any, result: Any, ids: torch.Tensor) -> None:
     if not fits or logits.shape[0] != ids.shape[0] or logits.shape[1] != ids.shape[1]:
         given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(result).__name__
         raise CompileError(
-            "a causal language model maps token ids [B, S] to floating-point logits [B, S, V] (bare, or as .logits); "
-            f"this forward gives {given} for ids {list(ids.shape)}. Pass args=... to compile any other module."
+            "a causal language model maps token ids [B, S] to floating-point logits [B, S, V], "
+            f"bare or as .logits; this forward gives {given} for ids {list(ids.shape)}. "
+            "Pass args=... to compile any other module."
         )
 
 
@@ -159,7 +169,8 @@ def _export_any_length(
     try:
         return _export_up_to(model, limit), (1, limit)
     except CompileError as refusal:
-        # A table that is sliced to the length bounds it: let the tracer find the bound, where none was asked for.
+        # A table that is sliced to the length bounds it: let the tracer find the bound, where none
+        # was asked for.
         high = None if wanted else _found_bound(model, limit)
         if high is None:
             raise refusal
@@ -179,7 +190,8 @@ def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
         if str(shortest.graph) != str(program.graph):
             raise CompileError(
                 f"{type(model).__name__} computes differently at different lengths: "
-                f"{'; '.join(dict.fromkeys(longest.splits))}. A max_context below that length compiles"
+                f"{'; '.join(dict.fromkeys(longest.splits))}. "
+                "A max_context below that length compiles"
             )
     return program
 
@@ -269,8 +281,10 @@ def _input_symbols(program: ExportedProgram) -> list[str | int]:
 def prepared(model: nn.Module) -> Iterator[None]:
     """The model in the state that it is captured in, and put back afterwards.
 
-    Evaluation mode; caches off; attention through SDPA where the model has it, expert layers in the form that is plain
-    tensor algebra (batched_mm), both exact; parameters that are on the meta device stand as fake CPU tensors.
+    Evaluation mode; caches off; attention through SDPA where the model has it, expert layers in the
+    form that is plain
+    tensor algebra (batched_mm), both exact; parameters that are on the meta device stand as fake
+    CPU tensors.
     """
     with ExitStack() as undo:
         _evaluation_mode(model, undo)
@@ -311,7 +325,9 @@ def _plain_experts(model: nn.Module, undo: ExitStack) -> None:
 
 
 def _fake_parameters(model: nn.Module, undo: ExitStack) -> None:
-    """Stand a fake CPU tensor in for every parameter on the meta device, the same one for tied parameters."""
+    """Stand a fake CPU tensor in for every parameter on the meta device, the same one for tied
+    parameters.
+    """
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

@@ -1,12 +1,15 @@
-"""Weights by name, read when they are asked for: from safetensors files, or from a module in memory.
+"""Weights by name, read when they are asked for: from safetensors files, or from a module in
+memory.
 
-A `Weights` is a mapping from the names of a model's state dict to tensors. Looking a name up reads it; `describe` answers
+A `Weights` is a mapping from the names of a model's state dict to tensors. Looking a name up reads
+it; `describe` answers
 shape and dtype without reading. Nothing is kept: a model larger than memory streams through.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,7 +25,9 @@ Shape = tuple[int, ...]
 
 
 class Weights(Mapping[str, torch.Tensor]):
-    """Tensors by name. Complex ones stand as real tensors with a last axis of 2, as torch.view_as_real gives them."""
+    """Tensors by name. Complex ones stand as real tensors with a last axis of 2, as
+    torch.view_as_real gives them.
+    """
 
     unused: tuple[str, ...] = ()
 
@@ -85,7 +90,9 @@ class SafetensorsFiles:
 
     @classmethod
     def of_directory(cls, directory: Path) -> SafetensorsFiles:
-        """The files of a Hugging Face directory: the index's shards, or every *.safetensors file."""
+        """The files of a Hugging Face directory: the index's shards, or every *.safetensors
+        file.
+        """
         index = directory / "model.safetensors.index.json"
         if index.is_file():
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -123,15 +130,27 @@ class SafetensorsFiles:
 
 
 _SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How one weight of the model comes out of the files: source names, and transformers' conversion where it has one."""
+    """How one weight of the model comes out of the files: source names, and transformers'
+    conversion where it has one.
+    """
 
     sources: tuple[tuple[str, str], ...]  # (name in the files, the pattern that it matched)
     converter: Any = None
@@ -145,10 +164,13 @@ class _Plan:
 
 
 class CheckpointWeights(Weights):
-    """The weights of a model from safetensors files, renamed, merged and split as transformers does when it loads them.
+    """The weights of a model from safetensors files, renamed, merged and split as transformers does
+    when it loads them.
 
-    `model` may have its parameters on the meta device: only its names, shapes, dtypes and ties are used. Every missing or
-    misshapen weight is named in one CompileError; names in the files that nothing takes are in `unused`.
+    `model` may have its parameters on the meta device: only its names, shapes, dtypes and ties are
+    used. Every missing or
+    misshapen weight is named in one CompileError; names in the files that nothing takes are in
+    `unused`.
     """
 
     def __init__(self, model: nn.Module, files: SafetensorsFiles) -> None:
@@ -167,7 +189,9 @@ class CheckpointWeights(Weights):
         return {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
 
     def _tie(self, plan: _Plan) -> None:
-        """A weight that the files lack is read as one that it is tied to: the same parameter object."""
+        """A weight that the files lack is read as one that it is tied to: the same parameter
+        object.
+        """
         groups: dict[int, list[str]] = {}
         for name, parameter in self._wanted.items():
             groups.setdefault(id(parameter), []).append(name)
@@ -177,10 +201,11 @@ class CheckpointWeights(Weights):
                 self._recipes[name] = plan.recipes[stored[0]]
 
     def _check(self) -> None:
+        stored = self._persistent(self._model)
         problems = [
             f"  {name}: missing; {_shape(p)} was wanted"
-            for name, p in self._wanted.items()
-            if name not in self._recipes
+            for name, p in {**self._wanted, **stored}.items()
+            if name not in self._recipes and not _may_be_missing(self._model, name)
         ]
         problems += [p for name in self._recipes if (p := self._misshapen(name))]
         if problems:
@@ -253,14 +278,21 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _ignorable(model: nn.Module, name: str) -> bool:
-    import re
-
+    """Whether the model's class says that a checkpoint may hold a weight that it has no use for."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(p, name) for p in patterns)
 
 
+def _may_be_missing(model: nn.Module, name: str) -> bool:
+    """Whether the model's class says that a checkpoint need not hold a weight."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(p, name) for p in patterns)
+
+
 def _plan(model: nn.Module, files: SafetensorsFiles, wanted: Mapping[str, torch.Tensor]) -> _Plan:
-    """Which names in the files make which weight: through transformers' own conversion mapping where the model has one."""
+    """Which names in the files make which weight: through transformers' own conversion mapping
+    where the model has one.
+    """
     plan = _Plan()
     if not hasattr(model, "base_model_prefix"):
         for name in files.names():

@@ -1,9 +1,13 @@
 """Decisions that a model takes in Python about its length, while it is being captured.
 
-A rotary embedding with dynamic scaling asks `if max(position_ids) + 1 > limit`. The tracer knows no values, so it would
-refuse. Here small integer tensors that come from the length alone carry two concrete twins, one for the shortest and one
-for the longest length of the capture. Where both twins decide alike, that is the decision for every length. Where they
-differ, the place is written down in `splits`, and the capture traces the model once for each end: one graph for both
+A rotary embedding with dynamic scaling asks `if max(position_ids) + 1 > limit`. The tracer knows no
+values, so it would
+refuse. Here small integer tensors that come from the length alone carry two concrete twins, one for
+the shortest and one
+for the longest length of the capture. Where both twins decide alike, that is the decision for every
+length. Where they
+differ, the place is written down in `splits`, and the capture traces the model once for each end:
+one graph for both
 lengths is a graph for all, two graphs are an error.
 """
 
@@ -27,7 +31,9 @@ class _Twins(NamedTuple):
 
 
 class _Shadow(TorchFunctionMode):
-    """Runs every call on tensors that depend on the length alone a second and third time, on the twins."""
+    """Runs every call on tensors that depend on the length alone a second and third time, on the
+    twins.
+    """
 
     def __init__(self, length: Any, ends: tuple[int, int], end: int, splits: list[str]) -> None:
         super().__init__()
@@ -76,7 +82,8 @@ class _Shadow(TorchFunctionMode):
             with _disable_current_modes(), torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)
         except Exception:
-            # A shadow is only ever an extra: without one the tracer asks its own question and reports it.
+            # A shadow is only ever an extra: without one the tracer asks its own question and
+            # reports it.
             return None
 
     def _concrete(self, leaf: Any, end: int) -> Any:

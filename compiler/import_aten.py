@@ -1,6 +1,7 @@
 """Import: an exported program becomes a graph of the IR, op by op, through one table.
 
-Nothing is raised here to norms or rotary or experts: rules do that. Ops without an entry are decomposed by torch where
+Nothing is raised here to norms or rotary or experts: rules do that. Ops without an entry are
+decomposed by torch where
 torch can; the rest are reported at once, each with the line of model source that called it.
 """
 
@@ -23,7 +24,7 @@ from ..ir.graph import Graph
 from ..ir.node import Node, input_, parameter, walk
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
-from .aten import contraction, elementwise, index, movement, reduction
+from .aten import contraction, creation, elementwise, index, movement, reduction
 from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
 from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
@@ -33,6 +34,7 @@ from .sources import origin
 TABLE: Mapping[str, Builder] = {
     **elementwise.TABLE,
     **movement.TABLE,
+    **creation.TABLE,
     **reduction.TABLE,
     **index.TABLE,
     **contraction.TABLE,
@@ -41,7 +43,9 @@ TABLE: Mapping[str, Builder] = {
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """The graph, its weights by parameter name, and the tree that rebuilds the module's own result (None for logits)."""
+    """The graph, its weights by parameter name, and the tree that rebuilds the module's own result
+    (None for logits).
+    """
 
     graph: Graph
     weights: Weights
@@ -49,7 +53,9 @@ class Imported:
 
 
 def import_captured(captured: Captured) -> Imported:
-    """The graph of a captured program: parameters named as in the state dict, dims named, origins for every node."""
+    """The graph of a captured program: parameters named as in the state dict, dims named, origins
+    for every node.
+    """
     program = decomposed(captured.program)
     importer = _Importer(program, captured)
     outputs, names = importer.run()
@@ -84,7 +90,9 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
 
 
 def _needed(program: ExportedProgram) -> list[FxNode]:
-    """The calls that the results need, in order: assertions and what only they read are left out."""
+    """The calls that the results need, in order: assertions and what only they read are left
+    out.
+    """
     reached: set[FxNode] = set()
     stack = [n for n in _results(program).values() if isinstance(n, FxNode)]
     while stack:
@@ -96,7 +104,9 @@ def _needed(program: ExportedProgram) -> list[FxNode]:
 
 
 def _results(program: ExportedProgram) -> dict[str, Any]:
-    """The user's outputs by name: nodes, or constants that the module returns. Buffers that it updates are no results."""
+    """The user's outputs by name: nodes, or constants that the module returns. Buffers that it
+    updates are no results.
+    """
     (output,) = (n for n in program.graph.nodes if n.op == "output")
     specs = program.graph_signature.output_specs
     wanted: dict[str, Any] = {}
@@ -210,7 +220,9 @@ class _Importer:
         self.values[node] = made
 
     def _read_weight(self, node: FxNode, spec: Any) -> Any:
-        """A parameter, by its name in the module's state dict; a buffer or constant lies in the program."""
+        """A parameter, by its name in the module's state dict; a buffer or constant lies in the
+        program.
+        """
         name = spec.target.removeprefix(self.captured.prefix)
         held = self._held(spec)
         if held is not None:
@@ -287,10 +299,8 @@ class _Importer:
             if not isinstance(made, Node) or not isinstance(value, torch.Tensor):
                 continue
             wanted = self._type(value)
-            if (
-                made.dtype != wanted.dtype
-                or str(made.type) != str(wanted)
-                and not _same(made, wanted)
+            if made.dtype != wanted.dtype or (
+                str(made.type) != str(wanted) and not _same(made, wanted)
             ):
                 raise IRError(f"imported as {made.type}, traced as {wanted}")
 

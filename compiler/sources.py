@@ -10,13 +10,16 @@ from typing import Any
 import torch
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-# Frames of the libraries that trace and of this package are no model source; transformers' modeling files are.
+# Frames of the libraries that trace and of this package are no model source; transformers' modeling
+# files are.
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)
 
 
 def model_line(error: BaseException) -> str:
-    """The innermost line of model source on an exception's traceback, as `file.py:12`, or nothing."""
+    """The innermost line of model source on an exception's traceback, as `file.py:12`, or
+    nothing.
+    """
     frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     return _innermost([(name, line) for name, line in frames if line is not None])
 
@@ -28,7 +31,9 @@ def calling_line() -> str:
 
 
 def origin(meta: dict[str, Any], prefix: str = "") -> str:
-    """Module path and source line of an exported node: `model.layers.3.mlp (modeling_llama.py:71)`."""
+    """Module path and source line of an exported node: `model.layers.3.mlp
+    (modeling_llama.py:71)`.
+    """
     path, _ = next(reversed((meta.get("nn_module_stack") or {"": ("", "")}).values()))
     path = path.removeprefix(prefix) if path != prefix.rstrip(".") else ""
     frames = [(f, int(line)) for f, line in _FRAME.findall(meta.get("stack_trace") or "")]

@@ -217,7 +217,9 @@ def convolution(
 
 @TABLE("transformers.grouped_mm_fallback", "_grouped_mm")
 def grouped_mm(call: Call, x: Node, w: Node, ends: Node, *_: Any, **__: Any) -> Node:
-    """Rows sorted by expert, each by its own expert's w[E, K, N]; expert e's rows stop at ends[e]."""
+    """Rows sorted by expert, each by its own expert's w[E, K, N]; expert e's rows stop at
+    ends[e].
+    """
     if len(x.shape) != 2 or len(w.shape) != 3:
         raise Unsupported(f"grouped_mm of {x.type} by {w.type}")
     rows = reshape(t.iota(size=x.shape[0], dtype=ends.dtype), (x.shape[0], 1))

@@ -29,7 +29,9 @@ def _is_single(value: float) -> bool:
 
 
 def _working_dtype(dtype: str, *values: Any) -> str:
-    """Where torch computes: a number that the 16-bit dtype cannot hold keeps its value, so the work is in float32."""
+    """Where torch computes: a number that the 16-bit dtype cannot hold keeps its value, so the work
+    is in float32.
+    """
     if dtype in ("bf16", "f16") and not all(_exact(v, dtype) for v in values):
         return "f32"
     return dtype
@@ -235,10 +237,21 @@ def _truth(x: Any) -> Node:
 
 
 _FLOAT_OPS = {
-    "exp": t.exp, "expm1": t.expm1, "log": t.log, "log1p": t.log1p, "sqrt": t.sqrt, "rsqrt": t.rsqrt,
-    "reciprocal": t.reciprocal, "sin": t.sin, "cos": t.cos, "tanh": t.tanh, "sigmoid": t.sigmoid,
-    "erf": t.erf, "erfinv": t.erfinv, "silu": t.silu,
-}  # fmt: skip
+    "exp": t.exp,
+    "expm1": t.expm1,
+    "log": t.log,
+    "log1p": t.log1p,
+    "sqrt": t.sqrt,
+    "rsqrt": t.rsqrt,
+    "reciprocal": t.reciprocal,
+    "sin": t.sin,
+    "cos": t.cos,
+    "tanh": t.tanh,
+    "sigmoid": t.sigmoid,
+    "erf": t.erf,
+    "erfinv": t.erfinv,
+    "silu": t.silu,
+}
 _SAME_OPS = {"neg": t.neg, "abs": t.abs_, "sign": t.sign, "sgn": t.sign, "relu": t.relu}
 _ROUNDING = {"floor": t.floor, "ceil": t.ceil, "round": t.round_}
 

@@ -11,14 +11,24 @@ from ...ir.ops import tensor as t
 from ...ir.ops.tensor import broadcast_shapes
 from .movement import on_parts
 from .table import (
-    Call, Table, Unsupported, axis_of, broadcast, cast, operand, reshape, transpose,
-)  # fmt: skip
+    Call,
+    Table,
+    Unsupported,
+    axis_of,
+    broadcast,
+    cast,
+    operand,
+    reshape,
+    transpose,
+)
 
 TABLE = Table()
 
 
 def is_non_negative(x: Node) -> bool:
-    """Whether a node of integers is plainly never negative: places, counts, and what is made of them by moving and adding."""
+    """Whether a node of integers is plainly never negative: places, counts, and what is made of
+    them by moving and adding.
+    """
     name = x.op.name
     if name in ("iota", "argmax", "dim_value"):
         return True
@@ -121,7 +131,9 @@ def _flat_places(x: Node, given: Sequence[tuple[int, Node]]) -> tuple[Node, Node
 
 
 def _open_mesh(x: Node, given: Sequence[tuple[int, Node]]) -> Node | None:
-    """x itself, where every index is the whole of 0, 1, ... along an axis of its own, in the axes' order."""
+    """x itself, where every index is the whole of 0, 1, ... along an axis of its own, in the axes'
+    order.
+    """
     if len(given) != len(x.shape) or not given:
         return None
     at = []
@@ -230,8 +242,10 @@ def _is_class(x: Node, size: Dim) -> Node:
 
 
 @TABLE("histc")
-def histc(call: Call, x: Node, bins: int = 100, min: float = 0, max: float = 0) -> Node:  # noqa: A002
-    """How often each whole number from min to max occurs, one bin each (how expert layers count their tokens)."""
+def histc(call: Call, x: Node, bins: int = 100, min: float = 0, max: float = 0) -> Node:
+    """How often each whole number from min to max occurs, one bin each (how expert layers count
+    their tokens).
+    """
     if max - min != bins - 1 or min != 0:
         raise Unsupported(
             f"histc with {bins} bins over [{min}, {max}]: one bin a whole number from 0 was wanted"

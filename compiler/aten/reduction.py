@@ -11,8 +11,16 @@ from ...ir.ops import model as m
 from ...ir.ops import tensor as t
 from .movement import part
 from .table import (
-    Call, Table, Unsupported, axes_of, axis_of, cast, operand, reshape, widened,
-)  # fmt: skip
+    Call,
+    Table,
+    Unsupported,
+    axes_of,
+    axis_of,
+    cast,
+    operand,
+    reshape,
+    widened,
+)
 
 TABLE = Table()
 
@@ -271,7 +279,9 @@ def native_layer_norm(call: Call, x: Node, shape: Any, w: Any, b: Any, eps: floa
 
 @TABLE("rms_norm", "_fused_rms_norm")
 def rms_norm(call: Call, x: Node, shape: Any, w: Any = None, eps: float | None = None) -> Any:
-    """x / sqrt(mean(x^2) + eps) * w over the last axis; eps is the dtype's own where none is given."""
+    """x / sqrt(mean(x^2) + eps) * w over the last axis; eps is the dtype's own where none is
+    given.
+    """
     if len(shape) != 1:
         raise Unsupported(f"rms_norm over {len(shape)} axes")
     own = {"f32": 2.0**-23, "f64": 2.0**-52, "bf16": 2.0**-7, "f16": 2.0**-10}

@@ -43,17 +43,29 @@ class Unsupported(Exception):
 
 
 DTYPES: Mapping[torch.dtype, str] = {
-    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
-    torch.float8_e4m3fn: "f8e4m3", torch.float8_e5m2: "f8e5m2", torch.int64: "i64", torch.int32: "i32",
-    torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "f8e4m3",
+    torch.float8_e5m2: "f8e5m2",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
     # Complex tensors are pairs of real ones.
-    torch.complex64: "f32", torch.complex128: "f64",
-}  # fmt: skip
+    torch.complex64: "f32",
+    torch.complex128: "f64",
+}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an ATen op while it is imported: the traced result, the traced arguments, symbols to dims."""
+    """One call of an ATen op while it is imported: the traced result, the traced arguments, symbols
+    to dims.
+    """
 
     value: Any
     arguments: tuple[Any, ...]
@@ -74,7 +86,9 @@ class Call:
         return tuple(self.to_dim(d) for d in value.shape)
 
     def common(self) -> str:
-        """The dtype that the first two arguments meet in, by torch's promotion of tensors and Python numbers."""
+        """The dtype that the first two arguments meet in, by torch's promotion of tensors and
+        Python numbers.
+        """
         first, second = (_plain(a) for a in self.arguments[:2])
         return DTYPES[torch.result_type(first, second)]
 

@@ -1,7 +1,9 @@
 """The value of every op in eager torch: what a graph means, slowly and plainly.
 
-`evaluate` walks a graph once. One small function an op, in a table beside its family: tensor.py, model.py, serving.py.
-Packed integers (i4, u4, i2) are held one a byte in int8 or uint8 tensors. Caches are their physical arrays
+`evaluate` walks a graph once. One small function an op, in a table beside its family: tensor.py,
+model.py, serving.py.
+Packed integers (i4, u4, i2) are held one a byte in int8 or uint8 tensors. Caches are their physical
+arrays
 [C, block, *entry]; an append returns a new array.
 """
 
@@ -33,9 +35,11 @@ def evaluate(
     *,
     wide: bool = False,
 ) -> tuple[torch.Tensor, ...]:
-    """The graph's outputs for inputs by name or in order; `wide` does all floating-point mathematics in float64.
+    """The graph's outputs for inputs by name or in order; `wide` does all floating-point
+    mathematics in float64.
 
-    Named dims are read off the inputs' shapes; `dims` gives those that no input shows. A value whose shape departs from its
+    Named dims are read off the inputs' shapes; `dims` gives those that no input shows. A value
+    whose shape departs from its
     node's type is an IRError: the reference holds the type rules to account too.
     """
     given = _by_name(graph, inputs)
@@ -134,6 +138,6 @@ def _check(node: Node, t: Type, value: Any, context: Context) -> None:
         dtype = context.dtype(t.dtype)
         if tuple(value.shape) != wanted or value.dtype != dtype:
             raise IRError(
-                f"{node.op.name}: the value is {value.dtype} {list(value.shape)}, its type says {t}, "
-                f"that is {dtype} {list(wanted)}"
+                f"{node.op.name}: the value is {value.dtype} {list(value.shape)}; "
+                f"its type says {t}, that is {dtype} {list(wanted)}"
             )

@@ -13,16 +13,29 @@ from ...ir.dims import Dim, dim, substitute
 from ...ir.errors import IRError
 
 DTYPES: Mapping[str, torch.dtype] = {
-    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
-    "f8e4m3": torch.float8_e4m3fn, "f8e5m2": torch.float8_e5m2, "i64": torch.int64, "i32": torch.int32,
-    "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "bool": torch.bool,
-    "i4": torch.int8, "u4": torch.uint8, "i2": torch.int8,
-}  # fmt: skip
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f8e4m3": torch.float8_e4m3fn,
+    "f8e5m2": torch.float8_e5m2,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+    "i4": torch.int8,
+    "u4": torch.uint8,
+    "i2": torch.int8,
+}
 
 
 @dataclass(frozen=True)
 class Context:
-    """Sizes of named dims; whether floats are widened to float64; how to evaluate a kernel's body."""
+    """Sizes of named dims; whether floats are widened to float64; how to evaluate a kernel's
+    body.
+    """
 
     sizes: Mapping[str, int]
     wide: bool
@@ -47,7 +60,9 @@ class Context:
         return value.double() if self.wide and value.is_floating_point() else value
 
     def math(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Floats of fewer than 32 bits as float32, for mathematics that is rounded once at its end."""
+        """Floats of fewer than 32 bits as float32, for mathematics that is rounded once at its
+        end.
+        """
         return tuple(
             v.float() if v.is_floating_point() and v.dtype.itemsize < 4 else v for v in values
         )
@@ -63,7 +78,7 @@ def bind(d: Dim, size: int, sizes: dict[str, int], complaint: str) -> None:
         if value != size:
             raise IRError(f"{complaint} ({d} = {value})")
         return
-    names = [s for s in value.free_symbols]
+    names = list(value.free_symbols)
     if len(names) == 1:
         solved = sympy.solve(sympy.Eq(value, size), names[0])
         if len(solved) == 1 and solved[0].is_Integer and solved[0] > 0:

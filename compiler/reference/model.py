@@ -72,7 +72,9 @@ def attend(
     softcap: float,
     sinks: Tensor | None,
 ) -> Tensor:
-    """softmax(softcap(scale q k^T) + added where allowed) v over [..., H, S, D]; a query that sees no key gives 0."""
+    """softmax(softcap(scale q k^T) + added where allowed) v over [..., H, S, D]; a query that sees
+    no key gives 0.
+    """
     repeat = q.shape[-3] // k.shape[-3]
     k, v = (t.repeat_interleave(repeat, dim=-3) for t in (k, v))
     scores = q @ k.transpose(-2, -1) * scale

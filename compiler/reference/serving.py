@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def ragged_attention(
     named = dict(zip(extras, rest, strict=True))
     result = a.new_zeros(*q.shape[:2], v.shape[2])
     bounds = query_start.tolist()
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         rows = slice(start, stop)
         positions = torch.arange(stop - start)
         result[rows] = _sequence(a[rows], b[rows], c[rows], positions, positions, named, options)
@@ -61,7 +62,9 @@ def _sequence(
 
 
 def cache_append(context: Context, cache: Tensor, value: Tensor, slots: Tensor) -> Tensor:
-    """A copy of the cache [C, block, *entry] with value[t] at slot slots[t]; slots below 0 are skipped."""
+    """A copy of the cache [C, block, *entry] with value[t] at slot slots[t]; slots below 0 are
+    skipped.
+    """
     flat = cache.clone().flatten(0, 1)
     kept = slots >= 0
     flat[slots[kept].long()] = value[kept]
@@ -87,7 +90,7 @@ def paged_attention(
     named = dict(zip(extras, rest, strict=True))
     result = a.new_zeros(*q.shape[:2], value_size)
     bounds = query_start.tolist()
-    for n, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for n, (start, stop) in enumerate(pairwise(bounds)):
         total = int(context_length[n])
         if stop == start:
             continue
@@ -101,7 +104,9 @@ def paged_attention(
 
 
 def _gathered(cache: Tensor, blocks: Tensor, total: int) -> Tensor:
-    """The first `total` entries of a sequence, [total, *entry]; only the blocks that hold them are read."""
+    """The first `total` entries of a sequence, [total, *entry]; only the blocks that hold them are
+    read.
+    """
     count = -(-total // cache.shape[1])
     return cache[blocks[:count].long()].flatten(0, 1)[:total]
 
@@ -127,7 +132,9 @@ def packed_expert_linear(
 
 
 def _unpacked(w: Tensor, n: int, k: int, layout: str) -> Tensor:
-    """The weight [..., n, k] from [..., n / c, k / d, c(, d)], where the layout's word is n<c> or n<c>k<d>."""
+    """The weight [..., n, k] from [..., n / c, k / d, c(, d)], where the layout's word is n<c> or
+    n<c>k<d>.
+    """
     columns, _, depth = layout.removeprefix("n").partition("k")
     if not layout.startswith("n") or not columns.isdigit() or (depth and not depth.isdigit()):
         raise IRError(f"no weight layout {layout!r}; a layout is n<columns> or n<columns>k<depth>")

@@ -255,8 +255,21 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "abs": abs_,
     **{
         name: _narrow(getattr(torch, name))
-        for name in ("exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos",
-                     "tanh", "sigmoid", "erf", "erfinv")
+        for name in (
+            "exp",
+            "expm1",
+            "log",
+            "log1p",
+            "sqrt",
+            "rsqrt",
+            "reciprocal",
+            "sin",
+            "cos",
+            "tanh",
+            "sigmoid",
+            "erf",
+            "erfinv",
+        )
     },
     "floor": rounding(torch.floor),
     "ceil": rounding(torch.ceil),
@@ -311,4 +324,4 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "scatter": scatter,
     "matmul": matmul,
     "conv1d": conv1d,
-}  # fmt: skip
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 
 class PlainLayer(nn.Module):
@@ -31,7 +31,9 @@ class PlainLayer(nn.Module):
 
 
 class PlainLM(nn.Module):
-    """A GPT with learned positions and a tied output matrix; forward gives the logits themselves."""
+    """A GPT with learned positions and a tied output matrix; forward gives the logits
+    themselves.
+    """
 
     def __init__(
         self, vocabulary: int = 211, width: int = 40, heads: int = 5, depth: int = 2
@@ -90,7 +92,9 @@ class Blender(nn.Module):
 
 
 def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """x[B, S, H, D] with neighbours (2 i, 2 i + 1) as complex numbers, turned by turns[S, D / 2]."""
+    """x[B, S, H, D] with neighbours (2 i, 2 i + 1) as complex numbers, turned by turns[S, D /
+    2].
+    """
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns[None, :, None]).flatten(3).type_as(x)
 
