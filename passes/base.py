@@ -232,7 +232,9 @@ def _value(name: str, key: str, text: str, wanted: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and _fits(float(value), wanted):
         value = value if _fits(value, wanted) else float(value)
     if not _fits(value, wanted):
-        shown = getattr(wanted, "__name__", wanted)
+        choices = ", ".join(map(repr, typing.get_args(wanted)))
+        is_choice = typing.get_origin(wanted) is typing.Literal
+        shown = f"one of {choices}" if is_choice else getattr(wanted, "__name__", wanted)
         raise IRError(f"pass {name!r}: {key} is {shown}, not {text!r}")
     return value
 
