@@ -174,12 +174,10 @@ class _Reading:
             kind[(ids >= base) & (ids < base + row_size(node))] = i
         if (kind != kind[:1]).any():
             return None
-        edges = [0, *(np.flatnonzero(np.diff(kind[0])) + 1).tolist(), ids.shape[1]]
-        runs = itertools.pairwise(edges)
-        return tuple(
-            self._part(ids[:, a:b], a, b, linears[kind[0, a]] if kind[0, a] >= 0 else None)
-            for a, b in runs
-        )
+        cuts = [int(c) + 1 for c in np.flatnonzero(np.diff(kind[0]))]
+        runs = itertools.pairwise([0, *cuts, ids.shape[1]])
+        whose = [*linears, None]  # the last, at -1, for elements of no linear map
+        return tuple(self._part(ids[:, a:b], a, b, whose[int(kind[0, a])]) for a, b in runs)
 
     def _part(self, ids: Ids, start: int, stop: int, node: Node | None) -> Part:
         if node is None:

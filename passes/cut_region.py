@@ -8,8 +8,9 @@ where it ends, capacities are infinite no more than elsewhere: the end itself ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 
@@ -21,6 +22,9 @@ from ..ir.types import BITS
 from .trace_elements import LinearMap, is_constant_index, token_axis
 
 _VIEWS = frozenset({"reshape", "transpose", "broadcast", "slice", "concat", "flip"})
+
+Place = tuple[Node, str] | str  # a node's "in" or "out", or an end of the flow
+Cut = Callable[[Any, Place, Place], tuple[int, tuple[set[Place], set[Place]]]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def token_bytes(node: Node, tokens: str) -> int | None:
 
 def cheapest_cut(roots: Iterable[Node], region: Region, tokens: str) -> frozenset[Node]:
     """The nodes to cache: of the cuts of the fewest bytes a token, the one nearest the roots."""
-    flow: nx.DiGraph = nx.DiGraph()
+    flow: nx.DiGraph[Place] = nx.DiGraph()
     for node in (*region.ends, *region.inner):
         _add_node(flow, node, token_bytes(node, tokens))
     for node in region.ends:
@@ -118,13 +122,14 @@ def cheapest_cut(roots: Iterable[Node], region: Region, tokens: str) -> frozense
     for root in roots:
         flow.add_edge((root, "out"), "attention")
     # networkx puts on the sink's side only what still reaches the sink: the cut nearest to it
-    _, (outside, inside) = nx.minimum_cut(flow, "model", "attention")
+    cut: Cut = nx.minimum_cut  # pyright: ignore[reportUnknownMemberType]
+    _, (outside, inside) = cut(flow, "model", "attention")
     return frozenset(
         n for n in (*region.ends, *region.inner) if (n, "in") in outside and (n, "out") in inside
     )
 
 
-def _add_node(flow: nx.DiGraph, node: Node, size: int | None) -> None:
+def _add_node(flow: nx.DiGraph[Place], node: Node, size: int | None) -> None:
     if size is None:
         flow.add_edge((node, "in"), (node, "out"))
     else:

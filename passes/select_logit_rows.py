@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import sympy
 
@@ -151,6 +151,6 @@ def _with_rows(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value_with_rows(value: object) -> object:
     if isinstance(value, tuple):
-        return tuple(_value_with_rows(v) for v in value)
+        return tuple(_value_with_rows(v) for v in cast("tuple[object, ...]", value))
     rows: dict[str, Dim] = {TOKENS: dim(ROWS)}
     return substitute(value, rows) if isinstance(value, sympy.Expr) else value

@@ -9,11 +9,12 @@ came from, whatever chain of views led there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import sympy
 
 from ..ir.dims import Dim, dim, names_in, substitute
 from ..ir.node import Node, walk
@@ -90,12 +91,12 @@ class Trace:
         arrays = [self.ids[i] for i in self._needs(node)]
         if node.op.name == "take":
             arrays.append(constant_value(node.inputs[1]))
-        return MOVES[node.op.name](attributes, *arrays)
+        return MOVES[node.op.name](attributes, arrays)
 
     def _numbered(self, node: Node) -> Ids:
         axis = token_axis(node, self.tokens)
         assert axis is not None, f"{node!r} has no token axis {self.tokens}"
-        rest = tuple(d for i, d in enumerate(node.shape) if i != axis)
+        rest = tuple(int(d) for i, d in enumerate(node.shape) if i != axis)
         self.bases[node] = self._next
         own = np.arange(self._next, self._next + row_size(node), dtype=np.int64).reshape(rest)
         self._next += row_size(node)
@@ -117,41 +118,46 @@ def token_axis(node: Node, tokens: str) -> int | None:
 def at_size(value: object, tokens: str) -> Any:
     """An attribute with the token dim at the size of the sample."""
     if isinstance(value, tuple):
-        return tuple(at_size(v, tokens) for v in value)
+        return tuple(at_size(v, tokens) for v in cast("tuple[object, ...]", value))
     sizes: dict[str, Dim] = {tokens: SAMPLE}
-    return substitute(value, sizes) if hasattr(value, "free_symbols") else value  # type: ignore[arg-type]
+    return substitute(value, sizes) if isinstance(value, sympy.Expr) else value
 
 
 # -- movement, on numpy arrays
 
-Move = Callable[..., Any]
+Attributes = Mapping[str, Any]
+Move = Callable[[Attributes, Sequence[Array]], Array]
 
 
-def _sliced(a: Mapping[str, Any], x: Array) -> Array:
-    return x[(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a["step"]),)]
+def _sliced(a: Attributes, x: Sequence[Array]) -> Array:
+    return x[0][(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a["step"]),)]
 
 
-MOVES: dict[str, Move] = {
-    "reshape": lambda a, x: x.reshape(a["shape"]),
-    "transpose": lambda a, x: x.transpose(a["permutation"]),
-    "broadcast": lambda a, x: np.broadcast_to(x, a["shape"]),
+def _joined(a: Attributes, x: Sequence[Array]) -> Array:
+    return np.concatenate(x, a["axis"])
+
+
+MOVES: Mapping[str, Move] = {
+    "reshape": lambda a, x: x[0].reshape(a["shape"]),
+    "transpose": lambda a, x: x[0].transpose(a["permutation"]),
+    "broadcast": lambda a, x: np.broadcast_to(x[0], a["shape"]),
     "slice": _sliced,
-    "flip": lambda a, x: np.flip(x, a["axes"]),
-    "concat": lambda a, *xs: np.concatenate(xs, a["axis"]),
-    "take": lambda a, x, index: np.take(x, index, axis=a["axis"]),
+    "flip": lambda a, x: np.flip(x[0], a["axes"]),
+    "concat": _joined,
+    "take": lambda a, x: np.take(x[0], x[1], axis=a["axis"]),
 }
-"""Op name -> its value, from attributes and arrays."""
+"""Op name -> its value, from attributes and operands."""
 
-_COMPUTED: dict[str, Move] = {
+_COMPUTED: Mapping[str, Move] = {
     **MOVES,
-    "constant": lambda a: np.asarray(a["value"]),
-    "iota": lambda a: np.arange(a["size"]),
-    "cast": lambda a, x: x,
-    "add": lambda a, x, y: x + y,
-    "sub": lambda a, x, y: x - y,
-    "mul": lambda a, x, y: x * y,
-    "floordiv": lambda a, x, y: x // y,
-    "mod": lambda a, x, y: x % y,
+    "constant": lambda a, x: np.asarray(a["value"]),
+    "iota": lambda a, x: np.arange(a["size"]),
+    "cast": lambda a, x: x[0],
+    "add": lambda a, x: x[0] + x[1],
+    "sub": lambda a, x: x[0] - x[1],
+    "mul": lambda a, x: x[0] * x[1],
+    "floordiv": lambda a, x: x[0] // x[1],
+    "mod": lambda a, x: x[0] % x[1],
 }
 
 
@@ -169,5 +175,6 @@ def constant_value(node: Node) -> Array:
     """The whole numbers that a value made of constants and iotas holds."""
     done: dict[Node, Array] = {}
     for each in walk((node,)):
-        done[each] = _COMPUTED[each.op.name](dict(each.attributes), *(done[i] for i in each.inputs))
+        operands = [done[i] for i in each.inputs]
+        done[each] = _COMPUTED[each.op.name](each.attributes, operands)
     return done[node]
