@@ -128,7 +128,7 @@ def _capture_language_model(
             f"the model's forward works for one batch or length alone: [B, S] became {symbols}; "
             "something in it turns the batch or the length into a fixed number"
         )
-    return Captured(
+    captured = Captured(
         program=program,
         name=name,
         dims={symbols[0]: "B", symbols[1]: "S"},
@@ -138,6 +138,9 @@ def _capture_language_model(
         input_names=("ids",),
         is_language_model=True,
     )
+    from .limits import within_tables  # it evaluates what it imports: both build on this module
+
+    return within_tables(captured, max_context)
 
 
 def _check_takes_tokens(model: nn.Module) -> None:

@@ -1,0 +1,69 @@
+"""How long a captured model's sequences may be: where a table over positions ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..ir.graph import Graph
+from ..ir.node import Node, walk
+from .capture import Captured
+from .checkpoint import Weights
+from .errors import CompileError
+from .import_aten import import_captured
+from .reference import evaluate
+
+
+def within_tables(captured: Captured, wanted: int | None) -> Captured:
+    """The capture, its longest length cut to what every table looked up by position holds.
+
+    A table that is too short for a length that was asked for is a CompileError that names it.
+    """
+    try:
+        imported = import_captured(captured)
+    except CompileError:
+        return captured  # the import reports its own problems when its turn comes
+    low, high = captured.bounds["S"]
+    for lookup in _lookups_by_length(imported.graph):
+        limit = _longest(lookup, high, imported.weights)
+        if limit < high and wanted is not None:
+            place = ", ".join(imported.graph.origin(lookup)) or "a lookup by position"
+            raise CompileError(
+                f"max_context {wanted} given; the table of {lookup.inputs[0].shape[0]} rows at "
+                f"{place} holds for {limit} tokens at most"
+            )
+        high = min(high, limit)
+    return replace(captured, bounds={**captured.bounds, "S": (low, high)})
+
+
+def _lookups_by_length(graph: Graph) -> list[Node]:
+    """Rows taken from a table of known size at places that depend on the length alone."""
+    found: list[Node] = []
+    for node in graph.nodes():
+        if node.op.name != "take" or not isinstance(node.inputs[0].shape[node["axis"]], int):
+            continue
+        below = {n.op.name for n in walk((node.inputs[1],))}
+        if "input" not in below and "parameter" not in below:
+            found.append(node)
+    return found
+
+
+def _longest(lookup: Node, high: int, weights: Weights) -> int:
+    """The longest length up to `high` at which the places stay inside the table; they grow
+    with it.
+    """
+    rows = lookup.inputs[0].shape[lookup["axis"]]
+    places = Graph("places", (), (lookup.inputs[1],))
+
+    def fits(length: int) -> bool:
+        (value,) = evaluate(places, {}, weights, {"B": 1, "S": length})
+        return not value.numel() or int(torch.max(value)) < rows
+
+    if fits(high):
+        return high
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
