@@ -8,21 +8,20 @@ holds sixteen keys. Sums are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...ir.dims import Dim, Shape
 from ...ir.node import Node
 from . import mathematics as m
-from .function import Anchor, Kernel
+from .function import Kernel
 from .isa import LANES
-from .loops import Place, Work, along, over_rows
+from .loops import Place, Work, along
 from .reductions import across, fold_of
 from .rows import kept_nodes
-from .values import Expr, cast, const, i64
+from .values import Expr, bind, cast, const, i64, vectorized
 
 
 @dataclass(frozen=True)
@@ -135,15 +134,15 @@ Scores = Callable[[Attention, Work, Item, _State, Expr], None]
 
 
 def _attend(a: Attention, work: Work, item: Item, s: _State, scores: Scores) -> None:
-    rows = T.bind(item.count * i64(a.repeat))
+    rows = bind(item.count * i64(a.repeat))
     _load_queries(a, work, item, s, rows)
     keys = i64(SPACE.keys)
     first, last = tirx.floordiv(item.low, keys), tirx.floordiv(item.high + keys - i64(1), keys)
     with T.serial(first, last) as block:
-        base = T.bind(block * keys)
+        base = bind(block * keys)
         with T.serial(i64(0), keys) as v:
             j = tirx.max(tirx.min(base + v, item.high - i64(1)), i64(0))
-            T.buffer_store(s.slots, a.slot(item, T.bind(j)), [v])
+            T.buffer_store(s.slots, a.slot(item, bind(j)), [v])
         scores(a, work, item, s, base)
         with T.serial(i64(0), rows) as r:
             _softmax_row(a, work, item, s, r, base)
@@ -155,8 +154,8 @@ def _head(a: Attention, item: Item, r: Expr) -> tuple[Expr, Expr]:
     """(token within the item, head) of a row."""
     if a.repeat == 1:
         return r, item.group
-    token = T.bind(tirx.floordiv(r, i64(a.repeat)))
-    return token, T.bind(item.group * i64(a.repeat) + tirx.floormod(r, i64(a.repeat)))
+    token = bind(tirx.floordiv(r, i64(a.repeat)))
+    return token, bind(item.group * i64(a.repeat) + tirx.floormod(r, i64(a.repeat)))
 
 
 def _load_queries(a: Attention, work: Work, item: Item, s: _State, rows: Expr) -> None:
@@ -185,7 +184,7 @@ def _dot_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) -> 
     """scores[r, v] = q[r] . k[v] with vectors along the width; the rows of a group share each key."""
     whole, rest = divmod(a.width, LANES)
     with T.serial(i64(0), i64(SPACE.keys)) as v:
-        slot = T.bind(s.slots[v])
+        slot = bind(s.slots[v])
         for low in range(0, a.repeat, SPACE.register_rows):
             rows = range(low, min(low + SPACE.register_rows, a.repeat))
             sums = {r: _zero_vector() for r in rows}
@@ -193,7 +192,7 @@ def _dot_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) -> 
                 with T.serial(i64(0), i64(whole)) as o:
                     k = _vector_of(lambda lane, o=o: a.key(work, item, slot, o * i64(LANES) + lane))
                     for r in rows:
-                        with T.vectorized(i64(0), i64(LANES)) as lane:
+                        with vectorized(LANES) as lane:
                             value = sums[r][lane] + s.q[r, o * i64(LANES) + lane] * k[lane]
                             T.buffer_store(sums[r], value, [lane])
             for r in rows:
@@ -201,14 +200,14 @@ def _dot_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) -> 
                 T.buffer_store(s.scores, score, [i64(r), v])
             if rest:
                 with T.serial(i64(whole * LANES), i64(a.width)) as d:
-                    k = T.bind(cast(a.key(work, item, slot, d), "float32"))
+                    k = bind(cast(a.key(work, item, slot, d), "float32"))
                     for r in rows:
                         T.buffer_store(s.scores, s.scores[r, v] + s.q[r, d] * k, [i64(r), v])
 
 
 def _zero_vector() -> tirx.Buffer:
     buffer = T.alloc_buffer((LANES,), "float32")
-    with T.vectorized(LANES) as v:
+    with vectorized(LANES) as v:
         T.buffer_store(buffer, _f(0), [v])
     return buffer
 
@@ -216,7 +215,7 @@ def _zero_vector() -> tirx.Buffer:
 def _vector_of(element: Callable[[Expr], Expr]) -> tirx.Buffer:
     """Sixteen elements, widened, in a register."""
     buffer = T.alloc_buffer((LANES,), "float32")
-    with T.vectorized(i64(0), i64(LANES)) as lane:
+    with vectorized(LANES) as lane:
         T.buffer_store(buffer, cast(element(lane), "float32"), [lane])
     return buffer
 
@@ -225,7 +224,7 @@ def _tile_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) ->
     """scores = q kt with kt[d, v] turned round once for all rows; register tiles of rows by vectors of keys."""
     kt = T.alloc_buffer((a.width, SPACE.keys), "float32")
     with T.serial(i64(0), i64(SPACE.keys)) as v:
-        slot = T.bind(s.slots[v])
+        slot = bind(s.slots[v])
 
         def element(inner: Work, d: Expr) -> None:
             T.buffer_store(kt, cast(a.key(inner, item, slot, d), "float32"), [d, v])
@@ -237,7 +236,7 @@ def _tile_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) ->
         sums = [[_zero_vector() for _ in range(vectors)] for _ in range(tile)]
         with T.serial(i64(0), i64(a.width)) as d:
             for c in range(vectors):
-                k = T.bind(kt[d, T.ramp(i64(c * LANES), i64(1), LANES)])
+                k = bind(kt[d, T.ramp(i64(c * LANES), i64(1), LANES)])
                 for r in range(tile):
                     q = T.broadcast(s.q[b * i64(tile) + i64(r), d], LANES)
                     lanes = T.ramp(0, 1, LANES)
@@ -255,26 +254,26 @@ def _softmax_row(a: Attention, work: Work, item: Item, s: _State, r: Expr, base:
     token, head = _head(a, item, r)
     inside = work
     block = _zero_vector()
-    with T.vectorized(LANES) as v:
+    with vectorized(LANES) as v:
         T.buffer_store(block, _f(_NEVER), [v])
     for c in range(SPACE.keys // LANES):
-        with T.vectorized(i64(0), i64(LANES)) as v:
+        with vectorized(LANES) as v:
             lane = v + i64(c * LANES)
             j = base + lane
             score = _score(a, inside, item, s.scores[r, lane], token, head, j)
             T.buffer_store(s.scores, score, [r, lane])
             T.buffer_store(block, tirx.max(block[v], score), [v])
-    before = T.bind(s.largest[r])
-    largest = T.bind(tirx.max(before, across(block, tirx.max, "float32")))
+    before = bind(s.largest[r])
+    largest = bind(tirx.max(before, across(block, tirx.max, "float32")))
     # A row that has seen no key yet has -inf on both sides; its weights must be 0, not NaN.
-    level = T.bind(tirx.Select(tirx.EQ(largest, _f(_NEVER)), _f(0), largest))
+    level = bind(tirx.Select(tirx.EQ(largest, _f(_NEVER)), _f(0), largest))
     total = _zero_vector()
     for c in range(SPACE.keys // LANES):
-        with T.vectorized(i64(0), i64(LANES)) as v:
-            weight = T.bind(m.exp(s.scores[r, v + i64(c * LANES)] - level))
+        with vectorized(LANES) as v:
+            weight = bind(m.exp(s.scores[r, v + i64(c * LANES)] - level))
             T.buffer_store(s.scores, weight, [r, v + i64(c * LANES)])
             T.buffer_store(total, total[v] + weight, [v])
-    correction = T.bind(m.exp(before - level))
+    correction = bind(m.exp(before - level))
     T.buffer_store(s.correction, correction, [r])
     T.buffer_store(s.largest, largest, [r])
     T.buffer_store(
@@ -290,10 +289,10 @@ def _score(
         score = m.tanh(score * _f(1.0 / a.softcap)) * _f(a.softcap)
     inside = tirx.LT(j, item.high)
     if a.bias:
-        held = T.bind(tirx.max(tirx.min(j, item.high - i64(1)), i64(0)))
+        held = bind(tirx.max(tirx.min(j, item.high - i64(1)), i64(0)))
         score = score + a.bias(work, item, token, head, held)
     seen = tirx.And(inside, a.visible(work, item, token, head, j))
-    return T.bind(tirx.Select(seen, score, _f(_NEVER)))
+    return bind(tirx.Select(seen, score, _f(_NEVER)))
 
 
 def _accumulate(a: Attention, work: Work, item: Item, s: _State, rows: Expr) -> None:
@@ -319,12 +318,12 @@ def _accumulate_rows(
                 value = s.sums[low + i64(r), start + v] * s.correction[low + i64(r)]
                 T.buffer_store(buffer, value, [v])
         with T.serial(i64(0), i64(SPACE.keys)) as j:
-            slot = T.bind(s.slots[j])
+            slot = bind(s.slots[j])
             value = T.alloc_buffer((lanes,), "float32")
             with _lanes(lanes) as v:
                 T.buffer_store(value, cast(a.value(work, item, slot, start + v), "float32"), [v])
             for r, buffer in enumerate(sums):
-                weight = T.bind(s.scores[low + i64(r), j])
+                weight = bind(s.scores[low + i64(r), j])
                 with _lanes(lanes) as v:
                     T.buffer_store(buffer, buffer[v] + weight * value[v], [v])
         for r, buffer in enumerate(sums):
@@ -340,7 +339,7 @@ def _accumulate_rows(
 
 
 def _lanes(count: int) -> object:
-    return T.vectorized(i64(0), i64(count)) if count > 1 else T.serial(i64(0), i64(1))
+    return vectorized(count)
 
 
 def _finish(a: Attention, work: Work, item: Item, s: _State, rows: Expr) -> None:
@@ -348,7 +347,7 @@ def _finish(a: Attention, work: Work, item: Item, s: _State, rows: Expr) -> None
     with T.serial(i64(0), rows) as r:
         token, head = _head(a, item, r)
         total = s.total[r]
-        inverse = T.bind(tirx.Select(tirx.GT(total, _f(0)), _f(1) / total, _f(0)))
+        inverse = bind(tirx.Select(tirx.GT(total, _f(0)), _f(1) / total, _f(0)))
 
         def element(_: Work, e: Expr) -> None:
             a.store(item, token, head, e, s.sums[r, e] * inverse)

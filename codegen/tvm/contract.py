@@ -12,8 +12,8 @@ from ...ir.node import Node
 from .isa import LANES
 from .loops import Place, Work, nest, over_rows
 from .pull import NotRowwise
-from .reductions import across, accumulator, fold_of
-from .values import COMPUTED, Expr, cast, const, i64
+from .reductions import accumulator, across, fold_of
+from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
 ROWS = 4
 """Rows of the result that share a pass over y's columns."""
@@ -71,18 +71,18 @@ def _columns(work: Work, node: Node, place: Place, row: list[Expr]) -> None:
     def block(inside: Work, base: Expr, lanes: int) -> None:
         total = accumulator(dtype, lanes, const(0, dtype))
         with nest(inside, (depth,)) as (deep, (k,)):
-            x = T.bind(deep.pull().value(node.inputs[0], _operand(node, 0, batch, [i, k])))
-            with T.vectorized(i64(0), i64(lanes)) if lanes > 1 else T.serial(i64(0), i64(1)) as v:
+            x = bind(deep.pull().value(node.inputs[0], _operand(node, 0, batch, [i, k])))
+            with vectorized(lanes) as v:
                 at = _operand(node, 1, batch, [k, base + v])
                 _add(total, v, x, deep.within(v, 0, lanes).pull().value(node.inputs[1], at), dtype)
-        with T.vectorized(i64(0), i64(lanes)) if lanes > 1 else T.serial(i64(0), i64(1)) as v:
+        with vectorized(lanes) as v:
             place.store([*row, base + v], cast(total[v], COMPUTED[node.dtype]))
 
     _blocks(work, size, block)
 
 
 def _blocks(work: Work, size: Expr, block: Callable[[Work, Expr, int], None]) -> None:
-    whole = T.bind(tirx.floordiv(size, i64(LANES)))
+    whole = bind(tirx.floordiv(size, i64(LANES)))
     with T.serial(i64(0), whole) as o:
         block(work.within(o, 0, whole), o * i64(LANES), LANES)
     with T.serial(whole * i64(LANES), size) as j:
@@ -105,8 +105,8 @@ def _dots(work: Work, node: Node, place: Place, row: list[Expr]) -> None:
                 target, lane, x, pull.value(node.inputs[1], _operand(node, 1, batch, [k, j])), dtype
             )
 
-        whole = T.bind(tirx.floordiv(depth, i64(LANES)))
-        with T.serial(i64(0), whole) as o, T.vectorized(i64(0), i64(LANES)) as v:
+        whole = bind(tirx.floordiv(depth, i64(LANES)))
+        with T.serial(i64(0), whole) as o, vectorized(LANES) as v:
             term(inside.within(o, 0, whole).within(v, 0, LANES), o * i64(LANES) + v, total, v)
         with T.serial(whole * i64(LANES), depth) as k:
             term(inside.within(k, 0, depth), k, single, i64(0))
@@ -141,7 +141,7 @@ def _conv_element(work: Work, node: Node, place: Place, row: list[Expr], positio
     per_group = work.dims.expr(w.shape[1])
     outputs = work.dims.expr(w.shape[0])
     group = (
-        T.bind(tirx.floordiv(channel * i64(node["groups"]), outputs))
+        bind(tirx.floordiv(channel * i64(node["groups"]), outputs))
         if node["groups"] > 1
         else i64(0)
     )
@@ -149,7 +149,7 @@ def _conv_element(work: Work, node: Node, place: Place, row: list[Expr], positio
     total = accumulator(dtype, 1, bias)
     with nest(work, w.shape[1:]) as (deep, (c, tap)):
         start = position * i64(node["stride"]) + tap * i64(node["dilation"]) - i64(node["padding"])
-        start = T.bind(start)
+        start = bind(start)
         inside = tirx.And(tirx.GE(start, i64(0)), tirx.LT(start, work.dims.expr(x.shape[2])))
         with T.If(inside), T.Then():
             pull = deep.pull()

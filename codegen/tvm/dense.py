@@ -11,7 +11,7 @@ from ...ir.node import Node
 from .attention import Attention, Item, emit_item, pulled_once, result_place
 from .function import Anchor, Kernel
 from .loops import Place, Work
-from .values import Expr, const, i64
+from .values import Expr, bind, const, i64
 
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
@@ -41,7 +41,7 @@ def emit_dense(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         seen: Expr = tirx.LE(j, item.position + i) if node["causal"] else const(1, "bool")
         if not boolean:
             return seen
-        held = T.bind(tirx.min(j, item.high - i64(1)))
+        held = bind(tirx.min(j, item.high - i64(1)))
         return tirx.And(seen, masked(w, item, i, h, held))
 
     attention = Attention(
@@ -70,17 +70,17 @@ def _items(kernel: Kernel, node: Node, a: Attention) -> None:
     batch, length, keys = (
         dims.expr(d) for d in (node.shape[0], node.shape[2], node.inputs[1].shape[2])
     )
-    tiles = T.bind(tirx.floordiv(length + i64(a.tokens - 1), i64(a.tokens)))
+    tiles = bind(tirx.floordiv(length + i64(a.tokens - 1), i64(a.tokens)))
     work = kernel.work()
     with T.parallel(i64(0), batch * i64(a.groups) * tiles) as w:
-        tile = T.bind(tirx.floormod(w, tiles))
-        rest = T.bind(tirx.floordiv(w, tiles))
-        query = T.bind(tile * i64(a.tokens))
-        count = T.bind(tirx.min(length - query, i64(a.tokens)))
-        position = T.bind(query + keys - length)
-        high = T.bind(tirx.min(position + count, keys)) if node["causal"] else keys
-        sequence = T.bind(tirx.floordiv(rest, i64(a.groups)))
-        group = T.bind(tirx.floormod(rest, i64(a.groups)))
+        tile = bind(tirx.floormod(w, tiles))
+        rest = bind(tirx.floordiv(w, tiles))
+        query = bind(tile * i64(a.tokens))
+        count = bind(tirx.min(length - query, i64(a.tokens)))
+        position = bind(query + keys - length)
+        high = bind(tirx.min(position + count, keys)) if node["causal"] else keys
+        sequence = bind(tirx.floordiv(rest, i64(a.groups)))
+        group = bind(tirx.floormod(rest, i64(a.groups)))
         emit_item(a, work, Item(sequence, group, query, position, count, i64(0), high))
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
 from . import mathematics as m
-from .values import COMPUTED, Expr, cast, const, dtype_of
+from .values import COMPUTED, Expr, bind_opaque, cast, const, dtype_of
 
 Emit = Callable[..., Expr]
 
@@ -23,9 +22,9 @@ def _is_float(x: Expr) -> bool:
 
 
 def _sign(x: Expr) -> Expr:
-    x = T.bind(x)
+    x = bind_opaque(x)
     below = tirx.Select(tirx.LT(x, _like(0, x)), _like(-1, x), x * _like(0, x))
-    return T.bind(tirx.Select(tirx.GT(x, _like(0, x)), _like(1, x), below))
+    return bind_opaque(tirx.Select(tirx.GT(x, _like(0, x)), _like(1, x), below))
 
 
 def _unsigned(x: Expr) -> bool:
@@ -37,43 +36,43 @@ def _abs(x: Expr) -> Expr:
 
 
 def _relu(x: Expr) -> Expr:
-    x = T.bind(x)
-    return x if _unsigned(x) else T.bind(tirx.Select(tirx.LT(x, _like(0, x)), _like(0, x), x))
+    x = bind_opaque(x)
+    return x if _unsigned(x) else bind_opaque(tirx.Select(tirx.LT(x, _like(0, x)), _like(0, x), x))
 
 
 def _rounded(name: str) -> Emit:
     def emit(x: Expr) -> Expr:
-        return T.bind(getattr(tirx, name)(x)) if _is_float(x) else x
+        return bind_opaque(getattr(tirx, name)(x)) if _is_float(x) else x
 
     return emit
 
 
 def _maximum(x: Expr, y: Expr) -> Expr:
     """The larger; a NaN on either side is kept, as in numpy."""
-    x, y = T.bind(x), T.bind(y)
+    x, y = bind_opaque(x), bind_opaque(y)
     if dtype_of(x) == "bool":
         return tirx.Or(x, y)
     larger = tirx.Select(tirx.GT(x, y), x, y)
-    return T.bind(tirx.Select(tirx.NE(x, x), x, larger) if _is_float(x) else larger)
+    return bind_opaque(tirx.Select(tirx.NE(x, x), x, larger) if _is_float(x) else larger)
 
 
 def _minimum(x: Expr, y: Expr) -> Expr:
-    x, y = T.bind(x), T.bind(y)
+    x, y = bind_opaque(x), bind_opaque(y)
     if dtype_of(x) == "bool":
         return tirx.And(x, y)
     smaller = tirx.Select(tirx.LT(x, y), x, y)
-    return T.bind(tirx.Select(tirx.NE(x, x), x, smaller) if _is_float(x) else smaller)
+    return bind_opaque(tirx.Select(tirx.NE(x, x), x, smaller) if _is_float(x) else smaller)
 
 
 def _floordiv(x: Expr, y: Expr) -> Expr:
-    return T.bind(tirx.floor(x / y)) if _is_float(x) else T.bind(tirx.floordiv(x, y))
+    return bind_opaque(tirx.floor(x / y)) if _is_float(x) else bind_opaque(tirx.floordiv(x, y))
 
 
 def _mod(x: Expr, y: Expr) -> Expr:
     if not _is_float(x):
-        return T.bind(tirx.floormod(x, y))
-    x, y = T.bind(x), T.bind(y)
-    return T.bind(x - tirx.floor(x / y) * y)
+        return bind_opaque(tirx.floormod(x, y))
+    x, y = bind_opaque(x), bind_opaque(y)
+    return bind_opaque(x - tirx.floor(x / y) * y)
 
 
 def _truth(x: Expr) -> Expr:
@@ -113,21 +112,21 @@ def _plus(x: Expr, y: Expr) -> Expr:
 
 
 def _silu(x: Expr) -> Expr:
-    x = T.bind(x)
+    x = bind_opaque(x)
     return x * m.sigmoid(x)
 
 
 def _rsqrt(x: Expr) -> Expr:
-    return T.bind(_like(1, x) / tirx.sqrt(x))
+    return bind_opaque(_like(1, x) / tirx.sqrt(x))
 
 
 EMIT: Mapping[str, Emit] = {
     "neg": lambda x: -x, "abs": _abs, "exp": m.exp, "expm1": m.expm1, "log": m.log, "log1p": m.log1p,
-    "sqrt": lambda x: T.bind(tirx.sqrt(x)), "rsqrt": _rsqrt, "reciprocal": lambda x: T.bind(_like(1, x) / x),
+    "sqrt": lambda x: bind_opaque(tirx.sqrt(x)), "rsqrt": _rsqrt, "reciprocal": lambda x: bind_opaque(_like(1, x) / x),
     "sin": m.sin, "cos": m.cos, "tanh": m.tanh, "sigmoid": m.sigmoid, "erf": m.erf, "erfinv": m.erfinv,
     "floor": _rounded("floor"), "ceil": _rounded("ceil"), "round": _rounded("nearbyint"), "sign": _sign,
     "relu": _relu, "silu": _silu, "logical_not": lambda x: tirx.Not(_truth(x)), "bitwise_not": _bitwise_not,
-    "add": _plus, "sub": lambda x, y: x - y, "mul": _times, "div": lambda x, y: T.bind(x / y),
+    "add": _plus, "sub": lambda x, y: x - y, "mul": _times, "div": lambda x, y: bind_opaque(x / y),
     "floordiv": _floordiv, "mod": _mod, "pow": m.power, "maximum": _maximum, "minimum": _minimum,
     "eq": _compare(tirx.EQ), "ne": _compare(tirx.NE), "lt": _compare(tirx.LT), "le": _compare(tirx.LE),
     "gt": _compare(tirx.GT), "ge": _compare(tirx.GE),

@@ -15,7 +15,7 @@ from .isa import DOT_BF16, LANES
 from .linear import load_vector, operand
 from .loops import Place, Work, flat_index
 from .pull import CodegenError
-from .values import Expr, cast, const, i64
+from .values import Expr, bind, cast, const, i64, vectorized
 
 UNROLL = 4
 
@@ -59,7 +59,7 @@ def _element_block(
 ) -> None:
     """Sixteen columns of one row."""
     dtype = "float64" if node.dtype == "f64" else "float32"
-    expert = T.bind(i64(kernel.places[node.inputs[2]].read(at)))
+    expert = bind(i64(kernel.places[node.inputs[2]].read(at)))
     depth = -(-int(node.inputs[0].shape[-1]) // layout.depth)
     sums = [_zeros(dtype) for _ in range(UNROLL)]
     whole, rest = divmod(depth, UNROLL)
@@ -78,14 +78,14 @@ def _element_block(
     for u in range(rest):
         _step(kernel, node, layout, sums[u], (expert, block, i64(whole * UNROLL + u)), at, dtype)
     for more in sums[1:]:
-        with T.vectorized(LANES) as v:
+        with vectorized(LANES) as v:
             T.buffer_store(sums[0], sums[0][v] + more[v], [v])
     _store(work, node, place, sums[0], expert, block, at, dtype)
 
 
 def _zeros(dtype: str) -> tirx.Buffer:
     buffer = T.alloc_buffer((LANES,), dtype)
-    with T.vectorized(LANES) as v:
+    with vectorized(LANES) as v:
         T.buffer_store(buffer, const(0, dtype), [v])
     return buffer
 
@@ -105,7 +105,7 @@ def _step(
     if layout.depth == 2:
         pair = tirx.op.reinterpret("int32", x.buffer[(*at, T.ramp(k * i64(2), i64(1), 2))])
         bits = w.buffer[(expert, block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
-        pairs = tirx.op.reinterpret("int16x32", T.broadcast(T.bind(pair), LANES))
+        pairs = tirx.op.reinterpret("int16x32", T.broadcast(bind(pair), LANES))
         weights = tirx.op.reinterpret("int16x32", bits)
         T.buffer_store(
             total,
@@ -128,7 +128,7 @@ def _store(
     dtype: str,
 ) -> None:
     columns = int(node["n"])
-    base = T.bind(block * i64(LANES))
+    base = bind(block * i64(LANES))
 
     def element(lane: Expr, sums: tirx.Buffer = total) -> None:
         value: Expr = sums[lane]
@@ -137,7 +137,7 @@ def _store(
         place.store([*at, base + lane], value)
 
     def vector() -> None:
-        with T.vectorized(i64(0), i64(LANES)) as v:
+        with vectorized(LANES) as v:
             element(v)
 
     if columns % LANES == 0:
@@ -147,7 +147,7 @@ def _store(
             vector()
         with T.Else():
             copy = _zeros(dtype)
-            with T.vectorized(LANES) as v:
+            with vectorized(LANES) as v:
                 T.buffer_store(copy, total[v], [v])
             with T.serial(i64(0), i64(columns % LANES)) as lane:
                 element(lane, copy)

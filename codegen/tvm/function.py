@@ -14,8 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import Dim, Shape, names_in
 from ...ir.graph import Graph
 from ...ir.node import Node
-from ...ir.types import CacheType, TensorType, TupleType, Type
+from ...ir.types import CacheType, TensorType, Type
 from .expand import expand
+from .hoist import hoist_buffers
 from .isa import Isa
 from .loops import Place, Work
 from .pull import CodegenError, Dims, Source
@@ -94,6 +95,7 @@ def build_function(
             results = _arguments(kernel)
             _emit_levels(kernel, results, anchors)
     function = builder.get()
+    function = function.with_body(hoist_buffers(function.body))
     for snippet in sorted(kernel.snippets):
         pragma = tirx.AttrStmt(
             tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(snippet), function.body

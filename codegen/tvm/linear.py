@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...ir.dims import Dim, Shape, equal, equal_shapes, product
+from ...ir.dims import Shape, equal_shapes, product
 from ...ir.node import Node
 from ...ir.ops import tensor as t
 from ..backend import Layout
@@ -22,7 +22,7 @@ from .isa import DOT_BF16, LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
 from .pull import CodegenError, NotRowwise
 from .rows import kept_nodes
-from .values import COMPUTED, Expr, cast, const, i64, load
+from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
 PARALLEL_FROM = 1 << 18
 """Multiplications from which a linear goes to all threads."""
@@ -228,7 +228,7 @@ class _Sums:
         """One buffer of a key's partial sums, added up into the first."""
         first, *more = self.parts[key]
         for p in more:
-            with T.vectorized(LANES) as v:
+            with vectorized(LANES) as v:
                 T.buffer_store(first, first[v] + p[v], [v])
         return first
 
@@ -237,10 +237,10 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
     """One register tile: sums over k, then the epilogue of each row and column vector."""
     last_block = i64(-(-linear.columns // LANES) - 1)
     block = [
-        T.bind(tirx.min(group * i64(tile.columns) + i64(c), last_block))
+        bind(tirx.min(group * i64(tile.columns) + i64(c), last_block))
         for c in range(tile.columns)
     ]
-    row = [T.bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(tile.rows)]
+    row = [bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(tile.rows)]
     keys = [
         (o, r, c) for o in linear.offsets for r in range(tile.rows) for c in range(tile.columns)
     ]
@@ -255,7 +255,7 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
             mine = {o: sides[o, c] for o in linear.offsets}
             with T.serial(i64(0), tirx.min(rows - start, i64(tile.rows))) as r:
                 inside = work.within(r, 0, tile.rows)
-                index = flat_index(inside, T.bind(start + r), linear.rows)
+                index = flat_index(inside, bind(start + r), linear.rows)
                 _store(linear, inside, mine, r, index, block[c])
 
 
@@ -265,7 +265,7 @@ def _set_aside(sums: _Sums, tile: Tile, offset: int, column: int) -> tirx.Buffer
     buffer = T.alloc_buffer((tile.rows, LANES), str(sums.parts[offset, 0, column][0].dtype))
     for r in range(tile.rows):
         joined = sums.joined((offset, r, column))
-        with T.vectorized(LANES) as v:
+        with vectorized(LANES) as v:
             T.buffer_store(buffer, joined[v], [r, v])
     return buffer
 
@@ -287,7 +287,7 @@ class _guard:
 
 def _zeros(linear: Linear) -> tirx.Buffer:
     buffer = T.alloc_buffer((LANES,), linear.sum_dtype)
-    with T.vectorized(LANES) as v:
+    with vectorized(LANES) as v:
         T.buffer_store(buffer, const(0, linear.sum_dtype), [v])
     return buffer
 
@@ -319,16 +319,16 @@ def _step(
 def _broadcast_x(linear: Linear, row: list[Expr], k: Expr) -> Expr:
     place = linear.kernel.places[linear.x]
     if not linear.uses_dot:
-        return T.bind(cast(place.read([*row, k]), linear.sum_dtype))
+        return bind(cast(place.read([*row, k]), linear.sum_dtype))
     pair = place.buffer[(*row, T.ramp(k * i64(2), i64(1), 2))]
-    return T.bind(tirx.op.reinterpret("int32", pair))
+    return bind(tirx.op.reinterpret("int32", pair))
 
 
 def _weights(linear: Linear, block: Expr, k: Expr) -> Expr:
     w = linear.kernel.places[linear.node.inputs[1]]
     if linear.uses_dot:
         bits = w.buffer[(block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
-        return T.bind(tirx.op.reinterpret("int16x32", bits))
+        return bind(tirx.op.reinterpret("int16x32", bits))
     return load_vector(w, (block, k), linear.sum_dtype)
 
 
@@ -339,8 +339,8 @@ def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:
         wide = tirx.op.shift_left(
             tirx.Cast("uint32x16", bits), T.broadcast(tirx.IntImm("uint32", 16), LANES)
         )
-        return T.bind(tirx.op.reinterpret("float32x16", wide))
-    return T.bind(bits if w.dtype in ("f32", "f64") else tirx.Cast(f"{dtype}x16", bits))
+        return bind(tirx.op.reinterpret("float32x16", wide))
+    return bind(bits if w.dtype in ("f32", "f64") else tirx.Cast(f"{dtype}x16", bits))
 
 
 def _multiply_add(linear: Linear, total: tirx.Buffer, x: Expr, w: Expr) -> None:
@@ -363,10 +363,10 @@ def _store(
 ) -> None:
     """The results of one row and column vector: a whole vector, or element by element at a ragged end."""
     ragged = linear.columns % LANES
-    base = T.bind(block * i64(LANES))
+    base = bind(block * i64(LANES))
 
     def vector() -> None:
-        with T.vectorized(i64(0), i64(LANES)) as v:
+        with vectorized(LANES) as v:
             _store_element(linear, work.within(v, 0, LANES), sums, r, row, base, v)
 
     if not ragged:

@@ -15,7 +15,7 @@ from ...ir.dims import Dim, Shape, product
 from ...ir.node import Node
 from .isa import LANES
 from .pull import Dims, Point, Pull, Source
-from .values import Expr, i64, load, stored
+from .values import Expr, bind, i64, load, stored, vectorized
 
 SERIAL_BELOW = 20_000
 """Vector-cycle estimate under which a region runs on one thread: a parallel region costs about a microsecond."""
@@ -103,7 +103,7 @@ def flat_index(work: Work, r: Expr, shape: Shape) -> list[Expr]:
         below = product(shape[i] for i in live[place + 1 :])
         part = r if below == 1 else tirx.floordiv(r, work.dims.expr(below))
         part = part if place == 0 else tirx.floormod(part, work.dims.expr(shape[axis]))
-        at[axis] = part if isinstance(part, tirx.Var) else T.bind(part)
+        at[axis] = part if isinstance(part, tirx.Var) else bind(part)
     return at
 
 
@@ -200,12 +200,12 @@ def _span(work: Work, low: int, high: int, element: Element) -> None:
 
 
 def _vector(work: Work, base: Expr, lanes: int, element: Element) -> None:
-    with T.vectorized(i64(0), i64(lanes)) as v:
+    with vectorized(lanes) as v:
         element(work.within(v, 0, lanes), base + v)
 
 
 def _span_symbolic(work: Work, size: Expr, element: Element) -> None:
-    whole = T.bind(tirx.floordiv(size, i64(LANES)))
+    whole = bind(tirx.floordiv(size, i64(LANES)))
     with T.serial(i64(0), whole) as o:
         _vector(work.within(o, 0, whole), o * i64(LANES), LANES, element)
     with T.serial(whole * i64(LANES), size) as j:

@@ -11,8 +11,8 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.node import Node
 from .attention import Attention, Item, emit_item, pulled_once, result_place
 from .function import Anchor, Kernel, cache_of
-from .loops import Place, Work, over_rows
-from .values import Expr, cast, const, i64
+from .loops import Place, Work
+from .values import Expr, bind, cast, const, i64
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Batch:
 
     def read(self, node: Node, *at: Expr) -> Expr:
         """An element of an index input, 64 bits wide."""
-        return T.bind(i64(self.kernel.work().pull().value(node, at)))
+        return bind(i64(self.kernel.work().pull().value(node, at)))
 
     @property
     def sequences(self) -> Expr:
@@ -132,7 +132,7 @@ def _emit(
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
     tiles = tirx.floordiv(kernel.dims.expr(q.shape[0]), i64(attention.tokens)) + batch.sequences
-    count = T.bind(tiles)
+    count = bind(tiles)
 
     def item(work: Work, at: Expr) -> None:
         _one(batch, attention, work, tirx.floordiv(at, count), tirx.floormod(at, count))
@@ -181,30 +181,30 @@ def _one(batch: _Batch, a: Attention, work: Work, group: Expr, tile: Expr) -> No
     T.buffer_store(found, i64(-1), [0])
     with T.serial(i64(0), batch.sequences) as n, T.If(tirx.LT(found[0], i64(0))), T.Then():
         tokens = batch.read(batch.starts, n + i64(1)) - batch.read(batch.starts, n)
-        tiles = T.bind(tirx.floordiv(tokens + i64(a.tokens - 1), i64(a.tokens)))
+        tiles = bind(tirx.floordiv(tokens + i64(a.tokens - 1), i64(a.tokens)))
         with T.If(tirx.LT(left[0], tiles)):
             with T.Then():
                 T.buffer_store(found, n, [0])
             with T.Else():
                 T.buffer_store(left, left[0] - tiles, [0])
     with T.If(tirx.GE(found[0], i64(0))), T.Then():
-        emit_item(a, work, _item(batch, a, group, T.bind(found[0]), T.bind(left[0])))
+        emit_item(a, work, _item(batch, a, group, bind(found[0]), bind(left[0])))
 
 
 def _item(batch: _Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item:
     node = batch.node
     start, end = batch.read(batch.starts, n), batch.read(batch.starts, n + i64(1))
-    length = batch.read(batch.lengths, n) if batch.lengths is not None else T.bind(end - start)
-    query = T.bind(start + tile * i64(a.tokens))
-    count = T.bind(tirx.min(end - query, i64(a.tokens)))
-    position = T.bind(length - (end - query))
-    high = T.bind(position + count) if node["causal"] else length
+    length = batch.read(batch.lengths, n) if batch.lengths is not None else bind(end - start)
+    query = bind(start + tile * i64(a.tokens))
+    count = bind(tirx.min(end - query, i64(a.tokens)))
+    position = bind(length - (end - query))
+    high = bind(position + count) if node["causal"] else length
     low: Expr = i64(0)
     if node["window"]:
-        low = T.bind(tirx.max(position - i64(node["window"] - 1), i64(0)))
+        low = bind(tirx.max(position - i64(node["window"] - 1), i64(0)))
     if node["chunk"] and node["causal"]:
         chunk = i64(node["chunk"])
-        low = T.bind(tirx.max(low, tirx.floordiv(position, chunk) * chunk))
+        low = bind(tirx.max(low, tirx.floordiv(position, chunk) * chunk))
     return Item(n, group, query, position, count, low, high)
 
 

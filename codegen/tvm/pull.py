@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 import sympy
 import tvm
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
 from ...ir.dims import Dim, Shape, equal, exact_quotient, product
 from ...ir.node import Node
 from . import values
 from .elementwise import EMIT, elementwise
-from .values import Expr, cast, const, i64
+from .values import Expr, bind, bind_opaque, cast, const, i64
 
 Point = tuple[Expr, ...]
 Source = Callable[[Point], Expr]
@@ -133,14 +132,14 @@ class Pull:
     def _compute(self, node: Node, at: Point) -> Expr:
         if node in self.sources:
             value = self.sources[node](at)
-            return value if isinstance(value, tirx.IntImm | tirx.FloatImm) else T.bind(value)
+            return value if isinstance(value, tirx.IntImm | tirx.FloatImm) else bind_opaque(value)
         if node.op.name in _RULES:
             return _RULES[node.op.name](self, node, at)
         if node.op.name in EMIT or node.op.name == "cast":
             operands = [self.value(x, self.broadcast(x, node.shape, at)) for x in node.inputs]
             value = elementwise(node, operands)
             simple = isinstance(value, tirx.IntImm | tirx.FloatImm | tirx.Var)
-            return value if simple else T.bind(value)
+            return value if simple else bind_opaque(value)
         raise CodegenError(f"{node.op.name} : {node.type} has no value by index in a kernel")
 
     def broadcast(self, x: Node, shape: Shape, at: Point) -> Point:
@@ -279,7 +278,7 @@ def _piece(pull: Pull, node: Node, at: Point, starts: list[Dim], low: int, high:
     if pull.proves(tirx.GE(at[axis], boundary)):
         return _piece(pull, node, at, starts, middle, high)
     left = _piece(pull, node, at, starts, low, middle)
-    return T.bind(tirx.Select(before, left, _piece(pull, node, at, starts, middle, high)))
+    return bind(tirx.Select(before, left, _piece(pull, node, at, starts, middle, high)))
 
 
 def _clamped(pull: Pull, e: Expr, size: Dim) -> Expr:
@@ -313,7 +312,7 @@ def _pad(pull: Pull, node: Node, at: Point) -> Expr:
     value = pull.value(x, source)
     for condition in inside:
         value = tirx.Select(condition, value, fill)
-    return T.bind(value) if inside else value
+    return bind(value) if inside else value
 
 
 def _flip(pull: Pull, node: Node, at: Point) -> Expr:
@@ -327,13 +326,13 @@ def _take(pull: Pull, node: Node, at: Point) -> Expr:
     x, index = node.inputs
     axis, rank = node["axis"], len(index.shape)
     row = i64(pull.value(index, at[axis : axis + rank]))
-    row = T.bind(row) if not isinstance(row, tirx.IntImm | tirx.Var) else row
+    row = bind(row) if not isinstance(row, tirx.IntImm | tirx.Var) else row
     return pull.value(x, (*at[:axis], row, *at[axis + rank :]))
 
 
 def _take_along(pull: Pull, node: Node, at: Point) -> Expr:
     x, index = node.inputs
-    row = T.bind(i64(pull.value(index, at)))
+    row = bind(i64(pull.value(index, at)))
     return pull.value(x, _replace(at, node["axis"], row))
 
 

@@ -12,7 +12,7 @@ from ...ir.node import Node
 from .elementwise import EMIT
 from .isa import LANES
 from .loops import Place, Work, along, nest
-from .values import COMPUTED, Expr, cast, const, i64
+from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
 Fold = Callable[[Expr, Expr], Expr]
 
@@ -51,7 +51,7 @@ def _accumulated(dtype: str) -> str:
 def accumulator(dtype: str, lanes: int, value: Expr) -> tirx.Buffer:
     """A small buffer, kept in registers, with every lane set."""
     buffer = T.alloc_buffer((lanes,), _accumulated(dtype))
-    with T.vectorized(lanes) if lanes > 1 else T.serial(1) as v:
+    with vectorized(lanes) as v:
         T.buffer_store(buffer, cast(value, _accumulated(dtype)), [v])
     return buffer
 
@@ -66,9 +66,9 @@ def across(buffer: tirx.Buffer, fold: Fold, dtype: str) -> Expr:
     lanes = int(buffer.shape[0])
     while lanes > 1:
         lanes //= 2
-        with T.vectorized(lanes) if lanes > 1 else T.serial(1) as v:
+        with vectorized(lanes) as v:
             _update(buffer, v, fold, cast(buffer[v + lanes], dtype), dtype)
-    return T.bind(cast(buffer[0], dtype))
+    return bind(cast(buffer[0], dtype))
 
 
 def _insert(
@@ -102,7 +102,7 @@ def reduce(work: Work, node: Node, place: Place, at: list[Expr]) -> None:
         else:
             _accumulate(inside, x, lambda j: index(inner, j), parts[0], single, fold, dtype)
     for p in parts[1:]:
-        with T.vectorized(lanes) as v:
+        with vectorized(lanes) as v:
             _update(parts[0], v, fold, cast(p[v], dtype), dtype)
     total = fold(across(parts[0], fold, dtype), cast(single[0], dtype))
     place.store(at, total)
@@ -120,7 +120,7 @@ def _unrolled(
     with T.serial(i64(0), i64(int(x.shape[-1]) // step)) as o:
         outer = work.within(o, 0, int(x.shape[-1]) // step)
         for p, part in enumerate(parts):
-            with T.vectorized(i64(0), i64(LANES)) as v:
+            with vectorized(LANES) as v:
                 j = o * i64(step) + (v + i64(p * LANES))
                 _update(part, v, fold, outer.within(v, 0, LANES).pull().value(x, index(j)), dtype)
 
@@ -136,11 +136,11 @@ def _accumulate(
 ) -> None:
     size = work.dims.expr(x.shape[-1])
     width = int(lanes.shape[0])
-    whole = T.bind(tirx.floordiv(size, i64(width))) if width > 1 else i64(0)
+    whole = bind(tirx.floordiv(size, i64(width))) if width > 1 else i64(0)
     if width > 1:
         with T.serial(i64(0), whole) as o:
             outer = work.within(o, 0, whole)
-            with T.vectorized(i64(0), i64(width)) as v:
+            with vectorized(width) as v:
                 value = outer.within(v, 0, width).pull().value(x, index(o * i64(width) + v))
                 _update(lanes, v, fold, value, dtype)
     with T.serial(whole * i64(width), size) as j:
@@ -163,11 +163,11 @@ def reduce_across(work: Work, node: Node, place: Place, prefix: list[Expr], rest
             total = accumulator(dtype, lanes, zero)
             with nest(inner, tuple(x.shape[a] for a in axes)) as (deep, loops):
                 with (
-                    T.vectorized(i64(0), i64(lanes)) if lanes > 1 else T.serial(i64(0), i64(1)) as v
+                    vectorized(lanes) as v
                 ):
                     at = _insert([*prefix, *before, base + v], axes, loops, node["keepdims"])
                     _update(total, v, fold, deep.within(v, 0, lanes).pull().value(x, at), dtype)
-            with T.vectorized(i64(0), i64(lanes)) if lanes > 1 else T.serial(i64(0), i64(1)) as v:
+            with vectorized(lanes) as v:
                 place.store([*prefix, *before, base + v], cast(total[v], dtype))
 
         with T.serial(i64(0), whole) as o:
@@ -210,16 +210,16 @@ def _scan(
 
     def one(inner: Work, j: Expr, target: tirx.Buffer, lane: Expr) -> None:
         value = inner.pull().value(x, _insert(at, (axis,), [j], keepdims))
-        _update(target, lane, fold, term(T.bind(value), j), dtype)
+        _update(target, lane, fold, term(bind(value), j), dtype)
 
     size = work.dims.expr(x.shape[axis])
     whole = tirx.floordiv(size, i64(LANES)) if last else i64(0)
     if last:
-        with T.serial(i64(0), whole) as o, T.vectorized(i64(0), i64(LANES)) as v:
+        with T.serial(i64(0), whole) as o, vectorized(LANES) as v:
             one(work.within(o, 0, whole).within(v, 0, LANES), o * i64(LANES) + v, lanes, v)
     with T.serial(whole * i64(LANES), size) as j:
         one(work.within(j, 0, size), j, single, i64(0))
-    return T.bind(fold(across(lanes, fold, dtype), cast(single[0], dtype)))
+    return bind(fold(across(lanes, fold, dtype), cast(single[0], dtype)))
 
 
 def cumsum(work: Work, node: Node, place: Place, prefix: list[Expr], rest: Shape) -> None:
@@ -260,7 +260,7 @@ def order(
 
         with T.serial(i64(0), size) as i:
             here = inside.within(i, 0, size)
-            mine = T.bind(here.pull().value(x, point(i)))
+            mine = bind(here.pull().value(x, point(i)))
             rank = _rank(here, x, axis, point, mine, i, descending=descending)
             with T.If(tirx.LT(rank, limit)), T.Then():
                 places[0].store(point(rank), mine)
@@ -286,11 +286,11 @@ def _rank(
     whole = tirx.floordiv(size, i64(LANES))
 
     def term(inner: Work, j: Expr) -> Expr:
-        other = T.bind(inner.pull().value(x, point(j)))
+        other = bind(inner.pull().value(x, point(j)))
         first = tirx.Or(before(other, mine), tirx.And(tirx.EQ(other, mine), tirx.LT(j, i)))
         return tirx.Select(first, const(1, "int32"), const(0, "int32"))
 
-    with T.serial(i64(0), whole) as o, T.vectorized(i64(0), i64(LANES)) as v:
+    with T.serial(i64(0), whole) as o, vectorized(LANES) as v:
         _update(
             count,
             v,
@@ -300,7 +300,7 @@ def _rank(
         )
     with T.serial(whole * i64(LANES), size) as j:
         _update(single, i64(0), plus, term(work.within(j, 0, size), j), "int32")
-    return T.bind(i64(across(count, plus, "int32") + single[i64(0)]))
+    return bind(i64(across(count, plus, "int32") + single[i64(0)]))
 
 
 def scatter(work: Work, node: Node, place: Place, prefix: list[Expr], rest: Shape) -> None:
@@ -316,7 +316,7 @@ def scatter(work: Work, node: Node, place: Place, prefix: list[Expr], rest: Shap
         along(inside, rest[-1], copy, probed=lambda w, j: w.pull().value(x, [*prefix, *before, j]))
     with nest(work, index.shape[len(prefix) :]) as (inside, inner):
         at = [*prefix, *inner]
-        target = [*at[:axis], T.bind(i64(inside.pull().value(index, at))), *at[axis + 1 :]]
+        target = [*at[:axis], bind(i64(inside.pull().value(index, at))), *at[axis + 1 :]]
         value = inside.pull().value(source, at)
         if node["reduce"] == "add":
             value = fold_of("reduce_sum")(place.read(target), value)

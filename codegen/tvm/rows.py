@@ -19,7 +19,7 @@ from . import contract, reductions
 from .elementwise import COST
 from .loops import Place, Work, along, nest, over_rows, probe
 from .pull import BY_INDEX, CodegenError, NotRowwise, Source
-from .values import COMPUTED, Expr, i64
+from .values import COMPUTED, Expr, bind, i64
 
 Wanted = Mapping[Node, Place]
 
@@ -275,9 +275,9 @@ def _append(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> 
     rest = value.shape[1:]
 
     def token(inside: Work, at: list[Expr]) -> None:
-        slot = T.bind(i64(inside.pull().value(slots, at[:1])))
+        slot = bind(i64(inside.pull().value(slots, at[:1])))
         with T.If(slot >= i64(0)), T.Then():
-            where = [T.bind(slot // i64(block)), T.bind(slot % i64(block))]
+            where = [bind(slot // i64(block)), bind(slot % i64(block))]
             with nest(inside, rest[:-1]) as (deep, before):
 
                 def element(inner: Work, j: Expr) -> None:

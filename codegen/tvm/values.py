@@ -6,10 +6,13 @@ mathematics is float32, and float64 for f64 alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx.analysis import undefined_vars
 
 Expr = tirx.Expr if hasattr(tirx, "Expr") else object
 Index = tuple
@@ -63,6 +66,57 @@ def _special(value: float, dtype: str) -> Expr:
     return tirx.op.reinterpret(dtype, tirx.op.shift_left(high, tirx.IntImm(word, 32)))
 
 
+_LANE: ContextVar[tuple[Expr, int] | None] = ContextVar("lane", default=None)
+# The vectorized loop under construction; as dynamic as the frames of the IRBuilder that it goes with.
+
+
+@contextmanager
+def vectorized(lanes: int) -> Iterator[Expr]:
+    """A vectorized loop over lanes (int64); a single lane is no loop."""
+    if lanes == 1:
+        yield tirx.IntImm("int64", 0)
+        return
+    with T.vectorized(tirx.IntImm("int64", 0), tirx.IntImm("int64", lanes)) as v:
+        token = _LANE.set((v, lanes))
+        try:
+            yield v
+        finally:
+            _LANE.reset(token)
+
+
+def bind(value: Expr) -> Expr:
+    """An index in a variable of its own, so that ranges are known of it; other values as bind_opaque has them."""
+    if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
+        return value
+    dtype = dtype_of(value)
+    # A vector written out (x16) is made of loads, which the analyzer does not follow.
+    return T.bind(value) if dtype == "int64" or dtype.endswith(("x16", "x32")) else bind_opaque(value)
+
+
+def bind_opaque(value: Expr) -> Expr:
+    """A value that is computed once and used more than once.
+
+    It is held in a buffer (one element, or one for each lane), not in a variable: TVM's analyzer follows a bound variable
+    into every expression that uses it, in time exponential in the length of the chain. LLVM makes it a register again.
+    """
+    if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
+        return value
+    dtype = dtype_of(value)
+    if dtype.startswith("bool"):
+        number = tirx.Select(value, const(1, "int32"), const(0, "int32"))
+        return tirx.NE(bind_opaque(number), const(0, "int32"))
+    lane = _LANE.get()
+    if lane is None or not _uses(value, lane[0]):
+        lane = (tirx.IntImm("int64", 0), 1)
+    held = T.alloc_buffer((lane[1],), dtype)
+    T.buffer_store(held, value, [lane[0]])
+    return held[lane[0]]
+
+
+def _uses(value: Expr, variable: Expr) -> bool:
+    return any(v.same_as(variable) for v in undefined_vars(value))
+
+
 def i64(value: int | Expr) -> Expr:
     """An index: 64 bits wide, because a cache may hold more than 2^31 elements."""
     if isinstance(value, int):
@@ -95,8 +149,8 @@ def widen_bf16(bits: Expr) -> Expr:
 
 def round_bf16(value: Expr) -> Expr:
     """bfloat16 bits nearest to a float32, ties to even; a NaN stays one."""
-    value = T.bind(value)
-    bits = T.bind(tirx.op.reinterpret("uint32", value))
+    value = bind(value)
+    bits = bind(tirx.op.reinterpret("uint32", value))
     u = lambda n: tirx.IntImm("uint32", n)  # noqa: E731
     odd = tirx.op.bitwise_and(tirx.op.shift_right(bits, u(16)), u(1))
     nearest = tirx.op.shift_right(bits + odd + u(0x7FFF), u(16))
@@ -106,12 +160,12 @@ def round_bf16(value: Expr) -> Expr:
 
 def _widen_f8(bits: Expr, exponent: int, mantissa: int) -> Expr:
     """float32 from an 8-bit float: the bits moved into place, the bias corrected by a multiplication (exact, subnormals too)."""
-    word = T.bind(tirx.Cast("uint32", bits))
+    word = bind(tirx.Cast("uint32", bits))
     u = lambda n: tirx.IntImm("uint32", n)  # noqa: E731
     body = tirx.op.shift_left(tirx.op.bitwise_and(word, u(0x7F)), u(23 - mantissa))
     sign = tirx.op.shift_left(tirx.op.bitwise_and(word, u(0x80)), u(24))
     scale = float(2.0 ** (127 - (2 ** (exponent - 1) - 1)))
-    size = T.bind(tirx.op.reinterpret("float32", body) * const(scale, "float32"))
+    size = bind(tirx.op.reinterpret("float32", body) * const(scale, "float32"))
     low = tirx.op.bitwise_and(word, u(0x7F))
     top = 0x7F if exponent == 4 else 0x7D
     special = tirx.GE(low, u(top)) if exponent == 4 else tirx.GE(low, u(0x7C))
@@ -122,7 +176,7 @@ def _widen_f8(bits: Expr, exponent: int, mantissa: int) -> Expr:
             tirx.EQ(low, u(0x7C)), const(float("inf"), "float32"), const(float("nan"), "float32")
         )
     )
-    size = T.bind(tirx.Select(special, infinite, size))
+    size = bind(tirx.Select(special, infinite, size))
     return tirx.op.reinterpret(
         "float32", tirx.op.bitwise_or(tirx.op.reinterpret("uint32", size), sign)
     )

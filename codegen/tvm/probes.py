@@ -1,0 +1,164 @@
+"""Probe kernels: what a machine really reads and computes, for cost models.
+
+Each is a short kernel like those of the templates, timed here. The read probe sums a buffer that no
+cache holds; the others multiply and add in registers, as many independent chains as fill them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.script import tirx as T
+
+from ...ir.target import Target
+from .isa import DOT_BF16, tvm_target
+
+LANES = 16
+ROUNDS = 1 << 20  # multiply-adds of one chain in one call: milliseconds
+SECONDS = 0.8  # a busy machine has quiet moments: the best of the calls in this time counts
+DOT_INT8 = "llvm.x86.avx512.vpdpbusd.512"
+
+Step = Callable[[object], object]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A dtype's multiply-add: the accumulator's dtype, operations a step, how a step is written."""
+
+    accumulator: str
+    operations: int
+    step: Step
+    snippet: str = ""
+
+
+def read_bandwidth(target: Target, bytes_: int) -> float:
+    """Bytes a second that all cores together read from a buffer of so many bytes, at most 1 GiB."""
+    threads, rows = max(1, target.cores), 8 * LANES
+    chunk = max(1, bytes_ // (4 * threads * rows))
+    kernel = _compiled(_read(threads, chunk), target)
+    source = tvm.runtime.tensor(np.ones((threads, chunk, rows), "float32"))
+    result = tvm.runtime.tensor(np.full((threads, LANES), np.nan, "float32"))
+    best = _best(lambda: kernel(source, result), time.perf_counter, SECONDS)
+    assert (result.numpy() == 8 * chunk).all(), f"the sums of ones are {result.numpy()}"
+    return 4 * threads * chunk * rows / best
+
+
+def peak_operations(target: Target) -> dict[str, float]:
+    """Operations a second of all cores, by the dtypes that the target has dot instructions for.
+
+    A multiply-add is two operations. f32 is always there. One core is measured, in its own time of
+    use, so that other work on the machine does not count.
+    """
+    return {
+        dtype: max(1, target.cores) * _rate(target, probe)
+        for dtype, probe in _probes(target).items()
+    }
+
+
+def _rate(target: Target, probe: Probe) -> float:
+    chains = {512: 10, 256: 5, 128: 3}[target.vector_bits]
+    function = _chains(chains, probe.accumulator, probe.step)
+    if probe.snippet:
+        text = tvm.ir.StringImm(probe.snippet)
+        pragma = tirx.IntImm("int32", 0)
+        function = function.with_body(
+            tirx.AttrStmt(pragma, "pragma_import_llvm", text, function.body)
+        )
+    kernel = _compiled(function, target)
+    result = tvm.runtime.tensor(np.zeros((chains, LANES), probe.accumulator))
+    best = _best(lambda: kernel(result), time.thread_time, SECONDS / 8)
+    return chains * ROUNDS * probe.operations / best
+
+
+def _probes(target: Target) -> Mapping[str, Probe]:
+    found = {"f32": Probe("float32", 2 * LANES, _fused if target.has("fma") else _separate)}
+    if target.has("avx512f", "avx512_bf16"):
+        found["bf16"] = Probe("float32", 4 * LANES, _dot_bf16, DOT_BF16)
+    if target.has("avx512f", "avx512_vnni"):
+        found["i8"] = Probe("int32", 8 * LANES, _dot_int8)
+    return found
+
+
+def _fused(a: object) -> object:
+    one = T.broadcast(T.float32(1), LANES)
+    return T.call_llvm_pure_intrin("float32x16", "llvm.fma.v16f32", a, one, one)
+
+
+def _separate(a: object) -> object:
+    half = T.broadcast(T.float32(0.5), LANES)
+    return a * half + half
+
+
+def _dot_bf16(a: object) -> object:
+    ones = T.broadcast(T.int16(0x3F80), 2 * LANES)
+    return T.call_extern("float32x16", "ferrule_dot_bf16", a, ones, ones)
+
+
+def _dot_int8(a: object) -> object:
+    unsigned, signed = T.broadcast(T.uint8(1), 4 * LANES), T.broadcast(T.int8(1), 4 * LANES)
+    return T.call_llvm_pure_intrin("int32x16", DOT_INT8, a, unsigned, signed)
+
+
+def _chains(chains: int, dtype: str, step: Step) -> tirx.PrimFunc:
+    """result[c] = step applied ROUNDS times to what it held, for every chain c, on one core."""
+
+    @T.prim_func
+    def probe(R: T.Buffer((chains, LANES), dtype)):
+        a = T.alloc_buffer((chains, LANES), dtype)
+        for c in T.unroll(chains):
+            a[c, T.ramp(0, 1, LANES)] = R[c, T.ramp(0, 1, LANES)]
+        for _ in T.serial(ROUNDS):
+            for c in T.unroll(chains):
+                a[c, T.ramp(0, 1, LANES)] = step(a[c, T.ramp(0, 1, LANES)])
+        for c in T.unroll(chains):
+            R[c, T.ramp(0, 1, LANES)] = a[c, T.ramp(0, 1, LANES)]
+
+    return probe
+
+
+def _read(threads: int, chunk: int) -> tirx.PrimFunc:
+    """result[t] = the sum of the vectors of thread t's chunk."""
+
+    @T.prim_func
+    def probe(
+        X: T.Buffer((threads, chunk, 8 * LANES), "float32"),
+        R: T.Buffer((threads, LANES), "float32"),
+    ):
+        for t in T.parallel(threads):
+            a = T.alloc_buffer((8, LANES), "float32")
+            for c in T.unroll(8):
+                a[c, T.ramp(0, 1, LANES)] = T.broadcast(T.float32(0), LANES)
+            for k in T.serial(chunk):
+                for c in T.unroll(8):
+                    a[c, T.ramp(0, 1, LANES)] = (
+                        a[c, T.ramp(0, 1, LANES)] + X[t, k, T.ramp(c * LANES, 1, LANES)]
+                    )
+            R[t, T.ramp(0, 1, LANES)] = T.broadcast(T.float32(0), LANES)
+            for c in T.unroll(8):
+                R[t, T.ramp(0, 1, LANES)] = (
+                    R[t, T.ramp(0, 1, LANES)] + a[c, T.ramp(0, 1, LANES)]
+                )
+
+    return probe
+
+
+def _compiled(function: tirx.PrimFunc, target: Target) -> Callable[..., object]:
+    named = function.with_attr("global_symbol", "probe")
+    return tvm.compile(tvm.IRModule({"probe": named}), target=tvm_target(target))["probe"]
+
+
+def _best(call: Callable[[], object], clock: Callable[[], float], seconds: float) -> float:
+    """Seconds on a clock of the fastest of the calls made in a time, after one that warms up."""
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        begin = clock()
+        call()
+        times.append(clock() - begin)
+    return min(times)
