@@ -5,7 +5,7 @@ is committed or rolled back. Where a step of several requests fails they are run
 that the request that cannot be served ends alone. An engine belongs to one thread at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from operator import index
@@ -24,27 +24,95 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
+class Logprob:
+    """A token's log probability before any sampling parameter, and its rank, 1 for the likeliest.
+
+    `decoded_token` is None where the engine has no tokenizer.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+# The chosen token first, then the likeliest ones.
+TokenLogprobs = Mapping[int, Logprob]
+
+
+@dataclass(frozen=True)
+class Times:
+    """When a request arrived, was first computed, gave its first token, ended.
+
+    Seconds of `time.monotonic`; None for what did not happen.
+    """
+
+    arrived: float
+    started: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(frozen=True)
 class Delta:
-    """What a step gave to one request; a finish reason comes with the last one."""
+    """What a step gave to one sequence of a request; a finish reason comes with its last one.
+
+    `index` counts the sequences of a request that asked for several (`n`). `logprobs` has an entry
+    for each token id, `prompt_logprobs` for each prompt token (None for the first); they come where
+    they were asked for, the latter with the first delta. `cached_tokens` of the prompt were found
+    in the prefix cache. `stop_reason` is the stop string or the stop token that ended the sequence,
+    None for the model's own end token. `times` come with the finish reason.
+    """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
     text: str = ""
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    cached_tokens: int = 0
+    stop_reason: int | str | None = None
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
     """A finished request. `token_ids` holds the token that ended it, `text` does not show it.
 
-    `finish_reason` is "stop" (an end token or a stop string) or "length".
+    `finish_reason` is "stop" (an end token or a stop string) or "length". Others: see `Delta`.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
     prompt_token_ids: tuple[int, ...] = ()
+    index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    cached_tokens: int = 0
+    stop_reason: int | str | None = None
+    times: Times | None = None
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine holds now, and what it has counted since it was made.
+
+    Blocks: `used` are held by sequences, `cached` by nobody but their content may be used again,
+    `free` are the rest. `prefix_queries` counts prompt tokens that were looked up in the prefix
+    cache, `prefix_hits` those that were found.
+    """
+
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks_cached: int
+    blocks_free: int
+    steps: int
+    preemptions: int
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
 
 @dataclass(eq=False)
@@ -233,6 +301,18 @@ class Engine:
 
     def _drop(self, request_id: str) -> None:
         self.scheduler.remove(self._requests.pop(request_id).sequence)
+
+    def stats(self) -> EngineStats:
+        """Counts for a monitor; reading them changes nothing."""
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            blocks_used=self.pool.used,
+            blocks_cached=0,
+            blocks_free=self.pool.free,
+            steps=self.steps,
+            preemptions=self.scheduler.preemptions,
+        )
 
     def check(self) -> None:
         """Raise AssertionError unless every block, sequence and request is accounted for."""

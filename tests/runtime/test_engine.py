@@ -173,3 +173,17 @@ def test_seeded_requests_give_the_same_tokens_in_any_company():
     ended = drain(engine)
     assert ended[name][0] == alone and len(set(alone)) > 3
     assert all(len(ended[o][0]) == 14 for o in others)
+
+
+def test_stats_count_what_the_engine_holds():
+    engine = Engine(FakeRunner(blocks=16, max_batch=1))
+    for n in range(2):
+        engine.submit([1, 2, n, 4, 5], greedy(3))
+    engine.step()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.steps) == (1, 1, 1)
+    assert stats.blocks_used == 2
+    assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == 16
+    drain(engine)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
