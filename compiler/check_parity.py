@@ -46,6 +46,7 @@ def measure_parity(opened: Opened, folder: Path, plan: Plan, shown: Progress) ->
     with eager_logits(opened.model, opened.weights) as logits:
         eager = eager_rows(logits, sequences)
     # What eager read leaves memory before the artifact's weights are mapped.
+    opened.weights.release()
     gc.collect()
     shown.step("eager")
     built = _built(folder, plan, sequences)

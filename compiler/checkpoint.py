@@ -36,6 +36,11 @@ class Weights(Mapping[str, torch.Tensor]):
         tensor = self[name]
         return tuple(tensor.shape), tensor.dtype
 
+    def release(self) -> None:
+        """Unmap the files behind the weights, whose pages count as memory; a look-up maps them
+        again.
+        """
+
 
 class LiveWeights(Weights):
     """The parameters and buffers of a module in memory, tied ones under each of their names."""
@@ -76,6 +81,10 @@ class OverlaidWeights(Weights):
     def describe(self, name: str) -> tuple[Shape, torch.dtype]:
         """Shape and dtype of a weight."""
         return super().describe(name) if name in self.above else self.below.describe(name)
+
+    def release(self) -> None:
+        """Unmap the files behind the weights below."""
+        self.below.release()
 
 
 class SafetensorsFiles:
@@ -118,6 +127,12 @@ class SafetensorsFiles:
     def names(self) -> tuple[str, ...]:
         """Every name in the files."""
         return tuple(self._home)
+
+    def release(self) -> None:
+        """Close the files: what was read and is no longer held leaves memory. They open when
+        read.
+        """
+        self._open.clear()
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor, mapped from its file."""
@@ -199,6 +214,10 @@ class CheckpointWeights(Weights):
             stored = [n for n in names if n in plan.recipes]
             for name in names if stored else ():
                 self._recipes[name] = plan.recipes[stored[0]]
+
+    def release(self) -> None:
+        """Unmap the files."""
+        self._files.release()
 
     def _check(self) -> None:
         stored = self._persistent(self._model)

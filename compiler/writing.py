@@ -20,6 +20,7 @@ from ..ir.plan import TensorSpec
 from ..runtime.tensors import STORAGE
 from ..runtime.text import TOKENIZER_FILES
 from ..runtime.weights import WeightsWriter
+from .checkpoint import Weights
 from .console import Progress
 from .errors import CompileError
 from .reference import evaluate
@@ -33,7 +34,7 @@ def write_weights(
     path: Path,
     step: Graph,
     preparation: Graph,
-    weights: Mapping[str, torch.Tensor],
+    weights: Weights,
     progress: Progress,
 ) -> None:
     """Write every parameter of the step graph, made by the preparation graph or read as it is.
@@ -49,6 +50,7 @@ def write_weights(
             made = prepared.get(name, parameter)
             writer.write(name, as_stored(_value(preparation, made, weights), parameter.dtype))
             progress.step(name)
+    weights.release()
 
 
 def _spec(parameter: Node) -> TensorSpec:
