@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 
@@ -122,7 +122,7 @@ def cheapest_cut(roots: Iterable[Node], region: Region, tokens: str) -> frozense
     for root in roots:
         flow.add_edge((root, "out"), "attention")
     # networkx puts on the sink's side only what still reaches the sink: the cut nearest to it
-    cut: Cut = nx.minimum_cut  # pyright: ignore[reportUnknownMemberType]
+    cut = cast(Cut, nx.minimum_cut)  # pyright: ignore[reportUnknownMemberType]
     _, (outside, inside) = cut(flow, "model", "attention")
     return frozenset(
         n for n in (*region.ends, *region.inner) if (n, "in") in outside and (n, "out") in inside

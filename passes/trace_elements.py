@@ -133,6 +133,10 @@ def _sliced(a: Attributes, x: Sequence[Array]) -> Array:
     return x[0][(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a["step"]),)]
 
 
+def _taken(a: Attributes, x: Sequence[Array]) -> Array:
+    return np.take(x[0], x[1], axis=a["axis"])
+
+
 def _joined(a: Attributes, x: Sequence[Array]) -> Array:
     return np.concatenate(x, a["axis"])
 
@@ -144,14 +148,14 @@ MOVES: Mapping[str, Move] = {
     "slice": _sliced,
     "flip": lambda a, x: np.flip(x[0], a["axes"]),
     "concat": _joined,
-    "take": lambda a, x: np.take(x[0], x[1], axis=a["axis"]),
+    "take": _taken,
 }
 """Op name -> its value, from attributes and operands."""
 
 _COMPUTED: Mapping[str, Move] = {
     **MOVES,
-    "constant": lambda a, x: np.asarray(a["value"]),
-    "iota": lambda a, x: np.arange(a["size"]),
+    "constant": lambda a, x: np.asarray(int(a["value"])),
+    "iota": lambda a, x: np.arange(int(a["size"])),
     "cast": lambda a, x: x[0],
     "add": lambda a, x: x[0] + x[1],
     "sub": lambda a, x: x[0] - x[1],
