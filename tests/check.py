@@ -8,6 +8,7 @@ def test_folds_the_add():
 
 from __future__ import annotations
 
+import difflib
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def check_pass(
     result = verify(each.run(verify(given)))
     if after is not None:
         wanted = parse_graph(textwrap.dedent(after)) if isinstance(after, str) else after
-        assert print_graph(result, origins=False) == print_graph(wanted, origins=False)
+        same_text(wanted, result)
     if signature(given) == signature(result):
         rng = np.random.default_rng()
         for _ in range(trials):
@@ -55,6 +56,13 @@ def check_pass(
     else:
         assert after is not None, f"{each.name} changed the signature: give the text after it"
     return result
+
+
+def same_text(wanted: Graph, given: Graph) -> None:
+    """Fail where two graphs print differently, with what differs."""
+    one, other = (print_graph(g, origins=False).splitlines() for g in (wanted, given))
+    difference = "\n".join(difflib.unified_diff(one, other, "wanted", "given", lineterm=""))
+    assert not difference, difference
 
 
 def signature(graph: Graph) -> tuple[object, ...]:
