@@ -24,6 +24,7 @@ from ..ir.text import print_graph
 from ..passes.plan_memory import plan_memory
 from ..passes.split_preparation import split_preparation
 from ..runtime.artifact import KERNELS, PLAN, WEIGHTS, Artifact
+from ..runtime.library import bundle_runtime
 from ..runtime.manifest import write_manifest
 from .capture import capture, own_limit
 from .check_parity import check_parity
@@ -227,6 +228,7 @@ class Kernels:
         shown.stage("kernels", 1)
         with clock("kernels"):
             reports = build_library(self.bodies, target, folder / KERNELS)
+        bundle_runtime(folder)
         (folder / PLAN).write_text(_named(self.plan, reports).to_json(), encoding="utf-8")
         (folder / "graph.ir").write_text(print_graph(self.step), encoding="utf-8")
         return reports

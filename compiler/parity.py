@@ -167,15 +167,21 @@ def text_prompts(
     return encoded if fits else random_prompts(vocabulary, limit)
 
 
-def compared_positions(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+def compared_positions(
+    sequences: Sequence[Sequence[int]], decoded: int = DECODED
+) -> list[tuple[int, int]]:
     """The (sequence, position) pairs whose logits are compared: the last one of the prefill, and
     each decoded one.
     """
-    return [(n, p) for n, ids in enumerate(sequences) for p in range(_prefill(ids) - 1, len(ids))]
+    return [
+        (n, p)
+        for n, ids in enumerate(sequences)
+        for p in range(_prefill(ids, decoded) - 1, len(ids))
+    ]
 
 
-def _prefill(ids: Sequence[int]) -> int:
-    return max(1, len(ids) - DECODED)
+def _prefill(ids: Sequence[int], decoded: int) -> int:
+    return max(1, len(ids) - decoded)
 
 
 def eager_rows(logits: Logits, sequences: Sequence[Sequence[int]]) -> Rows:
@@ -188,32 +194,29 @@ def eager_rows(logits: Logits, sequences: Sequence[Sequence[int]]) -> Rows:
     return rows
 
 
-def built_rows(runner: StepRunner, sequences: Sequence[Sequence[int]]) -> Rows:
-    """The built model's logits at the compared positions, over ragged batches with caches."""
+def built_rows(
+    runner: StepRunner, sequences: Sequence[Sequence[int]], decoded: int = DECODED
+) -> Rows:
+    """The built model's logits at the compared positions, over ragged batches with caches.
+
+    The last `decoded` tokens of each sequence go through the decode entry, one at a time.
+    """
     rows: Rows = {}
     for begin in range(0, len(sequences), runner.max_batch):
         group = range(begin, min(begin + runner.max_batch, len(sequences)))
-        for numbers, spans, batch in _steps(runner, sequences, group):
+        for numbers, spans, batch in _steps(runner, sequences, group, decoded):
             _, logits = runner.step(batch)
-            values = as_float(logits)
             for row, n in enumerate(numbers):
-                rows[n, spans[row][1] - 1] = values[row].copy()
-    wanted = compared_positions(sequences)
+                rows[n, spans[row][1] - 1] = logits[row].copy()  # the next step overwrites it
+    wanted = compared_positions(sequences, decoded)
     return {key: rows[key] for key in wanted}
-
-
-def as_float(logits: Array) -> Array:
-    """Logits as f32; bf16 arrives as its bits."""
-    if logits.dtype == np.uint16:
-        return (logits.astype(np.uint32) << 16).view(np.float32)
-    return logits.astype(np.float32)
 
 
 Span = tuple[int, int]
 
 
 def _steps(
-    runner: StepRunner, sequences: Sequence[Sequence[int]], group: range
+    runner: StepRunner, sequences: Sequence[Sequence[int]], group: range, decoded: int
 ) -> Iterator[tuple[list[int], list[Span], Batch]]:
     """The steps that take a group of sequences from nothing to their ends."""
     done = dict.fromkeys(group, 0)
@@ -221,7 +224,7 @@ def _steps(
     while left := [n for n in group if done[n] < len(sequences[n])]:
         spans = []
         for n in left:
-            begin, prefill = done[n], _prefill(sequences[n])
+            begin, prefill = done[n], _prefill(sequences[n], decoded)
             end = min(prefill, begin + share) if begin < prefill else begin + 1
             spans.append((begin, end))
             done[n] = end
