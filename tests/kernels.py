@@ -105,7 +105,9 @@ def compare(dtype: str, have: torch.Tensor, want: torch.Tensor, what: str) -> No
     scale = max(float(finite.abs().max()) if finite.numel() else 0.0, 1e-30)
     worst = torch.where(same, 0.0, (have - want).abs() / scale)
     assert not worst.isnan().any(), f"{what}: not a number"
-    assert float(worst.max() if worst.numel() else 0) <= TOLERANCE[dtype], f"{what}: {worst.max():.2e}"
+    assert float(worst.max() if worst.numel() else 0) <= TOLERANCE[dtype], (
+        f"{what}: {worst.max():.2e}"
+    )
 
 
 def size(d: Dim, dims: Mapping[str, int]) -> int:

@@ -8,7 +8,7 @@ from tvm import tirx
 
 from ...ir.node import Node
 from . import mathematics as m
-from .values import COMPUTED, Expr, bind_opaque, cast, const, dtype_of
+from .values import COMPUTED, Expr, bind_opaque, cast, const, dtype_of, is_nan
 
 Emit = Callable[..., Expr]
 
@@ -53,7 +53,7 @@ def _maximum(x: Expr, y: Expr) -> Expr:
     if dtype_of(x) == "bool":
         return tirx.Or(x, y)
     larger = tirx.Select(tirx.GT(x, y), x, y)
-    return bind_opaque(tirx.Select(tirx.NE(x, x), x, larger) if _is_float(x) else larger)
+    return bind_opaque(tirx.Select(is_nan(x), x, larger) if _is_float(x) else larger)
 
 
 def _minimum(x: Expr, y: Expr) -> Expr:
@@ -61,7 +61,7 @@ def _minimum(x: Expr, y: Expr) -> Expr:
     if dtype_of(x) == "bool":
         return tirx.And(x, y)
     smaller = tirx.Select(tirx.LT(x, y), x, y)
-    return bind_opaque(tirx.Select(tirx.NE(x, x), x, smaller) if _is_float(x) else smaller)
+    return bind_opaque(tirx.Select(is_nan(x), x, smaller) if _is_float(x) else smaller)
 
 
 def _floordiv(x: Expr, y: Expr) -> Expr:

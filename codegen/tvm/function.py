@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from ...ir.dims import Dim, Shape, names_in
+from ...ir.dims import Dim, Shape, as_dim, names_in
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.types import CacheType, TensorType, Type
@@ -33,6 +33,7 @@ class Kernel:
     dims: Dims = field(default_factory=Dims)
     places: dict[Node, Place] = field(default_factory=dict[Node, Place])
     snippets: set[str] = field(default_factory=set[str])
+    solved: dict[Dim, Expr] = field(default_factory=dict)
 
     def work(self) -> Work:
         """The top of the function: every value with a place can be read."""
@@ -133,19 +134,31 @@ def cache_of(node: Node) -> Node:
 
 
 def _declare_dims(kernel: Kernel, shapes: list[Shape]) -> None:
-    for shape in shapes:
-        for d in shape:
-            if isinstance(d, sympy.Symbol):
-                kernel.dims.variables.setdefault(str(d), tirx.Var(str(d), "int64"))
-    wanted = {n for s in shapes for d in s for n in names_in(d)}
-    missing = sorted(wanted - kernel.dims.variables.keys())
+    """A variable for each dim that stands alone in a shape; the others are solved from sums and products that are."""
+    known, solved = kernel.dims.variables, kernel.solved
+    for d in (d for shape in shapes for d in shape if isinstance(d, sympy.Symbol)):
+        known.setdefault(str(d), tirx.Var(str(d), "int64"))
+    for d in (d for shape in shapes for d in shape):
+        unknown = sorted(names_in(d) - known.keys())
+        if len(unknown) == 1 and d not in solved:
+            symbol = sympy.Symbol(unknown[0], integer=True, positive=True)
+            factor, rest = (
+                sympy.Poly(d, symbol).all_coeffs()
+                if sympy.Poly(d, symbol).degree() == 1
+                else (0, 0)
+            )
+            if factor != 0:
+                solved[d] = tirx.Var(f"size{len(solved)}", "int64")
+                above = solved[d] - kernel.dims.expr(as_dim(rest))
+                known[unknown[0]] = tirx.floordiv(above, kernel.dims.expr(as_dim(factor)))
+    missing = sorted({n for s in shapes for d in s for n in names_in(d)} - known.keys())
     if missing:
-        raise CodegenError(f"dims {missing} stand alone in no shape of kernel {kernel.body.name}")
+        raise CodegenError(f"dims {missing} follow from no shape of kernel {kernel.body.name}")
 
 
 def _argument(kernel: Kernel, label: str, node: Node, shape: Shape) -> Place:
     dtype = node.type.dtype
-    extents = [kernel.dims.expr(d) for d in shape]
+    extents = [kernel.solved[d] if d in kernel.solved else kernel.dims.expr(d) for d in shape]
     # align=1 element: arguments may lie anywhere (a memory-mapped file, a slice of a workspace).
     stored = STORED[dtype]
     size = max(1, int(stored.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8)

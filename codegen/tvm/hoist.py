@@ -34,10 +34,23 @@ def _hoisted(loop: For) -> Stmt:
 
 def _loop(loop: For, body: Stmt) -> For:
     return For(
-        loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations, loop.step
+        loop.loop_var,
+        loop.min,
+        loop.extent,
+        loop.kind,
+        body,
+        loop.thread_binding,
+        loop.annotations,
+        loop.step,
     )
 
 
 def _sequence(parts: list[Stmt]) -> Stmt:
     flat = [s for p in parts for s in (p.seq if isinstance(p, SeqStmt) else [p])]
-    return flat[0] if len(flat) == 1 else SeqStmt(flat) if flat else tirx.Evaluate(tirx.IntImm("int32", 0))
+    return (
+        flat[0]
+        if len(flat) == 1
+        else SeqStmt(flat)
+        if flat
+        else tirx.Evaluate(tirx.IntImm("int32", 0))
+    )

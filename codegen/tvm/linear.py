@@ -20,7 +20,7 @@ from ..backend import Layout
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
-from .pull import CodegenError, NotRowwise
+from .pull import BY_INDEX, CodegenError, NotRowwise
 from .rows import kept_nodes
 from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
@@ -149,9 +149,7 @@ def _aliased(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> dict[
 
 def _offsets(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> tuple[int, ...] | None:
     """The column distances at which the results read the linear; None where they read it in another way."""
-    if node.op.name != "packed_linear" or any(
-        isinstance(d, int) is False for d in (node.shape[-1],)
-    ):
+    if any(n is not node and n.op.name not in BY_INDEX for n in results):
         return None
     work = kernel.work()
     if kept_nodes(results, {**work.sources, node: lambda at: at[-1]}):
@@ -237,8 +235,7 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
     """One register tile: sums over k, then the epilogue of each row and column vector."""
     last_block = i64(-(-linear.columns // LANES) - 1)
     block = [
-        bind(tirx.min(group * i64(tile.columns) + i64(c), last_block))
-        for c in range(tile.columns)
+        bind(tirx.min(group * i64(tile.columns) + i64(c), last_block)) for c in range(tile.columns)
     ]
     row = [bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(tile.rows)]
     keys = [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
-from .values import Expr, bind_opaque, cast, const, dtype_of
+from .values import Expr, bind_opaque, cast, const, dtype_of, is_nan
 
 
 def _f(value: float) -> Expr:
@@ -37,7 +37,7 @@ def _intrinsic(name: str) -> Callable[[Expr], Expr]:
 
 
 def _keep_nan(x: Expr, y: Expr) -> Expr:
-    return bind_opaque(tirx.Select(tirx.NE(x, x), x, y))
+    return bind_opaque(tirx.Select(is_nan(x), x, y))
 
 
 def exp(x: Expr) -> Expr:
@@ -87,7 +87,9 @@ def log(x: Expr) -> Expr:
     i = lambda n: const(n, "int32")  # noqa: E731
     # 0x3F3504F3 is sqrt(1/2): subtracting it centres the mantissa before the exponent is cut off.
     exponent = bind_opaque(tirx.op.shift_right(bits - i(0x3F3504F3), i(23)))
-    m = bind_opaque(tirx.op.reinterpret("float32", bits - tirx.op.shift_left(exponent, i(23))) - _f(1.0))
+    m = bind_opaque(
+        tirx.op.reinterpret("float32", bits - tirx.op.shift_left(exponent, i(23))) - _f(1.0)
+    )
     e = bind_opaque(tirx.Cast("float32", exponent) - tirx.Select(tiny, _f(23.0), _f(0.0)))
     p = _horner(m, (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
                     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1))  # fmt: skip
@@ -105,7 +107,7 @@ def expm1(x: Expr) -> Expr:
     x = bind_opaque(x)
     u = bind_opaque(exp(x))
     less = bind_opaque(u - _like(1, x))
-    ratio = bind_opaque(less * x / log(u))
+    ratio = bind_opaque(less * (x / log(u)))
     y = tirx.Select(tirx.EQ(u, _like(float("inf"), x)), u, ratio)
     y = tirx.Select(tirx.EQ(less, _like(-1, x)), less, y)
     return bind_opaque(tirx.Select(tirx.EQ(u, _like(1, x)), x, y))
@@ -115,7 +117,7 @@ def log1p(x: Expr) -> Expr:
     """ln(1 + x) without cancellation: ln(u) x / (u - 1) with u = 1 + x (Kahan)."""
     x = bind_opaque(x)
     u = bind_opaque(x + _like(1, x))
-    ratio = bind_opaque(log(u) * x / (u - _like(1, x)))
+    ratio = bind_opaque(log(u) * (x / (u - _like(1, x))))
     y = tirx.Select(tirx.EQ(u, _like(float("inf"), x)), u, ratio)
     return bind_opaque(tirx.Select(tirx.EQ(u, _like(1, x)), x, y))
 

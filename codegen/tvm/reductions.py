@@ -162,9 +162,7 @@ def reduce_across(work: Work, node: Node, place: Place, prefix: list[Expr], rest
         def block(inner: Work, base: Expr, lanes: int) -> None:
             total = accumulator(dtype, lanes, zero)
             with nest(inner, tuple(x.shape[a] for a in axes)) as (deep, loops):
-                with (
-                    vectorized(lanes) as v
-                ):
+                with vectorized(lanes) as v:
                     at = _insert([*prefix, *before, base + v], axes, loops, node["keepdims"])
                     _update(total, v, fold, deep.within(v, 0, lanes).pull().value(x, at), dtype)
             with vectorized(lanes) as v:

@@ -90,7 +90,12 @@ def bind(value: Expr) -> Expr:
         return value
     dtype = dtype_of(value)
     # A vector written out (x16) is made of loads, which the analyzer does not follow.
-    return T.bind(value) if dtype == "int64" or dtype.endswith(("x16", "x32")) else bind_opaque(value)
+    written_out = dtype.endswith(("x16", "x32"))
+    return (
+        T.bind(value)
+        if written_out or (dtype == "int64" and not _in_lanes(value))
+        else bind_opaque(value)
+    )
 
 
 def bind_opaque(value: Expr) -> Expr:
@@ -105,16 +110,33 @@ def bind_opaque(value: Expr) -> Expr:
     if dtype.startswith("bool"):
         number = tirx.Select(value, const(1, "int32"), const(0, "int32"))
         return tirx.NE(bind_opaque(number), const(0, "int32"))
-    lane = _LANE.get()
-    if lane is None or not _uses(value, lane[0]):
-        lane = (tirx.IntImm("int64", 0), 1)
+    lane = _LANE.get() if _in_lanes(value) else None
+    lane = lane or (tirx.IntImm("int64", 0), 1)
     held = T.alloc_buffer((lane[1],), dtype)
     T.buffer_store(held, value, [lane[0]])
     return held[lane[0]]
 
 
-def _uses(value: Expr, variable: Expr) -> bool:
-    return any(v.same_as(variable) for v in undefined_vars(value))
+def _in_lanes(value: Expr) -> bool:
+    """Whether a value differs between the lanes of the vectorized loop under construction."""
+    lane = _LANE.get()
+    return lane is not None and any(v.same_as(lane[0]) for v in undefined_vars(value))
+
+
+def is_nan(x: Expr) -> Expr:
+    """Whether a float is no number, by its bits: TVM simplifies x != x to false."""
+    word, infinity = ("int64", 0x7FF0 << 48) if dtype_of(x) == "float64" else ("int32", 0x7F800000)
+    magnitude = tirx.op.bitwise_and(
+        tirx.op.reinterpret(word, x), _bits(word, infinity | (infinity - 1))
+    )
+    return tirx.GT(magnitude, _bits(word, infinity))
+
+
+def _bits(word: str, value: int) -> Expr:
+    if word == "int32":
+        return tirx.IntImm(word, value)
+    high = tirx.op.shift_left(tirx.IntImm(word, value >> 32), tirx.IntImm(word, 32))
+    return tirx.op.bitwise_or(high, tirx.IntImm(word, value & 0xFFFFFFFF))
 
 
 def i64(value: int | Expr) -> Expr:
@@ -155,7 +177,7 @@ def round_bf16(value: Expr) -> Expr:
     odd = tirx.op.bitwise_and(tirx.op.shift_right(bits, u(16)), u(1))
     nearest = tirx.op.shift_right(bits + odd + u(0x7FFF), u(16))
     quiet = tirx.op.bitwise_or(tirx.op.shift_right(bits, u(16)), u(0x40))
-    return tirx.Cast("uint16", tirx.Select(tirx.NE(value, value), quiet, nearest))
+    return tirx.Cast("uint16", tirx.Select(is_nan(value), quiet, nearest))
 
 
 def _widen_f8(bits: Expr, exponent: int, mantissa: int) -> Expr:
