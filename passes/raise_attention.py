@@ -16,11 +16,19 @@ from ..ir.graph import Graph
 from ..ir.node import Node, walk
 from ..ir.ops import model
 from ..ir.ops import tensor as t
-from ..ir.rewrite import Rules, any_of, hole, rewrite
+from ..ir.rewrite import Rules, hole, rewrite
 from .batch_frames import best_target, key_heads, moved
 from .rules.movement import MOVEMENT
 from .rules.values import holds, literal, reshaped, spread, transposed, without_widening
-from .trace_scores import Scores, Step, Weights, split_sinks, trace_scores, trace_weights
+from .trace_scores import (
+    Scores,
+    Step,
+    Weights,
+    split_sinks,
+    trace_gate,
+    trace_scores,
+    trace_weights,
+)
 
 ATTENTION = Rules("attention")
 x, y = hole("x"), hole("y")
@@ -48,41 +56,25 @@ def attention_transposed(root: Node, x: Node, y: Node) -> Node | None:
     return transposed(_cast(reshaped(result, shape), root.dtype))
 
 
-_scores, _top = hole("scores"), t.reduce_max(hole("scores"))
-_total = t.log(t.reduce_sum(t.exp(t.sub(_scores, _top))))
-_logsumexp = any_of(t.add(_total, _top), t.log(t.reduce_sum(t.exp(_scores))))
-_beyond_sinks = t.sigmoid(t.sub(any_of(_logsumexp, t.reshape(_logsumexp)), y))
-
-
-@ATTENTION.on(t.mul(t.matmul(x, hole("v")), any_of(_beyond_sinks, t.reshape(_beyond_sinks))))
-def attention_gated_by_sinks(root: Node, x: Node, v: Node, scores: Node, y: Node) -> Node | None:
+@ATTENTION.on(t.mul(x, y))
+def attention_gated_by_sinks(root: Node) -> Node | None:
     """softmax(z) v sigmoid(logsumexp(z) - sinks) = softmax over z and the sinks, which are dropped.
 
     For e^z / sum(e^z) times sum(e^z) / (sum(e^z) + e^sink), which the sigmoid is.
     """
-    found = trace_weights(x)
-    if found is None or without_widening(found.softmax.inputs[0]) is not without_widening(scores):
-        return None
-    product = next(i for i in root.inputs if i.op is t.matmul)
-    gate = next(i for i in root.inputs if i is not product)
-    rows = (*scores.shape[:-1], 1)
-    if not equal_shapes(gate.shape, rows) or not _sums_keys(scores, gate):
-        return None
-    sinks = y if len(y.shape) == len(scores.shape) else reshaped(y, (*y.shape, 1))
-    result = _attention(x, v, product.shape[:-2], sinks)
-    if result is None or result.dtype != root.dtype:
-        return None
-    return reshaped(result, root.shape)
-
-
-def _sums_keys(scores: Node, gate: Node) -> bool:
-    """Whether every sum and maximum behind the gate goes over the last axis of the scores alone."""
-    seen: list[Node] = [gate]
-    for node in seen:
-        seen += [i for i in node.inputs if i is not scores and i not in seen]
-    sums = [n for n in seen if n.op in (t.reduce_sum, t.reduce_max)]
-    own = [n for n in sums if equal_shapes(n.inputs[0].shape, scores.shape)]
-    return bool(own) and all(n["axes"] == (len(scores.shape) - 1,) for n in own)
+    for weighed, gate in (root.inputs, root.inputs[::-1]):
+        gated = trace_gate(gate) if weighed.op is t.matmul else None
+        found = trace_weights(weighed.inputs[0]) if gated else None
+        if gated is None or found is None:
+            continue
+        scores, sinks = gated
+        if without_widening(found.softmax.inputs[0]) is not without_widening(scores):
+            continue
+        weights, value = weighed.inputs
+        result = _attention(weights, value, weighed.shape[:-2], sinks)
+        if result is not None and result.dtype == root.dtype:
+            return reshaped(result, root.shape)
+    return None
 
 
 def _attention(weights: Node, value: Node, frame: Shape, beside: Node | None = None) -> Node | None:

@@ -199,3 +199,45 @@ def as_matrices(node: Node) -> Node:
     """The node with at least two axes."""
     missing = 2 - len(node.shape)
     return reshaped(node, ((1,) * missing + tuple(node.shape))) if missing > 0 else node
+
+
+# -- sinks beside the softmax
+
+
+def trace_gate(gate: Node) -> tuple[Node, Node] | None:
+    """(z, sinks[..., H, 1, 1]) where a node [..., S, 1] is sigmoid(logsumexp(z) - sinks)."""
+    sigmoid = _bare(gate)
+    difference = _bare(sigmoid.inputs[0]) if sigmoid.op is t.sigmoid else sigmoid
+    if difference.op is not t.sub:
+        return None
+    scores = _summed_exponents(_bare(difference.inputs[0]))
+    if scores is None or not equal_shapes(gate.shape, (*scores.shape[:-1], 1)):
+        return None
+    sinks = difference.inputs[1]
+    flat = len(difference.shape) < len(scores.shape)
+    return scores, reshaped(sinks, (*sinks.shape, 1)) if flat else sinks
+
+
+def _summed_exponents(node: Node) -> Node | None:
+    """z where a node is log(sum(e^z)), or log(sum(e^(z - max(z)))) + max(z), over the last axis."""
+    top: Node | None = None
+    if node.op is t.add:
+        first, second = (_bare(i) for i in node.inputs)
+        node, top = (first, second) if first.op is t.log else (second, first)
+    total = _bare(node.inputs[0]) if node.op is t.log else node
+    exponents = _bare(total.inputs[0]) if total.op is t.reduce_sum else total
+    if exponents.op is not t.exp or total["axes"] != (len(exponents.shape) - 1,):
+        return None
+    scores = exponents.inputs[0]
+    if top is None:
+        return scores
+    shifted = scores.op is t.sub and _bare(scores.inputs[1]) is top and top.op is t.reduce_max
+    own = shifted and top["axes"] == total["axes"] and top.inputs[0] is scores.inputs[0]
+    return scores.inputs[0] if own else None
+
+
+def _bare(node: Node) -> Node:
+    """The node below casts and reshapes."""
+    while node.op in (t.cast, t.reshape):
+        node = node.inputs[0]
+    return node
