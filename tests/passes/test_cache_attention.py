@@ -10,6 +10,7 @@ from ferrule.ir.text import parse_graph, print_graph
 from ferrule.ir.types import CacheType
 from ferrule.ir.verify import verify
 from ferrule.passes.cache_attention import CacheAttention
+from ferrule.passes.cut_region import cheapest_cut, region_behind
 from llama_graph import GROUPS, SIZE, VOCAB, llama
 from steps import check_paged
 
@@ -241,3 +242,26 @@ def test_bounds_and_names_of_what_is_added():
         "context_length", "block_table", "slots", "cache0", "cache1",
     ]  # fmt: skip
     assert paged.output_names == ("logits", "cache0", "cache1")
+
+
+def test_the_cheapest_cut_is_taken_and_of_equal_ones_the_nearest():
+    text = (
+        HEAD
+        + parameter("w", 8, 12)
+        + """  %y = linear %x %w : f32[T, 8]
+  %k0 = slice %y {axis = 1, start = 0, stop = 3} : f32[T, 3]
+  %k1 = reshape %k0 {shape = (T, 1, 3)} : f32[T, 1, 3]
+  %k = broadcast %k1 {shape = (T, 4, 3)} : f32[T, 4, 3]
+  %v0 = slice %y {axis = 1, start = 3, stop = 8} : f32[T, 5]
+  %v = reshape %v0 {shape = (T, 1, 5)} : f32[T, 1, 5]
+  return %k as k, %v as v
+}
+"""
+    )
+    roots = parse_graph(text).outputs
+    for with_linears in (False, True):
+        region = region_behind(roots, "T", with_linears=with_linears)
+        cut = cheapest_cut(roots, region, "T")
+        assert {n.op.name for n in region.ends} == ({"take"} if with_linears else {"linear"})
+        # 3 + 5 elements: as cheap as y, cheaper than x (12), and nearer to the roots than the slices
+        assert cut == {roots[0].inputs[0], roots[1]}
