@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from .checkpoint import LiveWeights, Weights
-from .decisions import decided_by_length
+from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .sources import model_line
 
@@ -90,7 +90,7 @@ class LogitsOf(nn.Module):
     def __init__(self, model: nn.Module, longest: int, end: int = 1) -> None:
         super().__init__()
         self.model, self.ends, self.end = model, (1, longest), end
-        self.splits: list[str] = []
+        self.splits = Splits()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of ids [B, S]."""
@@ -188,12 +188,12 @@ def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
     shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim("S", min=1, max=limit)},)
     longest = LogitsOf(model, limit, end=1)
     program = _export(longest, (_ids(limit),), {}, shapes)
-    if longest.splits:
+    if longest.splits.places:
         shortest = _export(LogitsOf(model, limit, end=0), (_ids(limit),), {}, shapes)
         if str(shortest.graph) != str(program.graph):
             raise CompileError(
                 f"{type(model).__name__} computes differently at different lengths: "
-                f"{'; '.join(dict.fromkeys(longest.splits))}. "
+                f"{'; '.join(longest.splits.places)}. "
                 "A max_context below that length compiles"
             )
     return program

@@ -25,6 +25,20 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .sources import calling_line
 
 
+class Splits:
+    """Places where the two ends of the range decide differently.
+
+    No plain list: the tracer puts containers that it finds on a module back as they were.
+    """
+
+    def __init__(self) -> None:
+        self.places: tuple[str, ...] = ()
+
+    def add(self, place: str) -> None:
+        """Note a place once."""
+        self.places = tuple(dict.fromkeys((*self.places, place)))
+
+
 class _Twins(NamedTuple):
     shortest: Any
     longest: Any
@@ -35,7 +49,7 @@ class _Shadow(TorchFunctionMode):
     twins.
     """
 
-    def __init__(self, length: Any, ends: tuple[int, int], end: int, splits: list[str]) -> None:
+    def __init__(self, length: Any, ends: tuple[int, int], end: int, splits: Splits) -> None:
         super().__init__()
         self.length, self.ends, self.end, self.splits = length, ends, end, splits
         self.twins: dict[int, _Twins] = {}
@@ -101,7 +115,7 @@ class _Shadow(TorchFunctionMode):
         with _disable_current_modes(), torch._C.DisableTorchFunction():
             answers = [func(twin) for twin in self.twins[id(asked)]]
         if answers[0] != answers[1]:
-            self.splits.append(
+            self.splits.add(
                 f"at {calling_line()} a value is {answers[0]} at {self.ends[0]} tokens and "
                 f"{answers[1]} at {self.ends[1]}"
             )
@@ -113,7 +127,7 @@ _QUESTIONS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__)
 
 @contextmanager
 def decided_by_length(
-    ids: torch.Tensor, ends: tuple[int, int], end: int, splits: list[str]
+    ids: torch.Tensor, ends: tuple[int, int], end: int, splits: Splits
 ) -> Iterator[None]:
     """Answer conditions on values that depend on the length of ids[B, S] alone, as at ends[end].
 

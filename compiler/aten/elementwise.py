@@ -367,6 +367,28 @@ def masked_fill(call: Call, x: Node, mask: Node, value: Any) -> Node:
     return t.where(operand(mask, "bool"), operand(value, call.dtype), cast(x, call.dtype))
 
 
+@TABLE("isnan")
+def isnan(call: Call, x: Node) -> Node:
+    """NaN alone differs from itself."""
+    return t.ne(x, x) if is_float(x.dtype) else full(False, x.shape, "bool")
+
+
+@TABLE("isinf")
+def isinf(call: Call, x: Node) -> Node:
+    """Whether |x| is infinite."""
+    if not is_float(x.dtype):
+        return full(False, x.shape, "bool")
+    return t.eq(t.abs_(x), operand(math.inf, x.dtype))
+
+
+@TABLE("isfinite")
+def isfinite(call: Call, x: Node) -> Node:
+    """Whether |x| is below infinity, which NaN is not."""
+    if not is_float(x.dtype):
+        return full(True, x.shape, "bool")
+    return t.lt(t.abs_(x), operand(math.inf, x.dtype))
+
+
 @TABLE("addcmul")
 def addcmul(call: Call, x: Node, a: Node, b: Node, *, value: float = 1) -> Node:
     """x + value a b."""

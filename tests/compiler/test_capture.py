@@ -1,0 +1,133 @@
+"""Capture: any batch, any length, the model left as it was; refusals that say why and where."""
+
+import pytest
+import torch
+from ferrule.compiler.capture import capture
+from ferrule.compiler.errors import CompileError
+from models import zoo
+from torch import nn
+
+
+def test_one_program_serves_any_batch_and_length():
+    model = zoo.build("llama")
+    captured = capture(model)
+    assert captured.bounds == {"B": (1, 1024), "S": (1, 96)}
+    for shape in ((1, 1), (4, 31)):
+        ids = torch.randint(0, 211, shape)
+        found = captured.program.module()(ids)
+        torch.testing.assert_close(found, zoo.logits_of(model, ids))
+
+
+def test_the_model_is_left_as_it_was():
+    model = zoo.build("qwen3_moe").train()
+    before = (
+        model.config.use_cache,
+        model.get_experts_implementation(),
+        dict(model.named_parameters()),
+    )
+    capture(model)
+    assert model.training
+    assert before[0] == model.config.use_cache
+    assert before[1] == model.get_experts_implementation()
+    assert all(before[2][name] is p for name, p in model.named_parameters())
+
+
+def test_parameters_on_the_meta_device_cost_no_memory():
+    model = zoo.build("scratch_plain")
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(weight.detach().to("meta"))
+    captured = capture(model)
+    assert captured.dims.values() == {"B", "S"} or set(captured.dims.values()) == {"B", "S"}
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_max_context_bounds_the_length():
+    assert capture(zoo.build("scratch_plain"), max_context=40).bounds["S"] == (1, 40)
+
+
+@pytest.mark.parametrize("name", ["scratch_plain", "scratch_interleaved"])
+def test_a_table_of_positions_bounds_the_length(name: str):
+    assert capture(zoo.build(name)).bounds["S"] == (1, 96)
+
+
+def test_a_context_beyond_a_learned_table_names_the_table():
+    with pytest.raises(
+        CompileError, match=r"max_context 200 .*96 rows .*scratch\.py:\d+.*96 tokens"
+    ):
+        capture(zoo.build("scratch_plain"), max_context=200)
+
+
+def test_a_context_beyond_a_sliced_table_is_refused():
+    with pytest.raises(CompileError, match="96"):
+        capture(zoo.build("scratch_interleaved"), max_context=200)
+
+
+class Switch(nn.Module):
+    """Takes another way at lengths above a limit; below it, may be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(31, 8), nn.Linear(8, 31)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        places = torch.arange(ids.shape[1])
+        if places.max() + 1 > 50:
+            x = x * 2
+        return self.out(x)
+
+
+def test_a_decision_that_all_lengths_share_is_taken():
+    captured = capture(Switch(), max_context=50)
+    assert not [n for n in captured.program.graph.nodes if "mul" in n.name]
+
+
+def test_a_decision_that_lengths_differ_in_names_its_line():
+    with pytest.raises(
+        CompileError, match=r"different lengths: at test_capture\.py:\d+ .*max_context"
+    ):
+        capture(Switch(), max_context=60)
+
+
+class Peeking(Switch):
+    """Decides by what the tokens are, which no graph can."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words(ids) * (2 if ids.sum() > 3 else 1))
+
+
+def test_an_unexportable_model_is_refused_with_its_line():
+    with pytest.raises(CompileError, match=r"Peeking does not export, at test_capture\.py:\d+"):
+        capture(Peeking())
+
+
+class Fixed(Switch):
+    """Works for one length alone."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words(ids).reshape(-1, 19, 8) + torch.ones(ids.shape[1], 8))
+
+
+def test_a_length_that_is_fixed_is_refused():
+    with pytest.raises(CompileError, match=r"Fixed does not export|one batch or length alone"):
+        capture(Fixed())
+
+
+def test_a_module_that_gives_no_logits_is_told_how_to_be_compiled():
+    class Pooled(Switch):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.words(ids).mean(1)
+
+    with pytest.raises(CompileError, match=r"logits \[B, S, V\].*\[3, 8\]|args="):
+        capture(Pooled())
+
+
+def test_any_module_is_captured_with_its_arguments():
+    module = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
+    captured = capture(module, args=(torch.randn(4, 5),))
+    assert not captured.is_language_model
+    batch = torch.export.Dim("rows", min=1, max=64)
+    open_ = capture(module, args=(torch.randn(4, 5),), dynamic_shapes=({0: batch},))
+    assert list(open_.bounds.values()) == [(1, 64)]
