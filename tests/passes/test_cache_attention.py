@@ -263,5 +263,5 @@ def test_the_cheapest_cut_is_taken_and_of_equal_ones_the_nearest():
         region = region_behind(roots, "T", with_linears=with_linears)
         cut = cheapest_cut(roots, region, "T")
         assert {n.op.name for n in region.ends} == ({"take"} if with_linears else {"linear"})
-        # 3 + 5 elements: as cheap as y, cheaper than x (12), and nearer to the roots than the slices
+        # 3 + 5 elements: as cheap as y, cheaper than x, and nearer to the roots than the slices
         assert cut == {roots[0].inputs[0], roots[1]}
