@@ -20,6 +20,7 @@ from .expert import EXPERT
 from .function import Anchor, build_function
 from .isa import isa_of, tvm_target
 from .linear import LINEAR
+from .lower import compile_functions
 from .paged import PAGED, RAGGED
 from .pull import CodegenError
 
@@ -58,7 +59,7 @@ def build_library(
         if function == name:
             sources[name] = _function(name, body, isa)
         reports[name] = _report(name, function, kernel, sources[function])
-    library = _compiled(sources, target)
+    library = compile_functions(sources, tvm_target(target))
     library.export_library(str(path), fcompile=link)
     return reports
 
@@ -68,11 +69,6 @@ def _function(name: str, body: Graph, isa: object) -> tvm.tirx.PrimFunc:
         return build_function(name, body, isa, ANCHORS)
     except (CodegenError, tvm.error.InternalError, TypeError, ValueError) as error:
         raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
-
-
-def _compiled(sources: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> object:
-    with tvm.transform.PassContext(opt_level=3):
-        return tvm.compile(tvm.IRModule(dict(sources)), target=tvm_target(target))
 
 
 def _report(
