@@ -74,9 +74,7 @@ def biased() -> Node:
 def choices() -> tuple[Node, Node]:
     """One row for each of two experts: the row is repeated, the weights are not."""
     before = t.matmul(t.reshape(X, shape=(T, 1, 1, 6)), taken(WT, E2))
-    rows = t.reshape(
-        t.broadcast(t.reshape(X, shape=(T, 1, 1, 6)), shape=(T, 2, 1, 6)), shape=(T, 2, 6)
-    )
+    rows = t.broadcast(t.reshape(X, shape=(T, 1, 6)), shape=(T, 2, 6))
     return before, t.reshape(model.expert_linear(rows, turned(WT), E2), shape=(T, 2, 1, 3))
 
 
