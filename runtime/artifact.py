@@ -16,6 +16,7 @@ from .executor import Executor, ModuleExecutor, available_memory, blocks_for
 from .front import Front
 from .library import KernelLibrary
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
+from .policies import Policy
 from .report import PlanReport, plan_report
 from .sampling import SamplingParams
 from .saving import save_directory
@@ -83,14 +84,37 @@ class Artifact:
                 self._shared = Front(self.new_engine())
             return self._shared
 
-    def new_engine(self) -> Engine:
-        """A new engine with its own cache, for a server that steps it on a thread of its own."""
+    def new_engine(
+        self,
+        *,
+        policy: Policy | None = None,
+        prefix_caching: bool = True,
+        swap_blocks: int | None = None,
+        max_waiting: int | None = None,
+        token_budget: int | None = None,
+        beside_decodes: int | None = None,
+    ) -> Engine:
+        """A new engine with its own cache, for a server that steps it on a thread of its own.
+
+        Options are those of `Engine`; preempted sequences may take a quarter of the cache's size of
+        other memory where `swap_blocks` does not say how much.
+        """
         if "decode" not in self.plan.entries or "mixed" not in self.plan.entries:
             names = ", ".join(self.plan.entries)
             raise RequestError(f"{self.path}: no language model: its entries are {names}")
         blocks = blocks_for(self.plan, self.cache_bytes, available_memory())
         executor = Executor(self.plan, self.library, self.weights, blocks)
-        return Engine(executor, self.text, end_ids(_text_directory(self.path), self.text))
+        return Engine(
+            executor,
+            self.text,
+            end_ids(_text_directory(self.path), self.text),
+            policy,
+            prefix_caching=prefix_caching,
+            swap_blocks=blocks // 4 if swap_blocks is None else swap_blocks,
+            max_waiting=max_waiting,
+            token_budget=token_budget,
+            beside_decodes=beside_decodes,
+        )
 
     @cached_property
     def module(self) -> ModuleExecutor:
@@ -111,7 +135,8 @@ class Artifact:
     ) -> list[Completion]:
         """Complete every prompt, all in one batch; a prompt is text or token ids.
 
-        One set of parameters serves all, or there is one for each. The error of a request is
+        One set of parameters serves all, or there is one for each. With `n` over 1 a prompt has so
+        many completions, one after another. The error of a request is
         raised, and ends the others of this call.
         """
         asked = _prompts(prompts)
@@ -120,7 +145,7 @@ class Artifact:
         try:
             for prompt, each in zip(asked, chosen, strict=True):
                 ids.append(self._front.submit(prompt, each))
-            return [self._front.complete(request_id) for request_id in ids]
+            return [done for request_id in ids for done in self._front.completions(request_id)]
         finally:
             for request_id in ids:
                 self._front.close(request_id)

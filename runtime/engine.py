@@ -5,149 +5,96 @@ is committed or rolled back. Where a step of several requests fails they are run
 that the request that cannot be served ends alone. An engine belongs to one thread at a time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
 from itertools import count
 from operator import index
-from typing import Literal
+from typing import NamedTuple
 
 from .blocks import BlockPool
-from .errors import RequestError
+from .errors import QueueFullError, RequestError
 from .executor import StepRunner
-from .sampling import Sampler, SamplingParams
-from .scheduler import Part, Priority, Scheduler, Step, first_come
-from .scheduler import Sequence as Scheduled
+from .memory import BlockMemory
+from .params import SamplingParams
+from .policies import Policy
+from .results import (
+    Completion,
+    Delta,
+    EngineStats,
+    FinishReason,
+    Logprob,
+    Times,
+    TokenLogprobs,
+)
+from .sampling import Sampler
+from .scheduler import Scheduler, Step
+from .sequence import Sequence as Scheduled
 from .tensors import Array
 from .text import Text, TextStream
+from .track import Request, Track
 
-FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-@dataclass(frozen=True)
-class Logprob:
-    """A token's log probability before any sampling parameter, and its rank, 1 for the likeliest.
-
-    `decoded_token` is None where the engine has no tokenizer.
-    """
-
-    logprob: float
-    rank: int
-    decoded_token: str | None = None
+__all__ = [
+    "Completion",
+    "Delta",
+    "Engine",
+    "EngineStats",
+    "FinishReason",
+    "Logprob",
+    "Times",
+    "TokenLogprobs",
+]
 
 
-# The chosen token first, then the likeliest ones.
-TokenLogprobs = Mapping[int, Logprob]
+class _Rows(NamedTuple):
+    """The results of one sequence in a step; `begin` is the position of its first token there."""
 
-
-@dataclass(frozen=True)
-class Times:
-    """When a request arrived, was first computed, gave its first token, ended.
-
-    Seconds of `time.monotonic`; None for what did not happen.
-    """
-
-    arrived: float
-    started: float | None = None
-    first_token: float | None = None
-    finished: float | None = None
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What a step gave to one sequence of a request; a finish reason comes with its last one.
-
-    `index` counts the sequences of a request that asked for several (`n`). `logprobs` has an entry
-    for each token id, `prompt_logprobs` for each prompt token (None for the first); they come where
-    they were asked for, the latter with the first delta. `cached_tokens` of the prompt were found
-    in the prefix cache. `stop_reason` is the stop string or the stop token that ended the sequence,
-    None for the model's own end token. `times` come with the finish reason.
-    """
-
-    request_id: str
-    token_ids: tuple[int, ...] = ()
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    error: Exception | None = None
-    index: int = 0
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    cached_tokens: int = 0
-    stop_reason: int | str | None = None
-    times: Times | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A finished request. `token_ids` holds the token that ended it, `text` does not show it.
-
-    `finish_reason` is "stop" (an end token or a stop string) or "length". Others: see `Delta`.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
-    prompt_token_ids: tuple[int, ...] = ()
-    index: int = 0
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    cached_tokens: int = 0
-    stop_reason: int | str | None = None
-    times: Times | None = None
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What an engine holds now, and what it has counted since it was made.
-
-    Blocks: `used` are held by sequences, `cached` by nobody but their content may be used again,
-    `free` are the rest. `prefix_queries` counts prompt tokens that were looked up in the prefix
-    cache, `prefix_hits` those that were found.
-    """
-
-    running: int
-    waiting: int
-    blocks_used: int
-    blocks_cached: int
-    blocks_free: int
-    steps: int
-    preemptions: int
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-
-
-@dataclass(eq=False)
-class _Request:
-    params: SamplingParams
     sequence: Scheduled
-    sampler: Sampler
-    ends: frozenset[int]
-    limit: int
-    stream: TextStream | None
+    begin: int
+    argmax: Array
+    logits: Array
 
 
 class Engine:
-    """Serves requests over a `StepRunner`. `ends` are the model's end tokens."""
+    """Serves requests over a `StepRunner`. `ends` are the model's end tokens.
+
+    `policy` orders the requests (first come where it is None), at most `max_waiting` may wait.
+    Preempted sequences may be kept in `swap_blocks` blocks of host memory. `token_budget` bounds
+    the tokens of a step, `beside_decodes` those of prompts in a step where others decode.
+    """
 
     def __init__(
         self,
         runner: StepRunner,
         text: Text | None = None,
         ends: Iterable[int] = (),
-        policy: Priority = first_come,
+        policy: Policy | None = None,
+        *,
+        prefix_caching: bool = True,
+        swap_blocks: int = 0,
+        max_waiting: int | None = None,
+        token_budget: int | None = None,
+        beside_decodes: int | None = None,
     ) -> None:
-        self.runner, self.text = runner, text
+        self.runner, self.text, self.max_waiting = runner, text, max_waiting
         # A configuration may name tokens that the model never learned to give.
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
         self.pool = BlockPool(runner.blocks)
+        self.memory = BlockMemory(runner, swap_blocks)
         self.scheduler = Scheduler(
             self.pool,
             block=runner.block,
             max_batch=runner.max_batch,
             chunk=runner.chunk,
             policy=policy,
+            memory=self.memory,
+            rows=runner.max_rows,
+            budget=token_budget,
+            beside_decodes=beside_decodes,
+            prefix_caching=prefix_caching,
         )
-        self.steps = 0
-        self._requests: dict[str, _Request] = {}
+        self.steps = self.prompt_tokens = self.generated_tokens = 0
+        self._requests: dict[str, Request] = {}
+        self._tracks: dict[Scheduled, Track] = {}
         self._numbers = count()
 
     @property
@@ -155,22 +102,46 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self._requests)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so many requests wait that another one is refused."""
+        return self.max_waiting is not None and len(self.scheduler.waiting) >= self.max_waiting
+
     def submit(
         self,
         prompt: str | Sequence[int],
         params: SamplingParams | None = None,
         request_id: str | None = None,
+        *,
+        client: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> str:
-        """Queue a request and return its id. Raises `RequestError` where it can never be served."""
+        """Queue a request and return its id. Raises `RequestError` where it can never be served.
+
+        Policies may go by the client and the priority (the lower the sooner). Requests share the
+        prefix cache where their salts are equal. Raises `QueueFullError` where too many wait.
+        """
         params = params or SamplingParams()
         name = request_id if request_id is not None else f"request-{next(self._numbers)}"
         if name in self._requests:
             raise RequestError(f"request id {name!r} is taken by a request that still runs")
+        if self.is_full:
+            raise QueueFullError(f"{len(self.scheduler.waiting)} requests wait: try again later")
         tokens = self.prompt_ids(prompt)
         request = self._request(name, tokens, params)
+        track = request.fresh(0)
+        track.sequence.client, track.sequence.priority = client, priority
+        track.sequence.salt = cache_salt.encode()
         self._requests[name] = request
-        self.scheduler.admit(request.sequence)
+        self._add(track)
+        self.scheduler.admit(track.sequence)
+        self.prompt_tokens += len(tokens)
         return name
+
+    def _add(self, track: Track) -> None:
+        track.request.tracks.append(track)
+        self._tracks[track.sequence] = track
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The checked token ids of a prompt."""
@@ -192,10 +163,9 @@ class Engine:
 
     def prompt_of(self, request_id: str) -> tuple[int, ...]:
         """The prompt's token ids of a request that runs."""
-        sequence = self._requests[request_id].sequence
-        return tuple(sequence.tokens[: sequence.prompt_length])
+        return self._requests[request_id].prompt
 
-    def _request(self, name: str, tokens: list[int], params: SamplingParams) -> _Request:
+    def _request(self, name: str, tokens: list[int], params: SamplingParams) -> Request:
         if params.stop_strings and self.text is None:
             raise RequestError(
                 "stop: the artifact has no tokenizer, so stop strings cannot be seen"
@@ -206,15 +176,24 @@ class Engine:
         if not params.ignore_eos:
             ends |= self.ends
         room = self.runner.max_context - len(tokens)
-        stream = self.text and TextStream(
+        limit = room if params.max_tokens is None else min(room, params.max_tokens)
+
+        def fresh(number: int) -> Track:
+            own = f"{name}/{number}" if number else name
+            sequence = Scheduled(own, list(tokens), len(tokens), limit=limit)
+            sampler = Sampler(params.of_sequence(number), ends)
+            return Track(request, number, sequence, sampler, ends, self._stream(params))
+
+        request = Request(name, params, tuple(tokens), fresh)
+        return request
+
+    def _stream(self, params: SamplingParams) -> TextStream | None:
+        return self.text and TextStream(
             self.text,
             skip_special=params.skip_special_tokens,
             stop=params.stop_strings,
             keep_stop=params.include_stop_str_in_output,
         )
-        sequence = Scheduled(name, tokens, len(tokens))
-        limit = room if params.max_tokens is None else min(room, params.max_tokens)
-        return _Request(params, sequence, Sampler(params, ends), ends, limit, stream)
 
     def step(self) -> list[Delta]:
         """Run one step and return what each of its requests got; empty where nothing is to run."""
@@ -222,85 +201,119 @@ class Engine:
         if step is None:
             return []
         try:
-            argmax, logits = self._run(step)
+            rows = self._run(step)
         except Exception as error:
             return self._one_by_one(step, error)
-        return self._advance(step.parts, argmax, logits)
+        return self._advance(rows)
 
-    def _run(self, step: Step) -> tuple[Array, Array]:
+    def _run(self, step: Step) -> list[_Rows]:
+        start = time.monotonic()
         try:
-            results = self.runner.step(step.batch(self.runner.block))
+            argmax, logits = self.runner.step(step.batch(self.runner.block))
         except BaseException:
             self.scheduler.roll_back(step)
             raise
+        rows, at = [], 0
+        for part in step.parts:
+            end = at + part.rows
+            begin = part.sequence.computed
+            rows.append(_Rows(part.sequence, begin, argmax[at:end], logits[at:end]))
+            at = end
         self.scheduler.commit(step)
         self.steps += 1
-        return results
+        self._note_times(step, start)
+        return rows
+
+    def _note_times(self, step: Step, start: float) -> None:
+        counts = [part.count for part in step.parts]
+        if max(counts) > 1:
+            self.memory.costs.see_tokens(sum(counts), time.monotonic() - start)
+        for part in step.parts:
+            request = self._tracks[part.sequence].request
+            if request.started is None:
+                request.started = start
 
     def _one_by_one(self, failed: Step, error: Exception) -> list[Delta]:
         """Serve the parts of a failed step alone, and end those that fail again."""
         if len(failed.parts) == 1:
-            return [self._fail(failed.parts[0].sequence.id, error)]
+            return [self._fail(self._tracks[failed.parts[0].sequence], error)]
         deltas: list[Delta] = []
         for part in failed.parts:
+            if part.sequence not in self._tracks:
+                continue  # its request ended with another of its sequences
             try:
-                argmax, logits = self._run(self.scheduler.alone(part))
+                rows = self._run(self.scheduler.alone(part))
             except Exception as own:
-                deltas.append(self._fail(part.sequence.id, own))
+                deltas.append(self._fail(self._tracks[part.sequence], own))
             else:
-                deltas += self._advance((part,), argmax, logits)
+                deltas += self._advance(rows)
         return deltas
 
-    def _advance(self, parts: Iterable[Part], argmax: Array, logits: Array) -> list[Delta]:
+    def _advance(self, rows: Iterable[_Rows]) -> list[Delta]:
         """Give each sequence that has been computed to its end its next token."""
-        ended = [self._requests[p.sequence.id] for p in parts if p.sequence.pending == 0]
-        return [
-            self._extend(request, int(argmax[row]), logits[row])
-            for row, request in enumerate(ended)
-        ]
+        deltas: list[Delta] = []
+        for sequence, _, argmax, logits in rows:
+            track = self._tracks.get(sequence)
+            if track is None or sequence.pending:
+                continue
+            for each in self._fork(track):
+                if each.sequence in self._tracks:  # the error of one ends the others
+                    deltas.append(self._extend(each, int(argmax[-1]), logits[-1]))
+        return deltas
 
-    def _extend(self, request: _Request, greedy: int, logits: Array) -> Delta:
-        sequence = request.sequence
+    def _fork(self, track: Track) -> list[Track]:
+        """The track, and the others of its request where its prompt has just been computed."""
+        request = track.request
+        if request.forked or request.params.n == 1:
+            return [track]
+        request.forked = True
+        others = [request.fresh(number) for number in range(1, request.params.n)]
+        for other in others:
+            other.sequence.client = track.sequence.client
+            other.sequence.priority = track.sequence.priority
+            other.sequence.salt = track.sequence.salt
+            self._add(other)
+            self.scheduler.fork(track.sequence, other.sequence)
+        return [track, *others]
+
+    def _extend(self, track: Track, greedy: int, logits: Array) -> Delta:
         try:
-            token = request.sampler.choose(logits, greedy, sequence.generated)
-            sequence.tokens.append(token)
-            shown, reason = self._finish_reason(request, token)
+            delta = track.extend(greedy, logits)
         except Exception as error:
-            return self._fail(sequence.id, error)
-        if reason is not None:
-            self._drop(sequence.id)
-        return Delta(sequence.id, (token,), shown, reason)
+            return self._fail(track, error)
+        self.generated_tokens += 1
+        if delta.finish_reason is not None:
+            self._end(track)
+        return delta
 
-    def _finish_reason(self, request: _Request, token: int) -> tuple[str, FinishReason | None]:
-        """The text that may be shown after a token, and why the request ends there, if it does."""
-        generated, stream = request.sequence.generated, request.stream
-        may_stop = generated >= request.params.min_tokens
-        if token in request.ends and may_stop:
-            shown = (
-                stream.push(token) if stream and request.params.include_stop_str_in_output else ""
-            )
-            return shown + (stream.finish() if stream else ""), "stop"
-        shown = stream.push(token, may_stop=may_stop) if stream else ""
-        if stream and stream.stopped:
-            return shown, "stop"
-        if generated < request.limit:
-            return shown, None
-        shown += stream.finish() if stream else ""
-        return shown, "stop" if stream and stream.stopped else "length"
+    def _end(self, track: Track) -> None:
+        self.scheduler.remove(track.sequence)
+        del self._tracks[track.sequence]
+        if not any(t.sequence in self._tracks for t in track.request.tracks):
+            del self._requests[track.request.name]
 
     def abort(self, request_id: str) -> Delta | None:
         """End a request wherever it is; None where there is no such request."""
         if request_id not in self._requests:
             return None
-        self._drop(request_id)
-        return Delta(request_id, finish_reason="abort")
+        track = self._requests[request_id].tracks[0]
+        self._drop(track.request)
+        return Delta(request_id, finish_reason="abort", times=track.times())
 
-    def _fail(self, request_id: str, error: Exception) -> Delta:
-        self._drop(request_id)
-        return Delta(request_id, finish_reason="error", error=error)
+    def _fail(self, track: Track, error: Exception) -> Delta:
+        self._drop(track.request)
+        return Delta(
+            track.request.name,
+            finish_reason="error",
+            error=error,
+            index=track.index,
+            times=track.times(),
+        )
 
-    def _drop(self, request_id: str) -> None:
-        self.scheduler.remove(self._requests.pop(request_id).sequence)
+    def _drop(self, request: Request) -> None:
+        for track in request.tracks:
+            if track.sequence in self._tracks:
+                self._end(track)
 
     def stats(self) -> EngineStats:
         """Counts for a monitor; reading them changes nothing."""
@@ -308,19 +321,24 @@ class Engine:
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             blocks_used=self.pool.used,
-            blocks_cached=0,
+            blocks_cached=self.pool.cached,
             blocks_free=self.pool.free,
             steps=self.steps,
             preemptions=self.scheduler.preemptions,
+            swaps=self.memory.saves,
+            prefix_queries=self.scheduler.prefix_queries,
+            prefix_hits=self.scheduler.prefix_hits,
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
         )
 
     def check(self) -> None:
         """Raise AssertionError unless every block, sequence and request is accounted for."""
         self.scheduler.check()
-        scheduled = {s.id for s in self.scheduler.sequences()}
-        assert scheduled == set(self._requests), (
-            f"{scheduled} are scheduled, {self._requests} asked"
-        )
+        scheduled = set(self.scheduler.sequences())
+        tracked = {s: t.request.name for s, t in self._tracks.items()}
+        assert scheduled == set(tracked), f"{scheduled ^ set(tracked)} is scheduled or asked alone"
+        assert set(tracked.values()) == set(self._requests), f"{tracked}, {set(self._requests)}"
 
 
 def _token(token: object, vocabulary: int) -> int:

@@ -9,5 +9,9 @@ class RequestError(ValueError):
     """A request that cannot be served as it was given."""
 
 
+class QueueFullError(RequestError):
+    """A request that came while too many others wait; it may be sent again later."""
+
+
 class StepError(RuntimeError):
     """A kernel that raised while a step ran; the message names the kernel and its origin."""

@@ -45,11 +45,24 @@ class StepRunner(Protocol):
     blocks: int
     chunk: int
     max_batch: int
+    max_rows: int
     max_context: int
     vocabulary: int
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step: argmax i32[R] and logits f32[R, V], good until the next step."""
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make a block's keys and values those of another one, in every cache."""
+        ...
+
+    def read_blocks(self, blocks: Sequence[int]) -> tuple[Array, ...]:
+        """Copies of the blocks' keys and values, one array a cache."""
+        ...
+
+    def write_blocks(self, blocks: Sequence[int], content: tuple[Array, ...]) -> None:
+        """Put what `read_blocks` gave into blocks, in the same order."""
         ...
 
 
@@ -76,6 +89,7 @@ class Executor:
         self.blocks = blocks
         self.chunk = bound_of(plan, "T")
         self.max_batch = min(bound_of(plan, "N"), bound_of(plan, "R"), self.chunk)
+        self.max_rows = bound_of(plan, "R")
         self.table_width = -(-context_limit(plan) // plan.block)
         self.max_context = min(context_limit(plan), blocks * plan.block)
         self._library = library
@@ -102,6 +116,20 @@ class Executor:
         run_bound(self.prepare(batch))
         dims = {"R": len(batch.logit_rows)}
         return self._result("argmax", dims), self._result("logits", dims)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block's rows in every cache."""
+        for cache in self._caches.values():
+            cache[target] = cache[source]
+
+    def read_blocks(self, blocks: Sequence[int]) -> tuple[Array, ...]:
+        """Copies of the blocks' rows, one array a cache."""
+        return tuple(cache[list(blocks)] for cache in self._caches.values())
+
+    def write_blocks(self, blocks: Sequence[int], content: tuple[Array, ...]) -> None:
+        """Put rows that `read_blocks` gave into blocks."""
+        for cache, rows in zip(self._caches.values(), content, strict=True):
+            cache[list(blocks)] = rows
 
     def prepare(self, batch: Batch) -> Bound:
         """The calls of one step, its inputs filled in, for whoever measures kernels one by one."""

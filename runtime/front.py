@@ -21,25 +21,38 @@ class Front:
         self._lock = threading.Lock()
         self._inboxes: dict[str, deque[Delta]] = {}
         self._prompts: dict[str, tuple[int, ...]] = {}
+        self._counts: dict[str, int] = {}
 
-    def submit(self, prompt: str | Sequence[int], params: SamplingParams | None) -> str:
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        *,
+        client: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
         """Queue a request; whoever submits it ends it with `close`."""
         with self._lock:
-            request_id = self.engine.submit(prompt, params)
+            request_id = self.engine.submit(
+                prompt, params, client=client, priority=priority, cache_salt=cache_salt
+            )
             self._inboxes[request_id] = deque()
             self._prompts[request_id] = self.engine.prompt_of(request_id)
+            self._counts[request_id] = params.n if params else 1
             return request_id
 
     def deltas(self, request_id: str) -> Iterator[Delta]:
-        """The pieces of a request, to its end; its error is raised."""
-        inbox = self._inboxes[request_id]
-        while True:
+        """The pieces of a request, to the end of its last sequence; its error is raised."""
+        inbox, unfinished = self._inboxes[request_id], self._counts[request_id]
+        while unfinished:
             delta = self._next(inbox)
             if delta.error is not None:
                 raise delta.error
             yield delta
-            if delta.finish_reason is not None:
+            if delta.finish_reason == "abort":
                 return
+            unfinished -= delta.finish_reason is not None
 
     def _next(self, inbox: deque[Delta]) -> Delta:
         with self._lock:
@@ -51,18 +64,40 @@ class Front:
             return inbox.popleft()
 
     def complete(self, request_id: str) -> Completion:
-        """The whole of a request."""
-        deltas = list(self.deltas(request_id))
-        tokens = tuple(t for delta in deltas for t in delta.token_ids)
-        reason = deltas[-1].finish_reason
-        assert reason is not None, f"{request_id} ended without a reason"
-        return Completion(
-            tokens, "".join(delta.text for delta in deltas), reason, self._prompts[request_id]
-        )
+        """The whole of a request; of one with several sequences, the first."""
+        return self.completions(request_id)[0]
+
+    def completions(self, request_id: str) -> tuple[Completion, ...]:
+        """The whole of a request, a completion for each of its sequences."""
+        parts: dict[int, list[Delta]] = {}
+        for delta in self.deltas(request_id):
+            parts.setdefault(delta.index, []).append(delta)
+        prompt = self._prompts[request_id]
+        return tuple(_joined(deltas, prompt) for _, deltas in sorted(parts.items()))
 
     def close(self, request_id: str) -> None:
         """Forget a request, and end it if it still runs."""
         with self._lock:
             self._inboxes.pop(request_id, None)
             self._prompts.pop(request_id, None)
+            self._counts.pop(request_id, None)
             self.engine.abort(request_id)
+
+
+def _joined(deltas: list[Delta], prompt: tuple[int, ...]) -> Completion:
+    last = deltas[-1]
+    assert last.finish_reason is not None, f"{last.request_id} ended without a reason"
+    return Completion(
+        tuple(t for delta in deltas for t in delta.token_ids),
+        "".join(delta.text for delta in deltas),
+        last.finish_reason,
+        prompt,
+        index=last.index,
+        logprobs=None
+        if last.logprobs is None
+        else tuple(entry for delta in deltas for entry in delta.logprobs or ()),
+        prompt_logprobs=deltas[0].prompt_logprobs,
+        cached_tokens=last.cached_tokens,
+        stop_reason=last.stop_reason,
+        times=last.times,
+    )

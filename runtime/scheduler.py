@@ -2,58 +2,42 @@
 
 Every step is made anew: decodes first, then chunks of prompts, then new sequences, as far as
 tokens and blocks go. Blocks are taken when they are needed; where there are none left, the
-sequence that came last gives its own back and is computed again later. The sequence that came
-first never waits for another, and `admit` refuses what the whole pool could not hold, so every
-sequence ends.
+sequence that the policy puts last gives its own back and is computed again, or copied back, later.
+The one that goes first never gives way, and the engine refuses what the whole pool could not hold,
+so every sequence ends.
 """
 
-from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import NamedTuple
 
-from .blocks import BlockPool
+from .blocks import BlockPool, extend_chain
 from .executor import Batch
-
-Priority = Callable[["Sequence"], tuple[int, ...]]
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One request's tokens and its place in the cache.
-
-    `tokens` holds prompt and output, `computed` counts those whose keys and values are in `blocks`.
-    """
-
-    id: str
-    tokens: list[int]
-    prompt_length: int
-    arrival: int = 0
-    computed: int = 0
-    blocks: list[int] = field(default_factory=list[int])
-
-    @property
-    def pending(self) -> int:
-        """Tokens that a step must still compute; 1 for a sequence that decodes."""
-        return len(self.tokens) - self.computed
-
-    @property
-    def generated(self) -> int:
-        """Tokens after the prompt."""
-        return len(self.tokens) - self.prompt_length
+from .memory import BlockMemory
+from .policies import FirstCome, Key, Policy
+from .sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """`count` tokens of a sequence in one step; `fresh` are the blocks taken for them."""
 
     sequence: Sequence
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (what a tuple counts is of no use)
     fresh: tuple[int, ...]
 
     @property
     def ends(self) -> bool:
         """Whether it computes the sequence's last token, so that a next one can be chosen."""
         return self.count == self.sequence.pending
+
+    @property
+    def rows(self) -> int:
+        """How many of its tokens get logits."""
+        sequence = self.sequence
+        if sequence.all_rows and sequence.computed < sequence.prompt_length:
+            return self.count
+        return int(self.ends)
 
 
 @dataclass(frozen=True)
@@ -67,13 +51,69 @@ class Step:
         return _batch(self.parts, block)
 
 
-def first_come(sequence: Sequence) -> tuple[int, ...]:
-    """The policy that serves in the order of arrival."""
-    return (sequence.arrival,)
+class Waiting:
+    """The sequences that wait, the policy's first one first.
+
+    A heap whose keys may have grown since: the top is looked at again before it is believed.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._heap: list[tuple[Key, int, Sequence]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (entry[2] for entry in self._heap)
+
+    def push(self, sequence: Sequence) -> None:
+        """Add a sequence."""
+        heappush(self._heap, self._entry(sequence))
+
+    def _entry(self, sequence: Sequence) -> tuple[Key, int, Sequence]:
+        # Arrivals are unique, so that sequences are never compared.
+        return (self._policy.key(sequence), sequence.arrival, sequence)
+
+    def first(self) -> Sequence | None:
+        """The sequence to be served next."""
+        while self._heap:
+            top = self._heap[0]
+            now = self._entry(top[2])
+            if now[0] == top[0]:
+                return top[2]
+            heapreplace(self._heap, now)
+        return None
+
+    def pop(self) -> None:
+        """Take out what `first` gave."""
+        heappop(self._heap)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take out any sequence."""
+        self._heap = [entry for entry in self._heap if entry[2] is not sequence]
+        heapify(self._heap)
+
+
+@dataclass
+class _Room:
+    """What is left of a step while it is planned, and what it has so far."""
+
+    tokens: int
+    rows: int
+    prompt_tokens: int
+    parts: dict[Sequence, Part] = field(default_factory=dict[Sequence, Part])
+    preempted: set[Sequence] = field(default_factory=set[Sequence])
 
 
 class Scheduler:
-    """Waiting and running sequences over one pool; `policy` orders who goes first."""
+    """Waiting and running sequences over one pool; `policy` orders who goes first.
+
+    A step has at most `budget` tokens (`chunk`, what the executor can run, where it is None), and
+    at most `beside_decodes` of prompts where others decode. `rows` bounds the tokens that get
+    logits. `memory` moves blocks; without one nothing is forked and preempted sequences are
+    computed again.
+    """
 
     def __init__(
         self,
@@ -82,15 +122,24 @@ class Scheduler:
         block: int,
         max_batch: int,
         chunk: int,
-        policy: Priority = first_come,
+        policy: Policy | None = None,
+        memory: BlockMemory | None = None,
+        rows: int | None = None,
+        budget: int | None = None,
+        beside_decodes: int | None = None,
+        prefix_caching: bool = True,
     ) -> None:
-        assert max_batch <= chunk, f"max_batch {max_batch} over chunk {chunk}: decodes would starve"
-        self.pool, self.block = pool, block
-        self.max_batch, self.chunk = max_batch, chunk
-        self.waiting: list[Sequence] = []
+        self.pool, self.block, self.memory = pool, block, memory
+        self.max_batch, self.chunk = max_batch, min(chunk, budget or chunk)
+        self.rows = rows or max_batch
+        self.beside_decodes = beside_decodes or self.chunk
+        limits = f"chunk {self.chunk}, rows {self.rows}"
+        assert max_batch <= min(self.chunk, self.rows), f"max_batch {max_batch} over {limits}"
+        self.prefix_caching = prefix_caching
+        self.policy = policy or FirstCome()
+        self.waiting = Waiting(self.policy)
         self.running: list[Sequence] = []
-        self.preemptions = 0
-        self._policy = policy
+        self.preemptions = self.prefix_queries = self.prefix_hits = 0
         self._arrivals = 0
 
     def blocks_of(self, tokens: int) -> int:
@@ -99,94 +148,201 @@ class Scheduler:
 
     def admit(self, sequence: Sequence) -> None:
         """Queue a sequence."""
+        self._arrive(sequence)
+        self.waiting.push(sequence)
+
+    def _arrive(self, sequence: Sequence) -> None:
         sequence.arrival = self._arrivals
         self._arrivals += 1
-        insort(self.waiting, sequence, key=self._policy)
+        self.policy.admit(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Add a sequence that begins with all that is computed of a running one.
+
+        It shares the parent's blocks until one of them writes; where no more may run it waits, and
+        finds what the prefix cache still has.
+        """
+        child.cached, child.charged = 0, parent.charged
+        self._arrive(child)
+        if len(self.running) >= self.max_batch or self.memory is None:
+            self.waiting.push(child)
+            return
+        child.computed = parent.computed
+        child.blocks = parent.blocks[: self.blocks_of(child.computed)]
+        child.keys = list(parent.keys)
+        self.pool.retain(child.blocks)
+        self.running.append(child)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
-        queue = self.running if sequence in self.running else self.waiting
-        queue.remove(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
         self._vacate(sequence)
+        if sequence.saved and self.memory:
+            self.memory.discard(sequence.saved)
+            sequence.saved = None
+        self.policy.leave(sequence)
 
     def next_step(self) -> Step | None:
         """Plan a step and reserve its blocks; None where there is nothing to run."""
-        parts: dict[Sequence, Part] = {}
-        preempted: list[Sequence] = []
-        budget = self.chunk
-        decodes_first = sorted(self.running, key=lambda s: (s.pending > 1, *self._policy(s)))
-        for sequence in decodes_first:
-            if not budget or sequence in preempted:
-                continue
-            if part := self._part(sequence, budget, parts, preempted):
-                parts[sequence] = part
-                budget -= part.count
-        while budget and not preempted and (sequence := self._next_waiting()):
-            part = self._start(sequence, budget)
-            if part is None:
-                break
-            parts[sequence] = part
-            budget -= part.count
-        return Step(tuple(parts.values())) if parts else None
+        room = _Room(self.chunk, self.rows, self.chunk)
+        decodes = [s for s in self.running if len(s.tokens) - s.computed == 1]
+        prompts = [s for s in self.running if len(s.tokens) - s.computed != 1]
+        if self.pool.available < len(decodes):  # somebody may have to give way
+            decodes.sort(key=self.policy.key)
+        for sequence in decodes:
+            self._continue(sequence, room)
+        if room.parts:
+            room.prompt_tokens = self.beside_decodes
+        for sequence in sorted(prompts, key=self.policy.key):
+            self._continue(sequence, room)
+        while not room.preempted and self._start(room):
+            pass
+        return Step(tuple(room.parts.values())) if room.parts else None
 
-    def _part(
-        self,
-        sequence: Sequence,
-        budget: int,
-        parts: dict[Sequence, Part],
-        preempted: list[Sequence],
-    ) -> Part | None:
-        count = min(sequence.pending, budget)
-        needed = self._missing(sequence, count)
-        while needed > self.pool.free:
-            victim = self.running[-1]
-            parts.pop(victim, None)
+    def _continue(self, sequence: Sequence, room: _Room) -> None:
+        """Plan tokens of a running sequence, taking blocks from the last ones where needed."""
+        count = self._count(sequence, room)
+        if not count or sequence in room.preempted:
+            return
+        while self._needed(sequence, count) > self.pool.available:
+            victim = max(self.running, key=self.policy.key)
+            if part := room.parts.pop(victim, None):
+                _spend(room, part, -1)
             self._preempt(victim)
-            preempted.append(victim)
+            room.preempted.add(victim)
             if victim is sequence:
-                return None
-        return self._reserve(sequence, count, needed)
+                return
+        self._plan(sequence, count, room)
 
-    def _missing(self, sequence: Sequence, count: int) -> int:
-        return max(0, self.blocks_of(sequence.computed + count) - len(sequence.blocks))
+    def _count(self, sequence: Sequence, room: _Room) -> int:
+        pending = len(sequence.tokens) - sequence.computed
+        if pending > 1:
+            pending = min(pending, room.prompt_tokens)
+        if sequence.all_rows and sequence.computed < sequence.prompt_length:
+            pending = min(pending, room.rows)
+        return min(pending, room.tokens) if room.rows else 0
 
-    def _reserve(self, sequence: Sequence, count: int, needed: int) -> Part:
-        fresh = self.pool.allocate(needed)
+    def _plan(self, sequence: Sequence, count: int, room: _Room) -> None:
+        part = self._reserve(sequence, count)
+        room.parts[sequence] = part
+        _spend(room, part, 1)
+
+    def _needed(self, sequence: Sequence, count: int) -> int:
+        """Blocks to allocate: for new tokens, and for a copy of one that others hold too."""
+        growth = self.blocks_of(sequence.computed + count) - len(sequence.blocks)
+        return max(0, growth) + self._writes_shared(sequence)
+
+    def _writes_shared(self, sequence: Sequence) -> bool:
+        place = sequence.computed // self.block
+        return place < len(sequence.blocks) and self.pool.is_shared(sequence.blocks[place])
+
+    def _reserve(self, sequence: Sequence, count: int) -> Part:
+        if self._writes_shared(sequence):
+            self._own(sequence, sequence.computed // self.block)
+        growth = -(-(sequence.computed + count) // self.block) - len(sequence.blocks)
+        if growth <= 0:
+            return Part(sequence, count, ())
+        fresh = self.pool.allocate(growth)
         sequence.blocks.extend(fresh)
         return Part(sequence, count, tuple(fresh))
 
-    def _next_waiting(self) -> Sequence | None:
-        return self.waiting[0] if self.waiting and len(self.running) < self.max_batch else None
+    def _own(self, sequence: Sequence, place: int) -> None:
+        """Copy on write. Done at once: between steps the cache belongs to nobody else."""
+        assert self.memory is not None, "blocks are shared for writing, and nothing copies them"
+        shared = sequence.blocks[place]
+        (own,) = self.pool.allocate(1)
+        self.memory.copy(shared, own)
+        sequence.blocks[place] = own
+        self.pool.release([shared])
 
-    def _start(self, sequence: Sequence, budget: int) -> Part | None:
+    def _start(self, room: _Room) -> bool:
         """Begin with the first waiting sequence if its whole prompt fits.
 
-        One more block is kept free for each that runs, as each will soon want one.
+        What running prompts will still take is kept free, and one more block for each that runs,
+        as each will soon want one.
         """
-        whole = self.blocks_of(len(sequence.tokens))
-        if whole + len(self.running) > self.pool.free and self.running:
-            return None
-        count = min(sequence.pending, budget)
-        part = self._reserve(sequence, count, self._missing(sequence, count))
-        self.waiting.pop(0)
-        insort(self.running, sequence, key=self._policy)
-        return part
+        sequence = self.waiting.first() if len(self.running) < self.max_batch else None
+        if sequence is None or not self._count(sequence, room):
+            return False
+        self._find(sequence)
+        ahead = sum(self.blocks_of(len(s.tokens)) - len(s.blocks) for s in self.running)
+        whole = self.blocks_of(len(sequence.tokens)) - len(sequence.blocks)
+        if self.running and whole + ahead + len(self.running) > self.pool.available:
+            self._vacate(sequence)
+            return False
+        self.waiting.pop()
+        self.running.append(sequence)
+        self._resume(sequence)
+        self._note_start(sequence)
+        self._plan(sequence, self._count(sequence, room), room)
+        return True
+
+    def _find(self, sequence: Sequence) -> None:
+        """Take the blocks that the prefix cache has; the last token is always computed."""
+        if not (self.prefix_caching and sequence.reads_cache):
+            return
+        tokens, useful = sequence.tokens, (len(sequence.tokens) - 1) // self.block
+        extend_chain(sequence.keys, tokens, self.block, sequence.salt)
+        sequence.blocks = self.pool.find(sequence.keys[:useful])
+        self.pool.retain(sequence.blocks)
+        sequence.computed = len(sequence.blocks) * self.block
+
+    def _resume(self, sequence: Sequence) -> None:
+        """Copy back what a preempted sequence had, as far as it does not have it again."""
+        if not (saved := sequence.saved) or self.memory is None:
+            return
+        sequence.saved = None
+        known = len(sequence.blocks)
+        if saved.computed <= sequence.computed:
+            self.memory.discard(saved)
+            return
+        sequence.blocks += self.pool.allocate(saved.count - known)
+        self.memory.load(saved, sequence.blocks, known)
+        sequence.computed = saved.computed
+
+    def _note_start(self, sequence: Sequence) -> None:
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
+            self.prefix_queries += sequence.prompt_length
+            self.prefix_hits += sequence.computed
+        if not sequence.charged:
+            sequence.charged = sequence.prompt_length
+            self.policy.charge(sequence, sequence.prompt_length, 0)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
         self.running.remove(sequence)
+        if self.memory and sequence.computed:
+            blocks = sequence.blocks[: self.blocks_of(sequence.computed)]
+            sequence.saved = self.memory.save(blocks, sequence.computed)
         self._vacate(sequence)
-        insort(self.waiting, sequence, key=self._policy)
+        self.waiting.push(sequence)
 
     def _vacate(self, sequence: Sequence) -> None:
+        # The end first: of a prefix that is cached the beginning is of use to the most.
         self.pool.release(reversed(sequence.blocks))
         sequence.blocks.clear()
         sequence.computed = 0
 
     def commit(self, step: Step) -> None:
         """The step has run: its tokens are in the cache. Call before new tokens are appended."""
-        for part in step.parts:
-            part.sequence.computed += part.count
+        charges = self.policy.charges
+        for sequence, count, _ in step.parts:
+            sequence.computed += count
+            if sequence.computed % self.block < count and self.prefix_caching:
+                self._name(sequence, sequence.computed - count)
+            if charges and sequence.computed == len(sequence.tokens) >= sequence.charged:
+                sequence.charged = len(sequence.tokens) + 1
+                self.policy.charge(sequence, 0, 1)
+
+    def _name(self, sequence: Sequence, before: int) -> None:
+        """Make the blocks that are full now known to the prefix cache."""
+        extend_chain(sequence.keys, sequence.tokens, self.block, sequence.salt)
+        for place in range(before // self.block, sequence.computed // self.block):
+            self.pool.name(sequence.blocks[place], sequence.keys[place])
 
     def roll_back(self, step: Step) -> None:
         """The step has not run: give back what it reserved; what it preempted stays queued."""
@@ -197,8 +353,7 @@ class Scheduler:
 
     def alone(self, part: Part) -> Step:
         """A step with one part of a step that was rolled back: its blocks are free again."""
-        needed = self._missing(part.sequence, part.count)
-        return Step((self._reserve(part.sequence, part.count, needed),))
+        return Step((self._reserve(part.sequence, part.count),))
 
     def sequences(self) -> Iterator[Sequence]:
         """All sequences, running ones first."""
@@ -213,27 +368,48 @@ class Scheduler:
         for sequence in self.running:
             room = len(sequence.blocks) * self.block
             assert sequence.computed <= room, f"{sequence.id}: {sequence.computed} tokens in {room}"
+            assert not sequence.saved, f"{sequence.id} runs and is saved on the host"
+        if self.memory:
+            self.memory.check([s.saved for s in self.waiting if s.saved])
+
+
+def _spend(room: _Room, part: Part, times: int) -> None:
+    """Take a part out of what is left, or put it back with times -1."""
+    sequence = part.sequence
+    whole = sequence.all_rows and sequence.computed < sequence.prompt_length
+    room.tokens -= times * part.count
+    # One row at least, so that whoever runs has one when its prompt ends.
+    room.rows -= times * (part.count if whole else 1)
+    if part.count > 1:
+        room.prompt_tokens -= times * part.count
 
 
 def _batch(parts: tuple[Part, ...], block: int) -> Batch:
     tokens: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
+    lengths: list[int] = []
     starts, rows = [0], []
     for part in parts:
-        sequence, begin = part.sequence, part.sequence.computed
-        span = range(begin, begin + part.count)
-        tokens += sequence.tokens[begin : begin + part.count]
-        positions += span
-        slots += [sequence.blocks[p // block] * block + p % block for p in span]
+        sequence, count, _ = part
+        begin, blocks = sequence.computed, sequence.blocks
+        end = begin + count
+        if count == 1:
+            tokens.append(sequence.tokens[begin])
+            positions.append(begin)
+            slots.append(blocks[begin // block] * block + begin % block)
+        else:
+            tokens += sequence.tokens[begin:end]
+            positions += range(begin, end)
+            slots += [blocks[p // block] * block + p % block for p in range(begin, end)]
+        lengths.append(end)
         starts.append(len(tokens))
-        if part.ends:
-            rows.append(len(tokens) - 1)
+        rows += range(len(tokens) - part.rows, len(tokens))
     return Batch(
         tokens=tokens,
         positions=positions,
         query_start=starts,
-        context_length=[p.sequence.computed + p.count for p in parts],
+        context_length=lengths,
         block_table=[p.sequence.blocks for p in parts],
         slots=slots,
         # Kernels take at least one row; where no part ends, nobody reads it.

@@ -58,7 +58,8 @@ class Text:
 class TextStream:
     """Text of tokens that come one at a time: never half a character, never past a stop string.
 
-    `push` and `finish` return what may be shown; `stopped` says that a stop string ended the text.
+    `push` and `finish` return what may be shown; `stopped` says that a stop string ended the text,
+    and `stop` which.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TextStream:
         keep_stop: bool = False,
     ) -> None:
         self.stopped = False
+        self.stop: str | None = None
         self._text, self._skip = text, skip_special
         self._stop, self._keep_stop = tuple(stop), keep_stop
         self._ids: list[int] = []
@@ -106,18 +108,19 @@ class TextStream:
         text = self._held + fresh
         if may_stop and (found := self._find(text)) is not None:
             self.stopped, self._held = True, ""
-            return text[:found]
+            end, self.stop = found
+            return text[:end]
         keep = self._possible(text) if may_stop else 0
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def _find(self, text: str) -> int | None:
-        """Where the text ends, if a stop string is in it: the first that begins."""
+    def _find(self, text: str) -> tuple[int, str] | None:
+        """Where the text ends and by which stop string, if one is in it: the first that begins."""
         ends = [(text.find(s), s) for s in self._stop if s in text]
         if not ends:
             return None
         begin, stop = min(ends)
-        return begin + len(stop) if self._keep_stop else begin
+        return (begin + len(stop) if self._keep_stop else begin), stop
 
     def _possible(self, text: str) -> int:
         """The length of the longest end of the text that a stop string begins with."""

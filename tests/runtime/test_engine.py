@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ferrule.runtime.engine import Engine
-from ferrule.runtime.errors import RequestError
+from ferrule.runtime.errors import QueueFullError, RequestError
 from ferrule.runtime.sampling import SamplingParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,3 +187,118 @@ def test_stats_count_what_the_engine_holds():
     drain(engine)
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.integers(1, 5), st.integers(1, 9), st.integers(0, 9)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.integers(8, 30),
+    st.integers(1, 4),
+    st.sampled_from([0, 40]),
+    st.booleans(),
+)
+def test_sequences_that_share_blocks_see_their_own_tokens(asked, blocks, max_batch, swap, caching):
+    """Prompts that begin alike, several sequences each: the fake's cache holds real tokens."""
+    engine = Engine(
+        FakeRunner(blocks=blocks, max_batch=max_batch, chunk=7),
+        swap_blocks=swap,
+        prefix_caching=caching,
+    )
+    engine.memory.costs.token = 1e9
+    pending = [(*each[:3], each[3], str(i)) for i, each in enumerate(asked)]
+    ended, now = {}, 0
+    while pending or engine.has_work:
+        for length, n, count, _, name in [p for p in pending if p[3] <= now]:
+            engine.submit(prompt_of(length), sampled(count, n), name)
+            pending = [p for p in pending if p[4] != name]
+        for delta in engine.step():
+            ended.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
+        engine.check()
+        now += 1
+    for number, (length, n, count, _) in enumerate(asked):
+        for i in range(n):
+            alone = drain_one(Engine(FakeRunner()), prompt_of(length), sampled(count, 1, 5 + i))
+            assert ended[str(number), i] == alone[0]
+    assert engine.pool.used == 0 and engine.memory.used == 0
+
+
+def prompt_of(length):
+    return [(7 * i) % 5 for i in range(length)]
+
+
+def sampled(count, n, seed=5):
+    return SamplingParams(temperature=30.0, seed=seed, n=n, max_tokens=count)
+
+
+def test_several_sequences_share_the_prompt_until_they_write():
+    runner = FakeRunner(blocks=16, max_batch=4, chunk=16)
+    engine = Engine(runner)
+    engine.submit(prompt_of(10), sampled(6, 3))
+    assert [d.index for d in engine.step()] == [0, 1, 2]
+    assert engine.pool.used == 3
+    engine.step()
+    assert engine.pool.used == 5  # two full ones, and the last of each
+    engine.check()
+    drain_all(engine)
+    assert sum(len(b.tokens) for b in runner.batches) == 10 + 3 * 5
+
+
+def drain_all(engine):
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+        engine.check()
+    return deltas
+
+
+def test_the_prompt_is_found_again_and_reported_per_tenant():
+    engine = Engine(FakeRunner(blocks=16, max_batch=4, chunk=16))
+    cached = []
+    for salt in ("", "", "tenant", "tenant"):
+        engine.submit(prompt_of(14), greedy(2), cache_salt=salt)
+        cached.append({d.cached_tokens for d in drain_all(engine)})
+    assert cached == [{0}, {12}, {0}, {12}]
+    stats = engine.stats()
+    assert (stats.prefix_queries, stats.prefix_hits) == (56, 24)
+    assert (stats.prompt_tokens, stats.generated_tokens) == (56, 8)
+    assert stats.blocks_cached > 0 and stats.blocks_used == 0
+
+
+def test_a_full_queue_refuses():
+    engine = Engine(FakeRunner(), max_waiting=2)
+    names = [engine.submit([1], greedy(3)) for _ in range(2)]
+    assert engine.is_full
+    with pytest.raises(QueueFullError, match="2 requests wait"):
+        engine.submit([1], greedy(3))
+    engine.step()
+    engine.submit([1], greedy(3))
+    assert len(drain(engine)) == len(names) + 1
+
+
+def test_times_are_in_order():
+    engine = Engine(FakeRunner(max_batch=1))
+    engine.submit([1], greedy(3))
+    engine.submit([2], greedy(1))
+    for delta in drain_all(engine):
+        assert bool(delta.times) == bool(delta.finish_reason)
+        if times := delta.times:
+            order = (times.arrived, times.started, times.first_token, times.finished)
+            assert list(order) == sorted(order)
+
+
+def test_an_error_ends_all_sequences_of_a_request_and_no_other():
+    runner = FakeRunner(blocks=30)
+    engine = Engine(runner)
+    engine.submit([1, 2, 3], sampled(9, 3), "bad")
+    good = engine.submit([5], greedy(9))
+    engine.step()
+    runner.fails_on = engine._requests["bad"].tracks[1].sequence.tokens[-1]
+    errors = [d for d in engine.step() if d.error]
+    assert [d.request_id for d in errors] == ["bad"]
+    runner.fails_on = None
+    engine.check()
+    assert list(drain(engine)) == [good]

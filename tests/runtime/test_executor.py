@@ -198,3 +198,22 @@ def test_inputs_of_a_module_are_checked(toy_kernels):
             module.run(inputs)
     with pytest.raises(PlanError, match="no entry 'other'; the plan has main"):
         ModuleExecutor(module_plan(), KernelLibrary(toy_kernels), {}, "other")
+
+
+def test_blocks_are_copied_and_moved_to_the_host_and_back_in_every_cache():
+    caches = [
+        {"name": "kv", "dtype": "i32", "entry": [1]},
+        {"name": "more", "dtype": "bf16", "entry": [3, 5]},
+    ]
+    executor = Executor(plan(caches=caches), Recorder(), scale(), 9)
+    generator = np.random.default_rng()
+    for cache in executor._caches.values():
+        cache[...] = generator.integers(0, 1 << 15, cache.shape)
+    before = {name: cache.copy() for name, cache in executor._caches.items()}
+    executor.copy_block(2, 7)
+    content = executor.read_blocks([7, 3])
+    executor._caches["kv"][...] = executor._caches["more"][...] = 0
+    executor.write_blocks([0, 8], content)
+    for name, cache in executor._caches.items():
+        np.testing.assert_array_equal(cache[[0, 8]], before[name][[2, 3]])
+        assert not cache[1:8].any()

@@ -116,6 +116,7 @@ def test_logits_that_are_not_finite_are_an_error():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"n": 0}, "n=0: wanted an integer, 1 or more"),
         ({"temperature": -0.1}, "temperature=-0.1: wanted a number, 0.0 or more"),
         ({"temperature": float("nan")}, "temperature=nan: wanted a number"),
         ({"temperature": "hot"}, "temperature='hot': wanted a number"),
@@ -130,7 +131,7 @@ def test_logits_that_are_not_finite_are_an_error():
         ({"stop": [""]}, "stop: wanted strings that are not empty"),
         ({"stop_token_ids": [-1]}, "stop_token_ids=-1: wanted an integer, 0 or more"),
         ({"temprature": 1}, "no sampling parameter 'temprature'; did you mean 'temperature'?"),
-        ({"best_of": 1}, "no sampling parameter 'best_of'; known: temperature"),
+        ({"best_of": 1}, "no sampling parameter 'best_of'; known: n, temperature"),
     ],
 )
 def test_values_out_of_range_are_named_with_their_range(values, message):

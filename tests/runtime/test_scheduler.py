@@ -2,7 +2,11 @@
 
 import time
 
+import numpy as np
+import pytest
 from ferrule.runtime.blocks import BlockPool
+from ferrule.runtime.memory import BlockMemory, Costs
+from ferrule.runtime.policies import POLICIES, ByPriority, FairShare, Policy, ShortestRemaining
 from ferrule.runtime.scheduler import Scheduler, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,12 +14,34 @@ from hypothesis import strategies as st
 BLOCK = 4
 
 
-def make(blocks=12, max_batch=3, chunk=5):
-    return Scheduler(BlockPool(blocks), block=BLOCK, max_batch=max_batch, chunk=chunk)
+class NoCache:
+    """A cache whose blocks are moved in name only."""
+
+    def copy_block(self, source, target):
+        assert source != target
+
+    def read_blocks(self, blocks):
+        return (np.asarray(blocks),)
+
+    def write_blocks(self, blocks, content):
+        assert len(blocks) == len(content[0])
 
 
-def sequence(name, prompt):
-    return Sequence(str(name), list(range(prompt)), prompt)
+def make(blocks=12, max_batch=3, chunk=5, policy=None, swap=0, **options):
+    memory = BlockMemory(NoCache(), swap, Costs(token=1e9))
+    return Scheduler(
+        BlockPool(blocks),
+        block=BLOCK,
+        max_batch=max_batch,
+        chunk=chunk,
+        policy=policy,
+        memory=memory,
+        **options,
+    )
+
+
+def sequence(name, prompt, client="", **rest):
+    return Sequence(str(name), list(range(prompt)), prompt, client=client, **rest)
 
 
 @st.composite
@@ -25,8 +51,19 @@ def loads(draw):
     total = st.integers(2, blocks * BLOCK)
     sizes = draw(st.lists(total.flatmap(lambda n: st.tuples(st.integers(1, n - 1), st.just(n)))))
     arrivals = draw(st.lists(st.integers(0, 20), min_size=len(sizes), max_size=len(sizes)))
-    events = draw(st.lists(st.sampled_from(["run"] * 6 + ["roll back", "alone", "abort"])))
-    return blocks, max_batch, chunk, list(zip(sizes, sorted(arrivals), strict=True)), events
+    events = draw(st.lists(st.sampled_from(["run"] * 6 + ["roll back", "alone", "abort", "fork"])))
+    options = {
+        "blocks": blocks,
+        "max_batch": max_batch,
+        "chunk": chunk,
+        "policy": draw(st.sampled_from(list(POLICIES.values())))(),
+        "swap": draw(st.sampled_from([0, 0, 3, 30])),
+        "rows": draw(st.integers(max_batch, chunk)),
+        "beside_decodes": draw(st.none() | st.integers(1, chunk)),
+        "prefix_caching": draw(st.booleans()),
+    }
+    clients = draw(st.lists(st.sampled_from("abc"), min_size=len(sizes), max_size=len(sizes)))
+    return options, list(zip(sizes, sorted(arrivals), clients, strict=True)), events
 
 
 def run_step(scheduler, goals, event):
@@ -36,6 +73,7 @@ def run_step(scheduler, goals, event):
         return set()
     assert 1 <= sum(p.count for p in step.parts) <= scheduler.chunk
     assert 1 <= len(step.parts) <= scheduler.max_batch
+    assert sum(p.rows for p in step.parts) <= scheduler.rows
     assert len(scheduler.running) <= scheduler.max_batch
     check_batch(step, scheduler)
     if event == "roll back":
@@ -65,23 +103,28 @@ def check_batch(step, scheduler):
     batch = step.batch(BLOCK)
     assert len(set(batch.slots)) == len(batch.slots) == len(batch.tokens) == len(batch.positions)
     assert batch.query_start[-1] == len(batch.tokens)
+    written = {s // BLOCK for s in batch.slots}
+    assert not any(scheduler.pool.is_shared(b) for b in written)
     for n, blocks in enumerate(batch.block_table):
         span = range(batch.query_start[n], batch.query_start[n + 1])
         assert [batch.positions[i] for i in span][-1] == batch.context_length[n] - 1
         for i in span:
             assert batch.slots[i] // BLOCK == blocks[batch.positions[i] // BLOCK]
     ends = [n for n, p in enumerate(step.parts) if p.ends]
-    if ends:
+    if ends and not any(p.sequence.all_rows for p in step.parts):
         assert batch.logit_rows == [batch.query_start[n + 1] - 1 for n in ends]
 
 
 @settings(max_examples=150, deadline=None)
 @given(loads())
 def test_every_sequence_ends_and_every_block_comes_back(load):
-    blocks, max_batch, chunk, arrivals, events = load
-    scheduler = make(blocks, max_batch, chunk)
+    options, arrivals, events = load
+    scheduler = make(**options)
     goals, ended, aborted = {}, set(), set()
-    pending = [(sequence(i, prompt), total, at) for i, ((prompt, total), at) in enumerate(arrivals)]
+    pending = [
+        (sequence(i, prompt, client, limit=total - prompt, all_rows=i % 5 == 4), total, at)
+        for i, ((prompt, total), at, client) in enumerate(arrivals)
+    ]
     work = sum(total for _, total, _ in pending)
     for now in range(40 + len(events) + work * (2 + len(pending))):
         while pending and pending[0][2] <= now:
@@ -91,12 +134,22 @@ def test_every_sequence_ends_and_every_block_comes_back(load):
         if event == "abort" and (known := list(scheduler.sequences())):
             scheduler.remove(known[now % len(known)])
             aborted.add(known[now % len(known)].id)
+        if event == "fork" and (whole := [s for s in scheduler.running if s.computed]):
+            fork(scheduler, whole[now % len(whole)], goals)
         ended |= {s.id for s in run_step(scheduler, goals, event)}
         scheduler.check()
         if not pending and not list(scheduler.sequences()):
             break
     assert ended | aborted == set(goals) and not ended & aborted
-    assert scheduler.pool.free == blocks
+    assert scheduler.pool.available == options["blocks"] and scheduler.memory.used == 0
+
+
+def fork(scheduler, parent, goals):
+    child = Sequence(
+        f"{len(goals)}", list(parent.tokens), parent.prompt_length, client=parent.client
+    )
+    goals[child.id] = goals[parent.id]
+    scheduler.fork(parent, child)
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,9 +184,14 @@ def test_decodes_go_before_a_long_prompt_and_wait_for_no_chunk():
     assert counts[4] == [("0", 1), ("1", 1)]
 
 
+class LastNamed(Policy):
+    def key(self, sequence):
+        return (-int(sequence.id),)
+
+
 def test_a_long_prompt_that_goes_first_does_not_hold_up_decodes():
     pool = BlockPool(40)
-    scheduler = Scheduler(pool, block=BLOCK, max_batch=3, chunk=8, policy=lambda s: (-int(s.id),))
+    scheduler = Scheduler(pool, block=BLOCK, max_batch=3, chunk=8, policy=LastNamed())
     goals = {"0": 90, "9": 40}
     scheduler.admit(sequence(0, 3))
     run_step(scheduler, goals, "run")
@@ -158,7 +216,7 @@ def test_the_last_come_gives_way_and_the_first_never_does():
     assert scheduler.preemptions >= 1
 
 
-def test_a_step_of_256_sequences_is_planned_within_milliseconds():
+def test_a_step_of_256_sequences_is_planned_within_a_millisecond():
     scheduler = Scheduler(BlockPool(4096), block=16, max_batch=256, chunk=512)
     for i in range(256):
         scheduler.admit(sequence(i, 1))
@@ -167,16 +225,203 @@ def test_a_step_of_256_sequences_is_planned_within_milliseconds():
         scheduler.commit(step)
         for part in step.parts:
             part.sequence.tokens.append(0)
-    best = min(plan_and_time(scheduler) for _ in range(5))
-    assert best < 0.01, f"{best * 1e3:.2f} ms"
+    best = min(plan_and_time(scheduler) for _ in range(25))
+    assert best < 0.001, f"{best * 1e3:.2f} ms"
 
 
 def plan_and_time(scheduler):
     start = time.perf_counter()
     step = scheduler.next_step()
-    step.batch(16)
-    seconds = time.perf_counter() - start
     scheduler.commit(step)
+    seconds = time.perf_counter() - start
     for part in step.parts:
         part.sequence.tokens.append(0)
     return seconds
+
+
+def serve(scheduler, goals, until=None, limit=10_000):
+    """Run to the end, or until something holds; the ids in the order of their ends."""
+    ended = []
+    for _ in range(limit):
+        ended += [s.id for s in run_step(scheduler, goals, "run")]
+        if not list(scheduler.sequences()) or (until and until(ended)):
+            return ended
+    raise AssertionError(f"still there: {[s.id for s in scheduler.sequences()]}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 20)), min_size=2, max_size=12),
+    st.sampled_from(["fcfs", "priority", "fair"]),
+)
+def test_each_client_is_begun_in_its_own_order(arrivals, policy):
+    scheduler = make(blocks=14, max_batch=2, chunk=6, policy=POLICIES[policy]())
+    goals = {str(i): prompt + 5 for i, (_, prompt) in enumerate(arrivals)}
+    for i, (client, prompt) in enumerate(arrivals):
+        scheduler.admit(sequence(i, prompt, client))
+    begun = []
+    while list(scheduler.sequences()):
+        run_step(scheduler, goals, "run")
+        begun += [s for s in scheduler.running if s not in begun]
+    for client in "abc":
+        own = [s.arrival for s in begun if s.client == client]
+        assert own == sorted(own)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(20, 60), st.integers(1, 3))
+def test_fair_share_bounds_what_one_client_gets_before_another(prompt, output, flood, max_batch):
+    policy = FairShare()
+    scheduler = make(blocks=30, max_batch=max_batch, chunk=8, policy=policy)
+    goals = {}
+    for i in range(flood):
+        goals[str(i)] = prompt + output
+        scheduler.admit(sequence(i, prompt, "flood"))
+    for i in range(flood, flood + 10):
+        goals[str(i)] = prompt + output
+        scheduler.admit(sequence(i, prompt, "few"))
+    # Both are backlogged: Sheng et al., theorem 4.4, with all requests of one size.
+    bound = 2 * max(prompt + 2 * output, 2 * max_batch * (prompt + output))
+    while any(s.client == "few" for s in scheduler.waiting):
+        run_step(scheduler, goals, "run")
+        if any(s.client == "few" for s in scheduler.waiting):
+            assert abs(policy.served["flood"] - policy.served["few"]) <= bound
+    serve(scheduler, goals)
+
+
+def test_idling_earns_no_share_and_a_weight_earns_more():
+    policy = FairShare(weights={"heavy": 2.0})
+    scheduler = make(policy=policy)
+    first, late = sequence(0, 4, "busy"), sequence(1, 4, "idle")
+    scheduler.admit(first)
+    policy.charge(first, 1000, 0)
+    scheduler.admit(late)
+    assert policy.served["idle"] == policy.served["busy"] == 1000
+    heavy = sequence(2, 4, "heavy")
+    scheduler.admit(heavy)
+    policy.charge(heavy, 10, 5)
+    policy.charge(late, 10, 5)
+    assert (policy.served["heavy"], policy.served["idle"]) == (1010, 1020)
+    for each in (first, late, heavy):
+        scheduler.remove(each)
+    back = sequence(3, 4, "back")
+    scheduler.admit(back)
+    assert policy.served["back"] >= 1010 and len(policy.served) <= 2
+
+
+def test_priority_goes_first_and_gives_way_last():
+    scheduler = make(blocks=5, max_batch=2, chunk=8, policy=ByPriority())
+    low, high = sequence(0, 7, priority=5), sequence(1, 7, priority=-1)
+    for each in (low, high):
+        scheduler.admit(each)
+    assert serve(scheduler, {"0": 16, "1": 16}) == ["1", "0"]
+    assert scheduler.preemptions >= 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(20, 80))
+def test_the_shortest_is_served_first_and_the_longest_in_the_end(length):
+    scheduler = make(blocks=40, max_batch=1, chunk=8, policy=ShortestRemaining())
+    goals = {"0": 3 + length, "1": 5, "2": 9}
+    for i, goal in goals.items():
+        scheduler.admit(sequence(i, 3, limit=goal - 3))
+    assert serve(scheduler, goals) == ["1", "2", "0"]
+    # Short ones that come for ever hold up a long one for no longer than it is.
+    scheduler = make(blocks=40, max_batch=1, chunk=8, policy=ShortestRemaining())
+    goals = {"0": 3 + length}
+    scheduler.admit(sequence(0, 3, limit=length))
+    ended, count = [], 0
+    while "0" not in ended:
+        count += 1
+        goals[str(count)] = 4
+        scheduler.admit(sequence(count, 3, limit=1))
+        ended += [s.id for s in run_step(scheduler, goals, "run")]
+        assert count < 3 * length + 10
+
+
+def test_lengths_are_predicted_from_what_a_client_asked_for_before():
+    policy = ShortestRemaining()
+    scheduler = make(policy=policy)
+    short = sequence(0, 4, "a", limit=1000)
+    scheduler.admit(short)
+    assert short.predicted == 1000
+    short.tokens += [0] * 10
+    scheduler.remove(short)
+    again, other = sequence(1, 4, "a", limit=1000), sequence(2, 4, "b", limit=1000)
+    for each in (again, other):
+        scheduler.admit(each)
+    assert (again.predicted, other.predicted) == (10, 1000)
+
+
+@pytest.mark.parametrize(("swap", "saves"), [(0, 0), (30, 1)])
+def test_a_preempted_sequence_comes_back_by_the_cheaper_way(swap, saves):
+    scheduler = make(blocks=5, max_batch=2, chunk=8, swap=swap, prefix_caching=False)
+    for i in range(2):
+        scheduler.admit(sequence(i, 7))
+    goals = {"0": 16, "1": 16}
+    serve(scheduler, goals, until=lambda ended: scheduler.preemptions)
+    (waiting,) = scheduler.waiting
+    assert bool(waiting.saved) == bool(swap)
+    scheduler.check()
+    assert serve(scheduler, goals) == ["0", "1"]
+    assert scheduler.memory.saves == saves and scheduler.memory.used == 0
+
+
+def test_costs_choose_between_saving_and_computing_again():
+    costs = Costs()
+    assert not costs.prefer_saving(100, 7)
+    costs.see_tokens(10, 1.0)
+    costs.see_blocks(1, 0.5)
+    assert costs.prefer_saving(100, 7) and not costs.prefer_saving(1, 7)
+    costs.see_blocks(1, 1e9)
+    assert not costs.prefer_saving(100, 7)
+
+
+def test_a_host_without_memory_costs_a_computation_and_no_request():
+    scheduler = make(blocks=5, max_batch=2, chunk=8, swap=30, prefix_caching=False)
+
+    def full(_blocks):
+        raise MemoryError
+
+    scheduler.memory._runner.read_blocks = full
+    for i in range(2):
+        scheduler.admit(sequence(i, 7))
+    assert serve(scheduler, {"0": 16, "1": 16}) == ["0", "1"]
+    assert scheduler.memory.failures == 1 and scheduler.memory.used == 0
+
+
+def test_a_prefix_is_computed_once_and_its_last_token_always():
+    scheduler = make(blocks=12, max_batch=2, chunk=32)
+    goals = {str(i): 20 for i in range(4)}
+    scheduler.admit(sequence(0, 16))
+    serve(scheduler, goals)
+    for i, salt in ((1, b""), (2, b"other"), (3, b"")):
+        again = sequence(i, 16, salt=salt, reads_cache=i != 3)
+        scheduler.admit(again)
+        (part,) = scheduler.next_step().parts
+        wanted = 12 if i == 1 else 0
+        assert (again.cached, part.count) == (wanted, 16 - wanted)
+        scheduler.remove(again)
+        scheduler.check()
+    assert (scheduler.prefix_queries, scheduler.prefix_hits) == (64, 12)
+
+
+def test_a_long_prompt_leaves_decodes_their_pace():
+    scheduler = make(blocks=40, max_batch=3, chunk=32, beside_decodes=4)
+    scheduler.admit(sequence(0, 3))
+    run_step(scheduler, goals := {"0": 90, "1": 60}, "run")
+    scheduler.admit(sequence(1, 29))
+    step = scheduler.next_step()
+    assert [(p.sequence.id, p.count) for p in step.parts] == [("0", 1), ("1", 4)]
+    scheduler.roll_back(step)
+    serve(scheduler, goals)
+
+
+def test_tokens_that_all_get_logits_are_bounded_by_rows():
+    scheduler = make(blocks=40, max_batch=2, chunk=16, rows=5)
+    scheduler.admit(sequence(0, 3))
+    run_step(scheduler, {"0": 90}, "run")
+    scheduler.admit(sequence(1, 9, all_rows=True))
+    step = scheduler.next_step()
+    assert [(p.sequence.id, p.count, p.rows) for p in step.parts] == [("0", 1, 1), ("1", 4, 4)]
+    assert step.batch(BLOCK).logit_rows == [0, 1, 2, 3, 4]

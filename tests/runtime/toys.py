@@ -99,8 +99,11 @@ def write_toy(directory, kernels, *, features=()):
 class FakeRunner:
     """Runs steps in plain Python over a paged cache, and checks everything it is given."""
 
-    def __init__(self, *, block=4, blocks=16, chunk=8, max_batch=4, max_context=None):
+    def __init__(
+        self, *, block=4, blocks=16, chunk=8, max_batch=4, max_rows=None, max_context=None
+    ):
         self.block, self.blocks, self.chunk, self.max_batch = block, blocks, chunk, max_batch
+        self.max_rows = max_rows or max_batch
         self.max_context = max_context or blocks * block
         self.vocabulary = VOCABULARY
         self.cache = np.full((blocks, block), -1)
@@ -112,6 +115,7 @@ class FakeRunner:
         self.batches.append(batch)
         assert 1 <= len(batch.tokens) <= self.chunk
         assert 1 <= len(batch.context_length) <= self.max_batch
+        assert 1 <= len(batch.logit_rows) <= self.max_rows
         assert len(batch.query_start) == len(batch.context_length) + 1
         if self.fails_on in batch.tokens:
             raise RuntimeError(f"no kernel for token {self.fails_on}")
@@ -122,6 +126,15 @@ class FakeRunner:
         for index, row in enumerate(batch.logit_rows):
             logits[index] = self._logits(batch, row)
         return logits.argmax(-1).astype(np.int32), logits
+
+    def copy_block(self, source, target):
+        self.cache[target] = self.cache[source]
+
+    def read_blocks(self, blocks):
+        return (self.cache[list(blocks)],)
+
+    def write_blocks(self, blocks, content):
+        self.cache[list(blocks)] = content[0]
 
     def _logits(self, batch, row):
         n = int(np.searchsorted(batch.query_start, row, side="right")) - 1

@@ -1,0 +1,109 @@
+"""Moves blocks between steps: copies inside the cache, and copies to the host and back."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .tensors import Array
+
+_RATE = 0.2  # weight of the newest measurement in a running mean
+
+
+class BlockRunner(Protocol):
+    """An executor's cache, block by block; called between steps only."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make the target's keys and values those of the source, in every cache."""
+        ...
+
+    def read_blocks(self, blocks: Sequence[int]) -> tuple[Array, ...]:
+        """Copies of the blocks' keys and values, one array a cache."""
+        ...
+
+    def write_blocks(self, blocks: Sequence[int], content: tuple[Array, ...]) -> None:
+        """Put what `read_blocks` gave into blocks, in the same order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A sequence's blocks on the host; `computed` tokens are in them."""
+
+    count: int
+    computed: int
+    content: tuple[Array, ...]
+
+
+@dataclass
+class Costs:
+    """Seconds to compute a token of a prompt, and to move a block one way; running means."""
+
+    token: float = 0.0
+    block: float = 0.0
+
+    def see_tokens(self, count: int, seconds: float) -> None:
+        """A step of `count` prompt tokens took so long."""
+        self.token = _mean(self.token, seconds / count)
+
+    def see_blocks(self, count: int, seconds: float) -> None:
+        """So many blocks were moved one way."""
+        self.block = _mean(self.block, seconds / count)
+
+    def prefer_saving(self, tokens: int, blocks: int) -> bool:
+        """Whether moving blocks out and in again is cheaper than computing their tokens again."""
+        return 2 * blocks * self.block < tokens * self.token
+
+
+def _mean(mean: float, value: float) -> float:
+    return value if mean == 0.0 else (1 - _RATE) * mean + _RATE * value
+
+
+class BlockMemory:
+    """The moves over one cache. `room` blocks of host memory are there for preempted sequences."""
+
+    def __init__(self, runner: BlockRunner, room: int = 0, costs: Costs | None = None) -> None:
+        self.room, self.used = room, 0
+        self.saves = self.failures = 0
+        self.costs = costs or Costs()
+        self._runner = runner
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a block inside the cache."""
+        self._runner.copy_block(source, target)
+
+    def save(self, blocks: Sequence[int], computed: int) -> Saved | None:
+        """Copy blocks to the host; None where there is no room or computing again is cheaper.
+
+        A host that has no memory left costs a computation and no request.
+        """
+        count = len(blocks)
+        if self.used + count > self.room or not self.costs.prefer_saving(computed, count):
+            return None
+        start = time.perf_counter()
+        try:
+            content = self._runner.read_blocks(blocks)
+        except (MemoryError, OSError):
+            self.failures += 1
+            return None
+        self.costs.see_blocks(count, time.perf_counter() - start)
+        self.used += count
+        self.saves += 1
+        return Saved(count, computed, content)
+
+    def load(self, saved: Saved, blocks: Sequence[int], known: int = 0) -> None:
+        """Put saved blocks back into the cache, all but the `known` first, and forget them."""
+        start = time.perf_counter()
+        content = tuple(array[known : saved.count] for array in saved.content)
+        self._runner.write_blocks(blocks[known:], content)
+        self.costs.see_blocks(saved.count - known, time.perf_counter() - start)
+        self.discard(saved)
+
+    def discard(self, saved: Saved) -> None:
+        """Give up what was saved."""
+        self.used -= saved.count
+
+    def check(self, saved: Sequence[Saved]) -> None:
+        """Raise AssertionError unless the room in use is that of these."""
+        held = sum(s.count for s in saved)
+        assert held == self.used <= self.room, f"{held} saved, {self.used} counted of {self.room}"
