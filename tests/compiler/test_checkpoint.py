@@ -81,8 +81,7 @@ def test_a_merged_weight_that_lacks_an_expert_is_named(tmp_path: Path):
     assert lost in names, sorted(names)[:9]
     rewritten(tmp_path, lambda tensors: tensors.pop(lost))
     with pytest.raises(CompileError, match=r"layers\.0\.mlp\.experts\.gate_up_proj"):
-        weights = open_model(tmp_path).weights
-        weights["model.layers.0.mlp.experts.gate_up_proj"]
+        open_model(tmp_path)
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path):
