@@ -1,4 +1,5 @@
-"""What a backend tells the passes, as plain values: which ops its templates take, how it wants weights laid out.
+"""What a backend tells the passes, as plain values: which ops its templates take, how it wants
+weights laid out.
 
 The passes may not import code generation; the compiler hands them a Backend.
 """
@@ -17,9 +18,11 @@ from .cost import Cost
 
 @dataclass(frozen=True)
 class Template:
-    """A kind of kernel: the ops it is built around, and the ops it takes in before and behind them.
+    """A kind of kernel: the ops it is built around, and the ops it takes in before and behind
+    them.
 
-    An op in `prologue` or `epilogue` is always correct there; whether it costs a pass over memory is the template's affair.
+    An op in `prologue` or `epilogue` is always correct there; whether it costs a pass over
+    memory is the template's affair.
     """
 
     anchors: frozenset[str]
@@ -29,10 +32,11 @@ class Template:
 
 @dataclass(frozen=True)
 class Layout:
-    """A packed weight: `columns` rows of w[N, K] side by side, `depth` consecutive k of each next to one another.
+    """A packed weight: `columns` rows of w[N, K] side by side, `depth` consecutive k of each
+    next to one another.
 
-    [N, K] becomes [ceil(N / columns), ceil(K / depth), columns, depth], without the last axis where depth is 1; what is
-    added is zero. `word` is the name that packed_linear carries.
+    [N, K] becomes [ceil(N / columns), ceil(K / depth), columns, depth], without the last axis
+    where depth is 1; what is added is zero. `word` is the name that packed_linear carries.
     """
 
     columns: int
@@ -65,7 +69,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Backend:
-    """A code generator as the passes see it: templates by name, and the layout of packed weights by dtype."""
+    """A code generator as the passes see it: templates by name, and the layout of packed weights
+    by dtype.
+    """
 
     name: str
     templates: Mapping[str, Template] = field(default_factory=dict[str, Template])
@@ -78,7 +84,9 @@ class Backend:
 
 @dataclass(frozen=True)
 class KernelBody:
-    """A kernel to compile: its graph, and the template chosen by grouping ("" lets the anchor decide)."""
+    """A kernel to compile: its graph, and the template chosen by grouping ("" lets the anchor
+    decide).
+    """
 
     body: Graph
     template: str = ""
@@ -86,8 +94,10 @@ class KernelBody:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What became of a kernel: `function` is its name in the library (equal bodies share one), `ops` its ops in order,
-    `cost` formulas over the dims, `source()` the generated text, which opens with the IR it came from."""
+    """What became of a kernel: `function` is its name in the library (equal bodies share one),
+    `ops` its ops in order, `cost` formulas over the dims, `source()` the generated text,
+    which opens with the IR it came from.
+    """
 
     name: str
     function: str
@@ -100,9 +110,11 @@ class KernelReport:
 def cpu_backend(target: Target) -> Backend:
     """What the CPU's templates take, for a target; needs no compiler to ask."""
     rows = frozenset(
-        name for name, op in OPS.items()
-        if op.traits & {"elementwise", "movement", "reduction", "index", "cache"} or name in _ROWS_ALSO
-    )  # fmt: skip
+        name
+        for name, op in OPS.items()
+        if op.traits & {"elementwise", "movement", "reduction", "index", "cache"}
+        or name in _ROWS_ALSO
+    )
     templates = {
         "rows": Template(rows, rows, rows),
         "linear": Template(frozenset({"linear", "packed_linear"}), rows, rows),
@@ -116,8 +128,20 @@ def cpu_backend(target: Target) -> Backend:
     return Backend("tvm", templates, {**layouts, "bf16": Layout(16, 2)} if dot else layouts)
 
 
-_ROWS_ALSO = frozenset({
-    "constant", "iota", "dim_value", "item", "softmax", "rms_norm", "layer_norm", "cumsum", "topk", "sort", "matmul",
-    "conv1d",
-})  # fmt: skip
+_ROWS_ALSO = frozenset(
+    {
+        "constant",
+        "iota",
+        "dim_value",
+        "item",
+        "softmax",
+        "rms_norm",
+        "layer_norm",
+        "cumsum",
+        "topk",
+        "sort",
+        "matmul",
+        "conv1d",
+    }
+)
 _RESHAPES = frozenset({"reshape"})

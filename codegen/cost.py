@@ -10,12 +10,16 @@ from ..ir.node import Node
 from ..ir.types import BITS, CacheType, TensorType, Type
 
 CONTEXT = "L"
-"""The dim that stands for the mean number of cached tokens of a sequence, which no shape of a kernel shows."""
+"""The dim that stands for the mean number of cached tokens of a sequence, which no shape of a
+kernel shows.
+"""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes read and written, arithmetic operations (a multiply-add is two); dims as in the kernel's shapes, and L."""
+    """Bytes read and written, arithmetic operations (a multiply-add is two); dims as in the
+    kernel's shapes, and L.
+    """
 
     bytes_read: Dim
     bytes_written: Dim
@@ -23,7 +27,9 @@ class Cost:
 
 
 def cost_of(body: Graph) -> Cost:
-    """The cost of a kernel body that touches each argument once; of a table that is indexed, the rows taken."""
+    """The cost of a kernel body that touches each argument once; of a table that is indexed, the
+    rows taken.
+    """
     users = {i: [n for n in body.nodes() if i in n.inputs] for i in body.inputs}
     read: Dim = 0
     for i, readers in users.items():

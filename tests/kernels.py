@@ -1,9 +1,9 @@
-"""`Kernels`: bodies compiled together for one target, run on fresh random inputs against the reference values.
+"""`Kernels`: bodies compiled together for one target, run on fresh random inputs against the
+reference values.
 
 from kernels import Kernels, given
 
-library = Kernels("cpu", {"norm": graph})
-library.check("norm", T=5)
+library = Kernels("cpu", {"norm": graph}) library.check("norm", T=5)
 """
 
 from __future__ import annotations
@@ -25,11 +25,22 @@ from ferrule.ir.target import Target
 from ferrule.ir.types import CacheType, TensorType
 
 TORCH = {
-    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
-    "f8e4m3": torch.float8_e4m3fn, "f8e5m2": torch.float8_e5m2, "i64": torch.int64, "i32": torch.int32,
-    "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "bool": torch.bool, "i4": torch.int8,
-    "u4": torch.uint8, "i2": torch.int8,
-}  # fmt: skip
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f8e4m3": torch.float8_e4m3fn,
+    "f8e5m2": torch.float8_e5m2,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+    "i4": torch.int8,
+    "u4": torch.uint8,
+    "i2": torch.int8,
+}
 TOLERANCE = {"f64": 1e-12, "f32": 1e-5, "f16": 2e-3, "bf16": 1e-2}
 """Largest error relative to the largest value of an output."""
 

@@ -1,6 +1,7 @@
 """CPU kernels through TVM: `build_library` compiles kernel bodies into one shared library.
 
-What the templates take is data: `ferrule.codegen.backend.cpu_backend(target)`, which imports no compiler.
+What the templates take is data: `ferrule.codegen.backend.cpu_backend(target)`, which imports no
+compiler.
 """
 
 from __future__ import annotations

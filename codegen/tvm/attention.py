@@ -1,9 +1,11 @@
-"""The attention template: online softmax over blocks of keys, never a row of scores longer than a block.
+"""The attention template: online softmax over blocks of keys, never a row of scores longer than
+a block.
 
-softmax(softcap(scale q k^T) + bias) v (Milakov and Gimelshein, 2018; Dao et al., 2022). A work item is a run of query tokens
-of one sequence and one group of heads that share their keys; items are shared out among the threads. One token alone (decode)
-takes dot products along the keys as they lie in the cache; several tokens share a block of keys turned round, so that a vector
-holds sixteen keys. Sums are float32.
+softmax(softcap(scale q k^T) + bias) v (Milakov and Gimelshein, 2018; Dao et al., 2022). A work
+item is a run of query tokens of one sequence and one group of heads that share their keys;
+items are shared out among the threads. One token alone (decode) takes dot products along the
+keys as they lie in the cache; several tokens share a block of keys turned round, so that a
+vector holds sixteen keys. Sums are float32.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from .values import Expr, bind, cast, const, i64, vectorized
 
 @dataclass(frozen=True)
 class Space:
-    """Tile sizes: keys of a block, rows (tokens x heads of a group) of a prefill tile, rows of a register tile."""
+    """Tile sizes: keys of a block, rows (tokens x heads of a group) of a prefill tile, rows of a
+    register tile.
+    """
 
     keys: int = 32
     rows: int = 64
@@ -41,7 +45,8 @@ _NEVER = float("-inf")
 class Item:
     """What one work item is about: its place in the batch, its tokens, the keys it may see.
 
-    `query` is the row of the first token, `position` its position, `count` the tokens; keys run from `low` to `high`.
+    `query` is the row of the first token, `position` its position, `count` the tokens; keys run
+    from `low` to `high`.
     """
 
     sequence: Expr
@@ -55,11 +60,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention op of a kernel, however its keys are stored: sizes, options, and how elements are read.
+    """One attention op of a kernel, however its keys are stored: sizes, options, and how
+    elements are read.
 
-    `key(work, item, slot, d)` and `value(work, item, slot, e)` read an element where `slot(item, j)` is key j's place;
-    `query(work, item, i, head, d)` reads a query; `bias(work, item, i, head, j)` is what is added to a score, None for
-    nothing; `visible` is the mask beyond the causal one.
+    `key(work, item, slot, d)` and `value(work, item, slot, e)` read an element where
+    `slot(item, j)` is key j's place; `query(work, item, i, head, d)` reads a query; `bias(work,
+    item, i, head, j)` is what is added to a score, None for nothing; `visible` is the mask
+    beyond the causal one.
     """
 
     kernel: Kernel
@@ -91,7 +98,9 @@ class Attention:
 
 @dataclass(frozen=True)
 class _State:
-    """An item's buffers: scaled queries, scores, running maximum and sum, correction of the last block, weighted values."""
+    """An item's buffers: scaled queries, scores, running maximum and sum, correction of the last
+    block, weighted values.
+    """
 
     rows: int
     q: tirx.Buffer
@@ -181,7 +190,9 @@ def _load_queries(a: Attention, work: Work, item: Item, s: _State, rows: Expr) -
 
 
 def _dot_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) -> None:
-    """scores[r, v] = q[r] . k[v] with vectors along the width; the rows of a group share each key."""
+    """scores[r, v] = q[r] . k[v] with vectors along the width; the rows of a group share each
+    key.
+    """
     whole, rest = divmod(a.width, LANES)
     with T.serial(i64(0), i64(SPACE.keys)) as v:
         slot = bind(s.slots[v])
@@ -221,7 +232,9 @@ def _vector_of(element: Callable[[Expr], Expr]) -> tirx.Buffer:
 
 
 def _tile_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) -> None:
-    """scores = q kt with kt[d, v] turned round once for all rows; register tiles of rows by vectors of keys."""
+    """scores = q kt with kt[d, v] turned round once for all rows; register tiles of rows by
+    vectors of keys.
+    """
     kt = T.alloc_buffer((a.width, SPACE.keys), "float32")
     with T.serial(i64(0), i64(SPACE.keys)) as v:
         slot = bind(s.slots[v])
@@ -250,7 +263,9 @@ def _tile_scores(a: Attention, work: Work, item: Item, s: _State, base: Expr) ->
 
 
 def _softmax_row(a: Attention, work: Work, item: Item, s: _State, r: Expr, base: Expr) -> None:
-    """Cap, bias, mask; then the running maximum and sum take the block in, and scores become weights."""
+    """Cap, bias, mask; then the running maximum and sum take the block in, and scores become
+    weights.
+    """
     token, head = _head(a, item, r)
     inside = work
     block = _zero_vector()
@@ -358,8 +373,9 @@ def _finish(a: Attention, work: Work, item: Item, s: _State, rows: Expr) -> None
 def result_place(
     kernel: Kernel, node: Node, results: Mapping[Node, Place]
 ) -> tuple[Place, dict[Node, Place]]:
-    """Where an anchor's value goes, and which nodes are done with it: the node's own result, a view of a result that is a
-    reshape of it, or scratch for what follows."""
+    """Where an anchor's value goes, and which nodes are done with it: the node's own result, a
+    view of a result that is a reshape of it, or scratch for what follows.
+    """
     if node in results:
         return results[node], {node: results[node]}
     if len(results) == 1:

@@ -25,14 +25,19 @@ from .paged import PAGED, RAGGED
 from .pull import CodegenError
 
 ANCHORS: Mapping[str, Anchor] = {
-    "packed_linear": LINEAR, "packed_expert_linear": EXPERT, "attention": DENSE, "paged_attention": PAGED,
+    "packed_linear": LINEAR,
+    "packed_expert_linear": EXPERT,
+    "attention": DENSE,
+    "paged_attention": PAGED,
     "ragged_attention": RAGGED,
-}  # fmt: skip
+}
 """Ops with a template of their own; every other op goes through the rows template."""
 
 
 def canonical(body: Graph) -> Graph:
-    """The body with its inputs named by place, so that the same kernel of two layers is the same graph."""
+    """The body with its inputs named by place, so that the same kernel of two layers is the same
+    graph.
+    """
     renamed = {n: input_(name=f"x{i}", type=n.type) for i, n in enumerate(body.inputs)}
     temporary = {n: input_(name=f"_x{i}", type=n.type) for i, n in enumerate(body.inputs)}
     # In two steps, because an input may already bear another one's new name.
@@ -46,8 +51,9 @@ def build_library(
 ) -> dict[str, KernelReport]:
     """Compile every kernel into one shared library at `path`; gives a report for each name.
 
-    Bodies that are equal but for the names of their inputs become one function: call `report.function`, which is the name
-    of the first of them. Raises CodegenError with the kernel's name and IR where a body cannot be compiled.
+    Bodies that are equal but for the names of their inputs become one function: call
+    `report.function`, which is the name of the first of them. Raises CodegenError with the
+    kernel's name and IR where a body cannot be compiled.
     """
     isa = isa_of(target)
     functions: dict[Graph, str] = {}
@@ -98,12 +104,14 @@ _COMPILERS = ("cc", "gcc", "clang")
 
 
 def link(output: str, objects: Sequence[str], **_: object) -> None:
-    """Join object files into a shared library: by a plain linker, or by a C compiler's driver; no compiler is needed."""
+    """Join object files into a shared library: by a plain linker, or by a C compiler's driver;
+    no compiler is needed.
+    """
     linker = next((p for n in (*_LINKERS, *_COMPILERS) if (p := shutil.which(n))), None)
     if linker is None:
         wanted = ", ".join((*_LINKERS, *_COMPILERS))
         raise CodegenError(
-            f"{output}: no linker on this machine; wanted one of {wanted} (Debian: apt install binutils)"
+            f"{output}: no linker here; wanted one of {wanted} (Debian: apt install binutils)"
         )
     command = [linker, "-shared", "-o", output, *objects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,6 @@
-"""Contractions without a packed weight: batched matmul and one-dimensional convolution, float32 sums."""
+"""Contractions without a packed weight: batched matmul and one-dimensional convolution, float32
+sums.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def _sum_dtype(dtype: str) -> str:
 
 
 def matmul(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> None:
-    """x @ y over the last two axes: by dot products where y is a transpose, by vectors of columns otherwise."""
+    """x @ y over the last two axes: by dot products where y is a transpose, by vectors of
+    columns otherwise.
+    """
     rest = node.shape[len(prefix) :]
     if len(rest) < 1:
         raise NotRowwise
@@ -115,7 +119,9 @@ def _dots(work: Work, node: Node, place: Place, row: list[Expr]) -> None:
 
 
 def conv1d(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> None:
-    """Cross-correlation: each element of the result sums over its group's channels and the taps inside the input."""
+    """Cross-correlation: each element of the result sums over its group's channels and the taps
+    inside the input.
+    """
     if len(prefix) > 2:
         raise NotRowwise
     shape = node.shape

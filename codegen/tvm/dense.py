@@ -1,4 +1,6 @@
-"""Attention over whole tensors, for modules that keep no cache: q[B, H, S, D], k[B, G, L, D], v[B, G, L, E]."""
+"""Attention over whole tensors, for modules that keep no cache: q[B, H, S, D], k[B, G, L, D],
+v[B, G, L, E].
+"""
 
 from __future__ import annotations
 

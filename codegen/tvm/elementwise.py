@@ -121,28 +121,78 @@ def _rsqrt(x: Expr) -> Expr:
 
 
 EMIT: Mapping[str, Emit] = {
-    "neg": lambda x: -x, "abs": _abs, "exp": m.exp, "expm1": m.expm1, "log": m.log, "log1p": m.log1p,
-    "sqrt": lambda x: bind_opaque(tirx.sqrt(x)), "rsqrt": _rsqrt, "reciprocal": lambda x: bind_opaque(_like(1, x) / x),
-    "sin": m.sin, "cos": m.cos, "tanh": m.tanh, "sigmoid": m.sigmoid, "erf": m.erf, "erfinv": m.erfinv,
-    "floor": _rounded("floor"), "ceil": _rounded("ceil"), "round": _rounded("nearbyint"), "sign": _sign,
-    "relu": _relu, "silu": _silu, "logical_not": lambda x: tirx.Not(_truth(x)), "bitwise_not": _bitwise_not,
-    "add": _plus, "sub": lambda x, y: x - y, "mul": _times, "div": lambda x, y: bind_opaque(x / y),
-    "floordiv": _floordiv, "mod": _mod, "pow": m.power, "maximum": _maximum, "minimum": _minimum,
-    "eq": _compare(tirx.EQ), "ne": _compare(tirx.NE), "lt": _compare(tirx.LT), "le": _compare(tirx.LE),
-    "gt": _compare(tirx.GT), "ge": _compare(tirx.GE),
+    "neg": lambda x: -x,
+    "abs": _abs,
+    "exp": m.exp,
+    "expm1": m.expm1,
+    "log": m.log,
+    "log1p": m.log1p,
+    "sqrt": lambda x: bind_opaque(tirx.sqrt(x)),
+    "rsqrt": _rsqrt,
+    "reciprocal": lambda x: bind_opaque(_like(1, x) / x),
+    "sin": m.sin,
+    "cos": m.cos,
+    "tanh": m.tanh,
+    "sigmoid": m.sigmoid,
+    "erf": m.erf,
+    "erfinv": m.erfinv,
+    "floor": _rounded("floor"),
+    "ceil": _rounded("ceil"),
+    "round": _rounded("nearbyint"),
+    "sign": _sign,
+    "relu": _relu,
+    "silu": _silu,
+    "logical_not": lambda x: tirx.Not(_truth(x)),
+    "bitwise_not": _bitwise_not,
+    "add": _plus,
+    "sub": lambda x, y: x - y,
+    "mul": _times,
+    "div": lambda x, y: bind_opaque(x / y),
+    "floordiv": _floordiv,
+    "mod": _mod,
+    "pow": m.power,
+    "maximum": _maximum,
+    "minimum": _minimum,
+    "eq": _compare(tirx.EQ),
+    "ne": _compare(tirx.NE),
+    "lt": _compare(tirx.LT),
+    "le": _compare(tirx.LE),
+    "gt": _compare(tirx.GT),
+    "ge": _compare(tirx.GE),
     "logical_and": lambda x, y: tirx.And(_truth(x), _truth(y)),
     "logical_or": lambda x, y: tirx.Or(_truth(x), _truth(y)),
-    "bitwise_and": _bits("bitwise_and", tirx.And), "bitwise_or": _bits("bitwise_or", tirx.Or),
-    "bitwise_xor": _bitwise_xor, "where": lambda c, x, y: tirx.Select(c, x, y),
-    "gelu": m.gelu, "softplus": m.softplus,
-}  # fmt: skip
+    "bitwise_and": _bits("bitwise_and", tirx.And),
+    "bitwise_or": _bits("bitwise_or", tirx.Or),
+    "bitwise_xor": _bitwise_xor,
+    "where": lambda c, x, y: tirx.Select(c, x, y),
+    "gelu": m.gelu,
+    "softplus": m.softplus,
+}
 """Op name -> the expression of its operands."""
 
 COST: Mapping[str, int] = {
-    "exp": 12, "expm1": 30, "log": 15, "log1p": 20, "sqrt": 6, "rsqrt": 8, "reciprocal": 4, "sin": 20, "cos": 20,
-    "tanh": 12, "sigmoid": 16, "erf": 14, "erfinv": 40, "silu": 16, "gelu": 18, "softplus": 45, "pow": 20,
-    "div": 4, "floordiv": 6, "mod": 8, "cast": 0,
-}  # fmt: skip
+    "exp": 12,
+    "expm1": 30,
+    "log": 15,
+    "log1p": 20,
+    "sqrt": 6,
+    "rsqrt": 8,
+    "reciprocal": 4,
+    "sin": 20,
+    "cos": 20,
+    "tanh": 12,
+    "sigmoid": 16,
+    "erf": 14,
+    "erfinv": 40,
+    "silu": 16,
+    "gelu": 18,
+    "softplus": 45,
+    "pow": 20,
+    "div": 4,
+    "floordiv": 6,
+    "mod": 8,
+    "cast": 0,
+}
 """Rough cycles of a vector; 1 where an op is not named."""
 
 
@@ -159,7 +209,9 @@ def elementwise(node: Node, operands: list[Expr]) -> Expr:
 
 
 def _cast(node: Node, x: Expr) -> Expr:
-    """Between float types nothing is rounded in a register; rounding happens where a value is stored."""
+    """Between float types nothing is rounded in a register; rounding happens where a value is
+    stored.
+    """
     wanted, source = COMPUTED[node.dtype], node.inputs[0].dtype
     if source in ("f32", "f64") or node.dtype not in ("u8", "i8", "i16"):
         return cast(x, wanted)

@@ -1,4 +1,6 @@
-"""The expert template: y[r] = w[index[r]] x[r] (+ b[index[r]]), reading the weights of chosen experts alone."""
+"""The expert template: y[r] = w[index[r]] x[r] (+ b[index[r]]), reading the weights of chosen
+experts alone.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 
 def emit_expert(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
-    """Emit a packed_expert_linear: column blocks go to the threads, and each thread goes through the rows."""
+    """Emit a packed_expert_linear: column blocks go to the threads, and each thread goes through
+    the rows.
+    """
     layout = Layout.parse(node["layout"])
     if layout.columns != LANES or layout.depth not in (1, 2):
         raise CodegenError(
@@ -41,10 +45,9 @@ def emit_expert(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
     columns = int(node["n"])
     rows = kernel.dims.expr(product(node.shape[:-1]))
     work = kernel.work()
-    with T.parallel(i64(0), i64(-(-columns // LANES))) as block:
-        with T.serial(i64(0), rows) as r:
-            at = flat_index(work, r, node.shape[:-1])
-            _element_block(kernel, work, node, layout, place, block, at)
+    with T.parallel(i64(0), i64(-(-columns // LANES))) as block, T.serial(i64(0), rows) as r:
+        at = flat_index(work, r, node.shape[:-1])
+        _element_block(kernel, work, node, layout, place, block, at)
     kernel.places[node] = place
 
 

@@ -26,7 +26,9 @@ from .values import STORED, SUBBYTE, Expr, i64
 
 @dataclass
 class Kernel:
-    """A function under construction: the ISA, dims, every buffer of an argument or of a computed whole value."""
+    """A function under construction: the ISA, dims, every buffer of an argument or of a computed
+    whole value.
+    """
 
     isa: Isa
     body: Graph
@@ -62,7 +64,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A template built around one op: which operands it wants as whole buffers (and their dtype), and what it emits.
+    """A template built around one op: which operands it wants as whole buffers (and their
+    dtype), and what it emits.
 
     `emit` puts the node, or a result that it has fused behind it, into kernel.places.
     """
@@ -86,15 +89,16 @@ def physical_shape(t: Type, blocks: Dim) -> Shape:
 def build_function(
     name: str, body: Graph, isa: Isa, anchors: Mapping[str, Anchor]
 ) -> tvm.tirx.PrimFunc:
-    """The TVM function f(*inputs, *outputs) of a kernel body; a cache that is appended to is no further output."""
+    """The TVM function f(*inputs, *outputs) of a kernel body; a cache that is appended to is no
+    further output.
+    """
     body = expand(body)
     kernel = Kernel(isa, body)
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            results = _arguments(kernel)
-            _emit_levels(kernel, results, anchors)
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        results = _arguments(kernel)
+        _emit_levels(kernel, results, anchors)
     function = builder.get()
     function = function.with_body(hoist_buffers(function.body))
     for snippet in sorted(kernel.snippets):
@@ -116,7 +120,7 @@ def _arguments(kernel: Kernel) -> dict[Node, Place]:
     blocks = {n: f"{label}_blocks" for label, n in given if isinstance(n.type, CacheType)}
     shapes = {n: physical_shape(n.type, sympy.Symbol(blocks.get(n, "C"))) for _, n in given}
     shapes.update({n: physical_shape(n.type, 1) for n in outputs})
-    _declare_dims(kernel, [s for s in shapes.values()])
+    _declare_dims(kernel, list(shapes.values()))
     for label, n in given:
         kernel.places[n] = _argument(kernel, label, n, shapes[n])
     results = {n: _argument(kernel, f"y{i}", n, shapes[n]) for i, n in enumerate(outputs)}
@@ -134,7 +138,9 @@ def cache_of(node: Node) -> Node:
 
 
 def _declare_dims(kernel: Kernel, shapes: list[Shape]) -> None:
-    """A variable for each dim that stands alone in a shape; the others are solved from sums and products that are."""
+    """A variable for each dim that stands alone in a shape; the others are solved from sums and
+    products that are.
+    """
     known, solved = kernel.dims.variables, kernel.solved
     for d in (d for shape in shapes for d in shape if isinstance(d, sympy.Symbol)):
         known.setdefault(str(d), tirx.Var(str(d), "int64"))

@@ -1,4 +1,6 @@
-"""Buffers declared inside a vectorized loop, moved in front of it: TVM's vectorizer does not give each lane its own."""
+"""Buffers declared inside a vectorized loop, moved in front of it: TVM's vectorizer does not
+give each lane its own.
+"""
 
 from __future__ import annotations
 

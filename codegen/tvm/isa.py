@@ -1,4 +1,6 @@
-"""What the templates need to know of a CPU: TVM's target, vector registers, dot instructions, tile sizes."""
+"""What the templates need to know of a CPU: TVM's target, vector registers, dot instructions,
+tile sizes.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +11,30 @@ import tvm
 from ...ir.target import Target
 
 LANES = 16
-"""Elements of a vector in every template: one AVX-512 register of float32; LLVM splits it on narrower machines."""
+"""Elements of a vector in every template: one AVX-512 register of float32; LLVM splits it on
+narrower machines.
+"""
 
 DOT_BF16 = """
 define <16 x float> @ferrule_dot_bf16(<16 x float> %a, <32 x i16> %b, <32 x i16> %c) alwaysinline {
   %b1 = bitcast <32 x i16> %b to <32 x bfloat>
   %c1 = bitcast <32 x i16> %c to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %a, <32 x bfloat> %b1, <32 x bfloat> %c1)
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(
+    <16 x float> %a, <32 x bfloat> %b1, <32 x bfloat> %c1)
   ret <16 x float> %r
 }
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 """
-"""vdpbf16ps. TVM turns bfloat16 into float32 even in intrinsic arguments, so the dot is reached through LLVM IR."""
+"""vdpbf16ps. TVM turns bfloat16 into float32 even in intrinsic arguments, so the dot is reached
+through LLVM IR.
+"""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A register tile: rows x columns vectors of 16 float32 accumulators, `unroll` partial sums of each."""
+    """A register tile: rows x columns vectors of 16 float32 accumulators, `unroll` partial sums
+    of each.
+    """
 
     rows: int
     columns: int

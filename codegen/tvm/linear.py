@@ -1,8 +1,10 @@
-"""The linear template: y[t, n] = epilogue(sum_k prologue(x)[t, k] w[n, k] + b[n]) over packed weights.
+"""The linear template: y[t, n] = epilogue(sum_k prologue(x)[t, k] w[n, k] + b[n]) over packed
+weights.
 
-Weights lie in blocks of 16 columns, k after k (n16), or pairs of k for the bfloat16 dot instruction (n16k2). Blocks are
-shared out among the threads, each streaming its own part of the weights once; rows go through register tiles inside a block,
-where x stays in cache. Three variants by the number of rows: one, few, many.
+Weights lie in blocks of 16 columns, k after k (n16), or pairs of k for the bfloat16 dot
+instruction (n16k2). Blocks are shared out among the threads, each streaming its own part of the
+weights once; rows go through register tiles inside a block, where x stays in cache. Three
+variants by the number of rows: one, few, many.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ PARALLEL_FROM = 1 << 18
 
 @dataclass(frozen=True)
 class Linear:
-    """One packed_linear of a kernel: operands, sizes, and the column groups that its results combine.
+    """One packed_linear of a kernel: operands, sizes, and the column groups that its results
+    combine.
 
-    `offsets` are the distances, in columns, between a result's column and the columns of y that it needs: (0,) for a plain
-    linear, (0, F) where gate and up lie one after the other. `columns` is the width of the results.
+    `offsets` are the distances, in columns, between a result's column and the columns of y that
+    it needs: (0,) for a plain linear, (0, F) where gate and up lie one after the other.
+    `columns` is the width of the results.
     """
 
     kernel: Kernel
@@ -46,18 +50,22 @@ class Linear:
 
     @property
     def rows(self) -> Shape:
+        """The shape of the rows."""
         return self.node.shape[:-1]
 
     @property
     def uses_dot(self) -> bool:
+        """Whether sums are made by the bfloat16 dot instruction."""
         return self.layout.depth == 2
 
     @property
     def depth(self) -> int:
+        """Steps over k, or over pairs of k."""
         return -(-int(self.node.inputs[0].shape[-1]) // self.layout.depth)
 
     @property
     def sum_dtype(self) -> str:
+        """The type that sums are gathered in."""
         return "float64" if self.node.dtype == "f64" else "float32"
 
 
@@ -80,7 +88,9 @@ def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 
 def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
-    """Emit a packed_linear and, where they can be computed from its accumulators, the results behind it."""
+    """Emit a packed_linear and, where they can be computed from its accumulators, the results
+    behind it.
+    """
     layout = Layout.parse(node["layout"])
     if layout.columns != LANES or layout.depth not in (1, 2):
         raise CodegenError(
@@ -120,7 +130,9 @@ def _emit_variants(linear: Linear) -> None:
 def _with_epilogue(
     kernel: Kernel, node: Node, layout: Layout, results: Mapping[Node, Place]
 ) -> tuple[Linear, dict[Node, Place]]:
-    """The linear with the results fused behind it, or with its own value as the result; and what is done once it is emitted."""
+    """The linear with the results fused behind it, or with its own value as the result; and what
+    is done once it is emitted.
+    """
     x = operand(kernel, node)
     left = {n: p for n, p in results.items() if kernel.places.get(n) is not p}
     fused = _aliased(kernel, node, left)
@@ -134,7 +146,9 @@ def _with_epilogue(
 
 
 def _aliased(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> dict[Node, Place] | None:
-    """The results in the linear's own row shape: reshapes at the end are views of the same memory; None if one is not."""
+    """The results in the linear's own row shape: reshapes at the end are views of the same
+    memory; None if one is not.
+    """
     found: dict[Node, Place] = {}
     for n, place in results.items():
         inner = n
@@ -148,7 +162,9 @@ def _aliased(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> dict[
 
 
 def _offsets(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> tuple[int, ...] | None:
-    """The column distances at which the results read the linear; None where they read it in another way."""
+    """The column distances at which the results read the linear; None where they read it in
+    another way.
+    """
     if any(n is not node and n.op.name not in BY_INDEX for n in results):
         return None
     work = kernel.work()
@@ -166,7 +182,7 @@ def _offsets(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> tuple
                 inside.with_sources({node: source}).pull().value(n, [*rows, j])
     except NotRowwise:
         return None
-    aligned = all(o % LANES == 0 and 0 <= o and o + width <= int(node.shape[-1]) for o in found)
+    aligned = all(o % LANES == 0 and o >= 0 and o + width <= int(node.shape[-1]) for o in found)
     covers = width % LANES == 0 or found == {0}
     return tuple(sorted(found)) if found and aligned and covers and len(found) <= 3 else None
 
@@ -257,8 +273,10 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
 
 
 def _set_aside(sums: _Sums, tile: Tile, offset: int, column: int) -> tirx.Buffer:
-    """The sums of a column vector in memory: the epilogue is one loop over the rows, not code for each of them; and indexed
-    by a variable, the accumulators themselves would leave their registers."""
+    """The sums of a column vector in memory: the epilogue is one loop over the rows, not code
+    for each of them; and indexed by a variable, the accumulators themselves would leave their
+    registers.
+    """
     buffer = T.alloc_buffer((tile.rows, LANES), str(sums.parts[offset, 0, column][0].dtype))
     for r in range(tile.rows):
         joined = sums.joined((offset, r, column))
@@ -358,7 +376,9 @@ def _store(
     row: list[Expr],
     block: Expr,
 ) -> None:
-    """The results of one row and column vector: a whole vector, or element by element at a ragged end."""
+    """The results of one row and column vector: a whole vector, or element by element at a
+    ragged end.
+    """
     ragged = linear.columns % LANES
     base = bind(block * i64(LANES))
 

@@ -1,10 +1,13 @@
-"""Loops of generated kernels: nests over an index space, vectorized innermost, serial or parallel outermost."""
+"""Loops of generated kernels: nests over an index space, vectorized innermost, serial or
+parallel outermost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import tvm
 from tvm import tirx
@@ -18,12 +21,16 @@ from .pull import Dims, Point, Pull, Source
 from .values import Expr, bind, i64, load, stored, vectorized
 
 SERIAL_BELOW = 20_000
-"""Vector-cycle estimate under which a region runs on one thread: a parallel region costs about a microsecond."""
+"""Vector-cycle estimate under which a region runs on one thread: a parallel region costs about a
+microsecond.
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a node's value goes: a buffer of a dtype, indexed by the node's index without the first `skip` axes."""
+    """Where a node's value goes: a buffer of a dtype, indexed by the node's index without the
+    first `skip` axes.
+    """
 
     buffer: tirx.Buffer
     dtype: str
@@ -42,7 +49,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """A point in a kernel under construction: dims, sources of values, the loops around it, whether it may go parallel."""
+    """A point in a kernel under construction: dims, sources of values, the loops around it,
+    whether it may go parallel.
+    """
 
     dims: Dims
     sources: Mapping[Node, Source]
@@ -115,8 +124,10 @@ def over_rows(
     *,
     always: bool = False,
 ) -> None:
-    """body(work, index) for each index of a shape: on all threads where rows * cost is worth it (`always` skips that
-    question), on one otherwise, and without a loop where there is one row."""
+    """body(work, index) for each index of a shape: on all threads where rows * cost is worth it
+    (`always` skips that question), on one otherwise, and without a loop where there is one
+    row.
+    """
     count = product(shape)
     if count == 1:
         return body(replace(work, parallel=False), [i64(0)] * len(shape))
@@ -158,7 +169,8 @@ Element = Callable[[Work, Expr], None]
 def along(
     work: Work, size: Dim, element: Element, *, probed: Callable[[Work, Expr], None] | None = None
 ) -> None:
-    """element(work, j) for j in [0, size): vectors of LANES, then the rest; cut where a joined axis changes pieces.
+    """element(work, j) for j in [0, size): vectors of LANES, then the rest; cut where a joined
+    axis changes pieces.
 
     `probed` evaluates without effect what element evaluates; it is asked where the cuts are.
     """
@@ -168,7 +180,7 @@ def along(
         return _span_symbolic(work, work.dims.expr(size), element)
     cuts = sorted(c for c in _find_cuts(work, size, probed) if 0 < c < size) if probed else []
     edges = [0, *cuts, size] if len(cuts) <= 8 else [0, size]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         _span(work, low, high, element)
 
 

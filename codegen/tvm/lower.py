@@ -1,6 +1,8 @@
-"""From kernel functions to machine code: TVM's passes, less those for scheduled blocks, which our functions have none of.
+"""From kernel functions to machine code: TVM's passes, less those for scheduled blocks, which
+our functions have none of.
 
-The default pipeline spends half its time looking for buffers to shrink; ours are declared at their size.
+The default pipeline spends half its time looking for buffers to shrink; ours are declared at
+their size.
 """
 
 from __future__ import annotations

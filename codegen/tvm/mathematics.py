@@ -1,7 +1,9 @@
-"""Elementary functions over float32 vectors, as polynomials that every ISA vectorizes; float64 goes to LLVM's intrinsics.
+"""Elementary functions over float32 vectors, as polynomials that every ISA vectorizes; float64
+goes to LLVM's intrinsics.
 
-Each takes and gives expressions; shared subterms are bound to variables, because TVM's passes walk expressions as trees.
-Errors are within 2 units in the last place (4 for tanh and erf) of float32, infinities and NaN as in IEEE arithmetic.
+Each takes and gives expressions; shared subterms are bound to variables, because TVM's passes
+walk expressions as trees. Errors are within 2 units in the last place (4 for tanh and erf) of
+float32, infinities and NaN as in IEEE arithmetic.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def _power_of_two(n: Expr) -> Expr:
 
 
 def log(x: Expr) -> Expr:
-    """ln x = e ln 2 + ln m, sqrt(1/2) <= m < sqrt(2), by a polynomial of degree 9 (Cephes); subnormals are scaled up first."""
+    """ln x = e ln 2 + ln m, sqrt(1/2) <= m < sqrt(2), by a polynomial of degree 9 (Cephes);
+    subnormals are scaled up first.
+    """
     if _is_double(x):
         return bind_opaque(tirx.log(x))
     x = bind_opaque(x)
@@ -91,8 +95,20 @@ def log(x: Expr) -> Expr:
         tirx.op.reinterpret("float32", bits - tirx.op.shift_left(exponent, i(23))) - _f(1.0)
     )
     e = bind_opaque(tirx.Cast("float32", exponent) - tirx.Select(tiny, _f(23.0), _f(0.0)))
-    p = _horner(m, (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-                    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1))  # fmt: skip
+    p = _horner(
+        m,
+        (
+            7.0376836292e-2,
+            -1.1514610310e-1,
+            1.1676998740e-1,
+            -1.2420140846e-1,
+            1.4249322787e-1,
+            -1.6668057665e-1,
+            2.0000714765e-1,
+            -2.4999993993e-1,
+            3.3333331174e-1,
+        ),
+    )
     z = bind_opaque(m * m)
     y = bind_opaque(p * m * z + e * _f(-2.12194440e-4) - _f(0.5) * z)
     y = bind_opaque(m + y + e * _f(0.693359375))
@@ -138,8 +154,15 @@ def tanh(x: Expr) -> Expr:
         return _tanh_double(x)
     x = bind_opaque(x)
     clipped = bind_opaque(tirx.max(tirx.min(x, _f(7.90531110763549805)), _f(-7.90531110763549805)))
-    top = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
-           1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
+    top = (
+        -2.76076847742355e-16,
+        2.00018790482477e-13,
+        -8.60467152213735e-11,
+        5.12229709037114e-08,
+        1.48572235717979e-05,
+        6.37261928875436e-04,
+        4.89352455891786e-03,
+    )
     bottom = (
         1.19825839466702e-06,
         1.18534705686654e-04,
@@ -163,10 +186,22 @@ def erf(x: Expr) -> Expr:
         return bind_opaque(tirx.erf(x))
     x = bind_opaque(x)
     clipped = bind_opaque(tirx.max(tirx.min(x, _f(4.0)), _f(-4.0)))
-    top = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-           -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
-    bottom = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
-              -1.42647390514189e-02)  # fmt: skip
+    top = (
+        -2.72614225801306e-10,
+        2.77068142495902e-08,
+        -2.10102402082508e-06,
+        -5.69250639462346e-05,
+        -7.34990630326855e-04,
+        -2.95459980854025e-03,
+        -1.60960333262415e-02,
+    )
+    bottom = (
+        -1.45660718464996e-05,
+        -2.13374055278905e-04,
+        -1.68282697438203e-03,
+        -7.37332916720468e-03,
+        -1.42647390514189e-02,
+    )
     return _keep_nan(x, _rational(clipped, top, bottom))
 
 
@@ -175,17 +210,43 @@ def erfinv(x: Expr) -> Expr:
     one, kind = _like(1, x), dtype_of(x)
     x = bind_opaque(cast(x, "float32"))
     w = bind_opaque(-log((_f(1.0) - x) * (_f(1.0) + x)))
-    near = _horner(w - _f(2.5), (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-                                 -0.00125372503, -0.00417768164, 0.246640727, 1.50140941))  # fmt: skip
-    far = _horner(bind_opaque(tirx.sqrt(w) - _f(3.0)), (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844,
-                  0.00573950773, -0.0076224613, 0.00943887047, 1.00167406, 2.83297682))  # fmt: skip
+    near = _horner(
+        w - _f(2.5),
+        (
+            2.81022636e-08,
+            3.43273939e-07,
+            -3.5233877e-06,
+            -4.39150654e-06,
+            0.00021858087,
+            -0.00125372503,
+            -0.00417768164,
+            0.246640727,
+            1.50140941,
+        ),
+    )
+    far = _horner(
+        bind_opaque(tirx.sqrt(w) - _f(3.0)),
+        (
+            -0.000200214257,
+            0.000100950558,
+            0.00134934322,
+            -0.00367342844,
+            0.00573950773,
+            -0.0076224613,
+            0.00943887047,
+            1.00167406,
+            2.83297682,
+        ),
+    )
     y = bind_opaque(tirx.Select(tirx.LT(w, _f(5.0)), near, far) * x)
     y = tirx.Select(tirx.EQ(tirx.abs(x), _f(1.0)), x * _f(float("inf")), y)
     return bind_opaque(cast(y, kind) * one)
 
 
 def _reduced_angle(x: Expr) -> tuple[Expr, Expr]:
-    """(quadrant, remainder in [-pi/4, pi/4]): reduced in float64, exact enough for angles up to 2^30."""
+    """(quadrant, remainder in [-pi/4, pi/4]): reduced in float64, exact enough for angles up to
+    2^30.
+    """
     wide = bind_opaque(cast(x, "float64"))
     d = lambda v: const(v, "float64")  # noqa: E731
     k = bind_opaque(tirx.floor(wide * d(0.6366197723675814) + d(0.5)))

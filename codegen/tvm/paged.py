@@ -1,4 +1,6 @@
-"""Attention whose keys lie in paged caches, or in the rows of the step itself: ragged batches of sequences."""
+"""Attention whose keys lie in paged caches, or in the rows of the step itself: ragged batches of
+sequences.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def _needs_paged(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit a paged_attention."""
-    q, k_cache, v_cache, table, starts, lengths = node.inputs[:6]
+    _, k_cache, v_cache, table, starts, lengths = node.inputs[:6]
     batch = _Batch(kernel, node, starts, lengths)
     caches = [_slots_view(kernel, c) for c in (k_cache, v_cache)]
     block = k_cache.type.block
@@ -78,7 +80,7 @@ def _slots_view(kernel: Kernel, cache: Node) -> Place:
 
 def emit_ragged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit a ragged_attention: a sequence's keys are its own rows."""
-    q, k, v, starts = node.inputs[:4]
+    _, k, v, starts = node.inputs[:4]
     batch = _Batch(kernel, node, starts, None)
     _emit(
         batch,
@@ -175,7 +177,9 @@ def _bias(node: Node, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], Ex
 
 
 def _one(batch: _Batch, a: Attention, work: Work, group: Expr, tile: Expr) -> None:
-    """Find the tile's sequence and tokens, then attend; tiles past the end of the batch do nothing."""
+    """Find the tile's sequence and tokens, then attend; tiles past the end of the batch do
+    nothing.
+    """
     left, found = T.alloc_buffer((1,), "int64"), T.alloc_buffer((1,), "int64")
     T.buffer_store(left, tile, [0])
     T.buffer_store(found, i64(-1), [0])

@@ -1,8 +1,9 @@
-"""Pull evaluation: the value of any node at an index, as an expression over its kernel's buffers.
+"""Pull evaluation: the value of any node at an index, as an expression over its kernel's
+buffers.
 
-Elementwise ops combine the values of their inputs; movement ops are maps of the index; take is a load whose index is
-itself a value. What has loops of its own (reductions, contractions, ...) must have been given a source: a buffer that
-holds it by the time it is read.
+Elementwise ops combine the values of their inputs; movement ops are maps of the index; take is
+a load whose index is itself a value. What has loops of its own (reductions, contractions, ...)
+must have been given a source: a buffer that holds it by the time it is read.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class CodegenError(Exception):
 
 
 class NotRowwise(Exception):
-    """A value was wanted from another row than the one at hand; the caller splits the work otherwise."""
+    """A value was wanted from another row than the one at hand; the caller splits the work
+    otherwise.
+    """
 
 
 @dataclass
@@ -106,10 +109,11 @@ def _dim(e: sympy.Basic) -> Dim:
 
 @dataclass
 class Pull:
-    """One place in a kernel where values are wanted: its sources, and what has been computed there already.
+    """One place in a kernel where values are wanted: its sources, and what has been computed
+    there already.
 
-    `facts` knows the ranges of the loop variables; `cuts` collects, for a probing run, where along `cut_variable` a joined
-    or padded axis changes from one piece to the next.
+    `facts` knows the ranges of the loop variables; `cuts` collects, for a probing run, where
+    along `cut_variable` a joined or padded axis changes from one piece to the next.
     """
 
     dims: Dims
@@ -186,8 +190,10 @@ def _reshape(pull: Pull, node: Node, at: Point) -> Expr:
 
 
 def reshaped(pull: Pull, source: Shape, shape: Shape, at: Point) -> Point:
-    """The index into `source` of the element that a row-major reshape to `shape` puts at `at`; groups of axes of equal size
-    are taken apart separately, so that a symbolic leading dim needs no division."""
+    """The index into `source` of the element that a row-major reshape to `shape` puts at `at`;
+    groups of axes of equal size are taken apart separately, so that a symbolic leading dim
+    needs no division.
+    """
     result: list[Expr] = [ZERO] * len(source)
     for left, right in _matching_groups(source, shape):
         flat = at[right[0]] if right else ZERO
@@ -204,7 +210,9 @@ def reshaped(pull: Pull, source: Shape, shape: Shape, at: Point) -> Point:
 
 
 def _matching_groups(a: Shape, b: Shape) -> list[tuple[list[int], list[int]]]:
-    """Shortest runs of axes of a and of b, in order, whose sizes have equal products; axes of size 1 are left out."""
+    """Shortest runs of axes of a and of b, in order, whose sizes have equal products; axes of
+    size 1 are left out.
+    """
     left = [i for i, d in enumerate(a) if d != 1]
     right = [j for j, d in enumerate(b) if d != 1]
     groups: list[tuple[list[int], list[int]]] = []
@@ -255,7 +263,9 @@ def _slice(pull: Pull, node: Node, at: Point) -> Expr:
 
 
 def _concat(pull: Pull, node: Node, at: Point) -> Expr:
-    """Pieces are chosen when the code is generated where the loop's range allows it, else by a select over clamped loads."""
+    """Pieces are chosen when the code is generated where the loop's range allows it, else by a
+    select over clamped loads.
+    """
     axis = node["axis"]
     starts: list[Dim] = [0]
     for x in node.inputs:
@@ -337,10 +347,21 @@ def _take_along(pull: Pull, node: Node, at: Point) -> Expr:
 
 
 _RULES: Mapping[str, Callable[[Pull, Node, Point], Expr]] = {
-    "constant": _constant, "iota": _iota, "dim_value": _dim_value, "reshape": _reshape, "transpose": _transpose,
-    "broadcast": _broadcast, "slice": _slice, "concat": _concat, "pad": _pad, "flip": _flip, "take": _take,
+    "constant": _constant,
+    "iota": _iota,
+    "dim_value": _dim_value,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "broadcast": _broadcast,
+    "slice": _slice,
+    "concat": _concat,
+    "pad": _pad,
+    "flip": _flip,
+    "take": _take,
     "take_along": _take_along,
-}  # fmt: skip
+}
 
 BY_INDEX = frozenset(_RULES) | frozenset(EMIT) | {"cast"}
-"""The ops whose value at an index is an expression of their inputs' values: they need no loop of their own."""
+"""The ops whose value at an index is an expression of their inputs' values: they need no loop of
+their own.
+"""

@@ -1,4 +1,6 @@
-"""Ops with loops of their own along an axis: sums, extremes, argmax, running sums, order, scatter."""
+"""Ops with loops of their own along an axis: sums, extremes, argmax, running sums, order,
+scatter.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def _insert(
 
 
 def reduce(work: Work, node: Node, place: Place, at: list[Expr]) -> None:
-    """One element of a reduction whose last axis is reduced: four vectors of partial results, then one."""
+    """One element of a reduction whose last axis is reduced: four vectors of partial results,
+    then one.
+    """
     x, axes, name = node.inputs[0], tuple(node["axes"]), node.op.name
     dtype = COMPUTED[x.dtype]
     fold, zero = fold_of(name), const(neutral(name, dtype), dtype)
@@ -161,10 +165,10 @@ def reduce_across(work: Work, node: Node, place: Place, prefix: list[Expr], rest
 
         def block(inner: Work, base: Expr, lanes: int) -> None:
             total = accumulator(dtype, lanes, zero)
-            with nest(inner, tuple(x.shape[a] for a in axes)) as (deep, loops):
-                with vectorized(lanes) as v:
-                    at = _insert([*prefix, *before, base + v], axes, loops, node["keepdims"])
-                    _update(total, v, fold, deep.within(v, 0, lanes).pull().value(x, at), dtype)
+            reduced = tuple(x.shape[a] for a in axes)
+            with nest(inner, reduced) as (deep, loops), vectorized(lanes) as v:
+                at = _insert([*prefix, *before, base + v], axes, loops, node["keepdims"])
+                _update(total, v, fold, deep.within(v, 0, lanes).pull().value(x, at), dtype)
             with vectorized(lanes) as v:
                 place.store([*prefix, *before, base + v], cast(total[v], dtype))
 
@@ -244,7 +248,9 @@ def cumsum(work: Work, node: Node, place: Place, prefix: list[Expr], rest: Shape
 def order(
     work: Work, node: Node, places: tuple[Place, Place], prefix: list[Expr], rest: Shape
 ) -> None:
-    """topk and sort by rank: an element's place is how many stand before it (larger or smaller, then by index)."""
+    """topk and sort by rank: an element's place is how many stand before it (larger or smaller,
+    then by index).
+    """
     x, axis = node.inputs[0], node["axis"]
     descending = node["largest"] if node.op.name == "topk" else node["descending"]
     inner_axis = axis - len(prefix)

@@ -1,8 +1,9 @@
-"""The rows template: any group of elementwise, movement, index and reduction ops, as loops over rows.
+"""The rows template: any group of elementwise, movement, index and reduction ops, as loops over
+rows.
 
-Values are pulled (see pull.py); what is not an expression of its inputs, or is too dear to compute twice, is kept: in
-scratch that belongs to one row where the group's rows are independent, else in a buffer of the whole value, one stage of
-loops after another.
+Values are pulled (see pull.py); what is not an expression of its inputs, or is too dear to
+compute twice, is kept: in scratch that belongs to one row where the group's rows are
+independent, else in a buffer of the whole value, one stage of loops after another.
 """
 
 from __future__ import annotations
@@ -23,8 +24,16 @@ from .values import COMPUTED, Expr, bind, i64
 
 Wanted = Mapping[Node, Place]
 
-_WHOLE = {"float64": "f64", "float32": "f32", "int64": "i64", "int32": "i32", "int16": "i16", "int8": "i8",
-          "uint8": "u8", "bool": "bool"}  # fmt: skip
+_WHOLE = {
+    "float64": "f64",
+    "float32": "f32",
+    "int64": "i64",
+    "int32": "i32",
+    "int16": "i16",
+    "int8": "i8",
+    "uint8": "u8",
+    "bool": "bool",
+}
 _READS_MANY = frozenset({"matmul", "conv1d", "topk", "sort", "argmax"})
 _DEAR = 8
 _ROWLESS_LIMIT = 4096
@@ -52,7 +61,9 @@ def in_order(roots: Sequence[Node], known: Mapping[Node, object]) -> list[Node]:
 
 
 def kept_nodes(wanted: Wanted, sources: Mapping[Node, Source]) -> list[Node]:
-    """The nodes to be computed once and held, inputs first: what needs loops, and what is dear and read more than once."""
+    """The nodes to be computed once and held, inputs first: what needs loops, and what is dear
+    and read more than once.
+    """
     order = in_order(list(wanted), sources)
     users: dict[Node, list[Node]] = {n: [] for n in order}
     for n in order:
@@ -99,13 +110,11 @@ def emit_rows(work: Work, wanted: Wanted) -> None:
     """Emit loops that compute every wanted node into its place."""
     kept = kept_nodes(wanted, work.sources)
     order = [n for n in in_order(list(wanted), work.sources) if n in set(kept) or n in wanted]
-    for rows in _row_shapes(order):
-        if _fits(work, wanted, order, rows):
-            over_rows(
-                work, rows, _cost(order, len(rows)), lambda w, at: _row(w, wanted, order, rows, at)
-            )
-            return
-    _stages(work, wanted, order)
+    rows = next((r for r in _row_shapes(order) if _fits(work, wanted, order, r)), None)
+    if rows is None:
+        return _stages(work, wanted, order)
+    cost = _cost(order, len(rows))
+    return over_rows(work, rows, cost, lambda w, at: _row(w, wanted, order, rows, at))
 
 
 def _fits(work: Work, wanted: Wanted, order: list[Node], rows: Shape) -> bool:
@@ -129,7 +138,9 @@ def _space(node: Node) -> Shape:
 
 
 def _row_shapes(order: list[Node]) -> list[Shape]:
-    """Candidate shapes of the rows, most axes first: common leading axes that no kept node reduces or scans."""
+    """Candidate shapes of the rows, most axes first: common leading axes that no kept node
+    reduces or scans.
+    """
     spaces = [_space(n) for n in order]
     most = min((len(s) for s in spaces), default=0)
     first = max(spaces, key=len, default=())
@@ -348,8 +359,19 @@ def _scatter(work: Work, node: Node, places: list[Place], prefix: list[Expr]) ->
 
 
 LOOPS: Mapping[str, Loops] = {
-    "reduce_sum": _reduction, "reduce_max": _reduction, "reduce_min": _reduction, "reduce_prod": _reduction,
-    "argmax": _argmax, "cumsum": _cumsum, "topk": _order, "sort": _order, "scatter": _scatter,
-    "cache_append": _append, "matmul": contract.matmul, "conv1d": contract.conv1d,
-}  # fmt: skip
-"""Ops of the rows template that are not expressions of their inputs: op name -> emitter of its loops."""
+    "reduce_sum": _reduction,
+    "reduce_max": _reduction,
+    "reduce_min": _reduction,
+    "reduce_prod": _reduction,
+    "argmax": _argmax,
+    "cumsum": _cumsum,
+    "topk": _order,
+    "sort": _order,
+    "scatter": _scatter,
+    "cache_append": _append,
+    "matmul": contract.matmul,
+    "conv1d": contract.conv1d,
+}
+"""Ops of the rows template that are not expressions of their inputs: op name -> emitter of its
+loops.
+"""

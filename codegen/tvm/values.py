@@ -1,7 +1,8 @@
-"""Elements in memory and in registers: how each dtype is stored, widened on load and rounded on store.
+"""Elements in memory and in registers: how each dtype is stored, widened on load and rounded on
+store.
 
-At a kernel's border bf16 is uint16 bits, bool is uint8, i4/u4/i2 lie packed in uint8 (low bits first). Inside, all float
-mathematics is float32, and float64 for f64 alone.
+At a kernel's border bf16 is uint16 bits, bool is uint8, i4/u4/i2 lie packed in uint8 (low bits
+first). Inside, all float mathematics is float32, and float64 for f64 alone.
 """
 
 from __future__ import annotations
@@ -18,17 +19,41 @@ Expr = tirx.Expr if hasattr(tirx, "Expr") else object
 Index = tuple
 
 STORED = {
-    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "uint16", "f8e4m3": "uint8", "f8e5m2": "uint8",
-    "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "uint8",
-    "i4": "uint8", "u4": "uint8", "i2": "uint8",
-}  # fmt: skip
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "uint16",
+    "f8e4m3": "uint8",
+    "f8e5m2": "uint8",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "u8": "uint8",
+    "bool": "uint8",
+    "i4": "uint8",
+    "u4": "uint8",
+    "i2": "uint8",
+}
 """The type of a buffer's elements, by IR dtype."""
 
 COMPUTED = {
-    "f64": "float64", "f32": "float32", "f16": "float32", "bf16": "float32", "f8e4m3": "float32",
-    "f8e5m2": "float32", "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8",
-    "bool": "bool", "i4": "int8", "u4": "uint8", "i2": "int8",
-}  # fmt: skip
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float32",
+    "bf16": "float32",
+    "f8e4m3": "float32",
+    "f8e5m2": "float32",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "u8": "uint8",
+    "bool": "bool",
+    "i4": "int8",
+    "u4": "uint8",
+    "i2": "int8",
+}
 """The type of a value in a register, by IR dtype."""
 
 SUBBYTE = {"i4": 4, "u4": 4, "i2": 2}
@@ -67,7 +92,7 @@ def _special(value: float, dtype: str) -> Expr:
 
 
 _LANE: ContextVar[tuple[Expr, int] | None] = ContextVar("lane", default=None)
-# The vectorized loop under construction; as dynamic as the frames of the IRBuilder that it goes with.
+# The vectorized loop under construction; as dynamic as the IRBuilder's own frames.
 
 
 @contextmanager
@@ -85,7 +110,9 @@ def vectorized(lanes: int) -> Iterator[Expr]:
 
 
 def bind(value: Expr) -> Expr:
-    """An index in a variable of its own, so that ranges are known of it; other values as bind_opaque has them."""
+    """An index in a variable of its own, so that ranges are known of it; other values as
+    bind_opaque has them.
+    """
     if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
         return value
     dtype = dtype_of(value)
@@ -101,8 +128,9 @@ def bind(value: Expr) -> Expr:
 def bind_opaque(value: Expr) -> Expr:
     """A value that is computed once and used more than once.
 
-    It is held in a buffer (one element, or one for each lane), not in a variable: TVM's analyzer follows a bound variable
-    into every expression that uses it, in time exponential in the length of the chain. LLVM makes it a register again.
+    It is held in a buffer (one element, or one for each lane), not in a variable: TVM's
+    analyzer follows a bound variable into every expression that uses it, in time exponential in
+    the length of the chain. LLVM makes it a register again.
     """
     if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
         return value
@@ -181,7 +209,9 @@ def round_bf16(value: Expr) -> Expr:
 
 
 def _widen_f8(bits: Expr, exponent: int, mantissa: int) -> Expr:
-    """float32 from an 8-bit float: the bits moved into place, the bias corrected by a multiplication (exact, subnormals too)."""
+    """float32 from an 8-bit float: the bits moved into place, the bias corrected by a
+    multiplication (exact, subnormals too).
+    """
     word = bind(tirx.Cast("uint32", bits))
     u = lambda n: tirx.IntImm("uint32", n)  # noqa: E731
     body = tirx.op.shift_left(tirx.op.bitwise_and(word, u(0x7F)), u(23 - mantissa))

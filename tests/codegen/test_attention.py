@@ -1,4 +1,6 @@
-"""The attention template: ragged batches over pages, over rows, over whole tensors; every option, odd sizes, four targets."""
+"""The attention template: ragged batches over pages, over rows, over whole tensors; every
+option, odd sizes, four targets.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,18 @@ def paged(
     shapes = {"sinks": (dtype, heads), "slopes": ("f32", heads), "bias": ("f32", heads, 9)}
     extras = [given(w, *shapes[w]) for w in words]
     y = serving.paged_attention(
-        q, keys, stored, table, starts, lengths, *extras, scale=width**-0.5, value_size=values, extras=words, **options
-    )  # fmt: skip
+        q,
+        keys,
+        stored,
+        table,
+        starts,
+        lengths,
+        *extras,
+        scale=width**-0.5,
+        value_size=values,
+        extras=words,
+        **options,
+    )
     inputs = (q, keys, *([] if shared else [stored]), table, starts, lengths, *extras)
     return Graph("paged", inputs, (t.reshape(y, shape=(T, heads * values)),))
 
@@ -116,7 +128,9 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
 
 
 def batch(new: list[int], old: list[int]) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Inputs of a ragged batch: each sequence's new tokens and those already cached, its blocks scattered over the pool."""
+    """Inputs of a ragged batch: each sequence's new tokens and those already cached, its blocks
+    scattered over the pool.
+    """
     lengths = torch.tensor(new) + torch.tensor(old)
     blocks = -(-int(lengths.max()) // 16)
     pool = blocks * len(new) + 3

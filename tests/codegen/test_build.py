@@ -1,4 +1,6 @@
-"""One library for all kernels: equal bodies once, errors that name the kernel, generated text, costs, the stated ops."""
+"""One library for all kernels: equal bodies once, errors that name the kernel, generated text,
+costs, the stated ops.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def test_a_body_that_cannot_be_compiled_is_named() -> None:
 def test_a_layout_that_the_target_cannot_read_is_refused() -> None:
     x, w = given("x", "bf16", T, 32), given("w", "bf16", 2, 16, 16, 2)
     body = Graph("g", (x, w), (serving.packed_linear(x, w, n=32, layout="n16k2"),))
-    with pytest.raises(CodegenError, match="n16k2 needs avx512_bf16"):
+    with pytest.raises(CodegenError, match=r"n16k2 needs avx512_bf16"):
         build_library({"k": KernelBody(body)}, Target.parse("cpu:x86-64-v3"), "unwritten.so")
 
 
@@ -75,7 +77,7 @@ def test_a_machine_without_a_linker_is_told_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda _: None)
-    with pytest.raises(CodegenError, match="no linker.*binutils"):
+    with pytest.raises(CodegenError, match=r"no linker.*binutils"):
         build.link("out.so", ["a.o"])
 
 

@@ -1,4 +1,6 @@
-"""The linear and expert templates: every weight layout, one, few and many rows, fused epilogues, four targets."""
+"""The linear and expert templates: every weight layout, one, few and many rows, fused epilogues,
+four targets.
+"""
 
 from __future__ import annotations
 
@@ -85,10 +87,23 @@ def chained(make: Make) -> Graph:
     return Graph("chained", (x, v, w), (z,))
 
 
-MAKES: dict[str, Make] = {"f32": ("f32", "n16"), "bf16": ("bf16", "n16k2"), "wide": ("bf16", "n16"),
-                          "f16": ("f16", "n16"), "f64": ("f64", "n16")}  # fmt: skip
-BODIES = {"plain": plain, "residual": residual, "gated": lambda m: gated(m, 48), "uneven": lambda m: gated(m, 21),
-          "heads": heads, "split": split, "experts": experts, "chained": chained}  # fmt: skip
+MAKES: dict[str, Make] = {
+    "f32": ("f32", "n16"),
+    "bf16": ("bf16", "n16k2"),
+    "wide": ("bf16", "n16"),
+    "f16": ("f16", "n16"),
+    "f64": ("f64", "n16"),
+}
+BODIES = {
+    "plain": plain,
+    "residual": residual,
+    "gated": lambda m: gated(m, 48),
+    "uneven": lambda m: gated(m, 21),
+    "heads": heads,
+    "split": split,
+    "experts": experts,
+    "chained": chained,
+}
 SMALL = ("residual", "gated", "experts")
 TARGETS = {
     "cpu": [(m, b) for m in ("f32", "bf16") for b in BODIES]

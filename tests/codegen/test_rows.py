@@ -1,4 +1,6 @@
-"""Generated kernels: every op that is an expression of its inputs or has loops of its own, on odd sizes."""
+"""Generated kernels: every op that is an expression of its inputs or has loops of its own, on
+odd sizes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,23 @@ from ferrule.ir.ops import tensor as t
 from kernels import Kernels, T, below, cache, given
 
 D = 37
-UNARY = ["neg", "abs", "exp", "expm1", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "ceil", "round", "sign",
-         "relu", "silu"]  # fmt: skip
+UNARY = [
+    "neg",
+    "abs",
+    "exp",
+    "expm1",
+    "sin",
+    "cos",
+    "tanh",
+    "sigmoid",
+    "erf",
+    "floor",
+    "ceil",
+    "round",
+    "sign",
+    "relu",
+    "silu",
+]
 POSITIVE = ["log", "log1p", "sqrt", "rsqrt", "reciprocal"]
 BINARY = ["add", "sub", "mul", "div", "maximum", "minimum", "floordiv", "mod"]
 COMPARE = ["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"]
@@ -88,16 +105,23 @@ def indexed() -> Graph:
         t.take(given("wide", "f32", T, 9, 5), given("few", "i64", 2, 3), axis=1),
         t.take_along(x, places, axis=1),
         t.scatter(x, places, source, axis=1, reduce="add"),
-        t.scatter(t.mul(x, x), t.broadcast(t.reshape(t.iota(size=4, dtype="i64"), shape=(1, 4)), shape=(T, 4)),
-                  source, axis=1),
-    ]  # fmt: skip
+        t.scatter(
+            t.mul(x, x),
+            t.broadcast(t.reshape(t.iota(size=4, dtype="i64"), shape=(1, 4)), shape=(T, 4)),
+            source,
+            axis=1,
+        ),
+    ]
     return body("indexed", *outputs)
 
 
 def reductions(dtype: str = "f32") -> Graph:
     x = given("x", dtype, T, 6, 20)
-    outputs = [op(f"reduce_{n}", x, axes=a, keepdims=k) for n in ("sum", "max", "min", "prod")
-               for a, k in (((2,), True), ((1,), False), ((1, 2), False), ((0,), False))]  # fmt: skip
+    outputs = [
+        op(f"reduce_{n}", x, axes=a, keepdims=k)
+        for n in ("sum", "max", "min", "prod")
+        for a, k in (((2,), True), ((1,), False), ((1, 2), False), ((0,), False))
+    ]
     outputs += [t.argmax(x, axis=2), t.argmax(x, axis=1, keepdims=True), t.cumsum(x, axis=2)]
     outputs += [t.cumsum(x, axis=0), t.softmax(x, axis=2), t.softmax(x, axis=1)]
     return body("reductions", *outputs)
@@ -174,18 +198,35 @@ def few() -> Graph:
 
 
 BODIES = {
-    "few": few(), "unary": unary("f32"), "unary-f64": unary("f64"), "binary": binary("f32"), "integers": integers(),
-    "movement": movement(), "indexed": indexed(), "reductions": reductions(), "ordered": ordered(),
-    "norms": norms("f32"), "norms-bf16": norms("bf16"), "norms-f16": norms("f16", 48), "rotary": rotary("f32"),
-    "rotary-bf16": rotary("bf16"), "contractions": contractions(), "packed": packed_types(),
-}  # fmt: skip
+    "few": few(),
+    "unary": unary("f32"),
+    "unary-f64": unary("f64"),
+    "binary": binary("f32"),
+    "integers": integers(),
+    "movement": movement(),
+    "indexed": indexed(),
+    "reductions": reductions(),
+    "ordered": ordered(),
+    "norms": norms("f32"),
+    "norms-bf16": norms("bf16"),
+    "norms-f16": norms("f16", 48),
+    "rotary": rotary("f32"),
+    "rotary-bf16": rotary("bf16"),
+    "contractions": contractions(),
+    "packed": packed_types(),
+}
 PORTABLE = ("few", "norms-bf16", "rotary", "norms-f16")
 TARGETS = ("cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
 INPUTS = {
-    "indexed": {"ids": below(50), "few": below(9), "index": below(5), "places": lambda s: torch.rand(s[0], 37).argsort()[:, :4]},
+    "indexed": {
+        "ids": below(50),
+        "few": below(9),
+        "index": below(5),
+        "places": lambda s: torch.rand(s[0], 37).argsort()[:, :4],
+    },
     "rotary": {"positions": below(64), "slots": lambda s: torch.randperm(64)[: s[0]] - 1},
     "contractions": {"index": below(5)},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
