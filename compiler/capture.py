@@ -9,6 +9,7 @@ called with.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -254,12 +255,29 @@ def _export(
             program = torch.export.export(
                 module, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes
             )
-            # Functional form, nothing decomposed: SDPA, linear and the norms stay whole.
-            return program.run_decompositions({})
+            # Functional form, nothing decomposed: SDPA, linear and the norms stay whole. It traces
+            # the program once more, at twice the cost of the export.
+            return program if _is_functional(program) else program.run_decompositions({})
     except CompileError:
         raise
     except Exception as error:
         raise CompileError(_refusal(module, error)) from error
+
+
+def _is_functional(program: ExportedProgram) -> bool:
+    """Whether no call of a program changes its arguments or runs a program of its own."""
+    calls = [n.target for n in program.graph.nodes if n.op in ("call_function", "get_attr")]
+    return all(
+        not t._schema.is_mutable if isinstance(t, torch._ops.OpOverload) else t in _PLAIN
+        for t in calls
+    )
+
+
+# What the tracer writes for sizes and for the items of a tuple.
+_PLAIN = frozenset({
+    operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.neg,
+})  # fmt: skip
 
 
 def _refusal(module: nn.Module, error: Exception) -> str:

@@ -33,6 +33,7 @@ class Tiny(nn.Module):
     def __init__(self, vocabulary: int = 300, width: int = 60, heads: int = 5, context: int = 96) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        nn.init.normal_(self.tokens.weight, std=0.05)  # it is the output matrix too
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(2))
         self.norm = nn.LayerNorm(width)
 
