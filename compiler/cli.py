@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import serve
+
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
     from ..runtime.sampling import SamplingParams
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+serve.add_commands(app)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A compiled artifact.", show_default=False)

@@ -1,0 +1,1 @@
+"""The HTTP server over engines: the OpenAI API, metrics and a page to try models on."""

@@ -1,0 +1,65 @@
+"""The application: endpoints, errors and the life of the engines' threads."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from . import chat, completions, responses, status, tokens
+from .errors import ApiError, from_validation
+from .middleware import Gate
+from .service import Service
+
+
+def build_app(service: Service, version: str) -> ASGIApp:
+    """The ASGI application of a service."""
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        for front in service.models.fronts.values():
+            front.start()
+        yield
+        service.draining = True
+        for front in service.models.fronts.values():
+            front.close()
+
+    app = FastAPI(title="Ferrule", version=version, lifespan=life, docs_url=None, redoc_url=None)
+    for part in (completions, chat, responses, tokens):
+        app.include_router(part.routes(service))
+    app.include_router(status.routes(service, version))
+    _answer_errors(app)
+    return Gate(app, service.settings, logging.getLogger("ferrule.server"))
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def of_ours(_: Request, error: ApiError) -> Response:
+        return _response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_bodies(_: Request, error: RequestValidationError) -> Response:
+        return _response(from_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def of_routes(_: Request, error: HTTPException) -> Response:
+        named = {404: "unknown_url", 405: "method_not_allowed"}
+        answer = _response(
+            ApiError(error.status_code, str(error.detail), code=named.get(error.status_code))
+        )
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def of_nobody(_: Request, error: Exception) -> Response:
+        message = f"{type(error).__name__}: {error}"
+        return _response(ApiError(500, message, code="internal_error"))
+
+
+def _response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)

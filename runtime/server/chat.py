@@ -1,0 +1,195 @@
+"""/v1/chat/completions."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ..engine import Delta
+from .conversation import chat_prompt
+from .errors import invalid, unsupported
+from .fields import ChatBody, NamedTool, Tool
+from .generation import Choice, Run, chat_logprobs, fitted
+from .models import ServedModel
+from .parameters import format_constraint, known_parameters, sampling_params, structured
+from .service import Form, Service
+from .streams import Events, event
+from .tools import Call, CallReader, call_schema
+
+
+def routes(service: Service) -> APIRouter:
+    """The endpoint over a service."""
+    router = APIRouter(tags=["generation"])
+
+    @router.post("/v1/chat/completions")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        model = service.model(body.model)
+        tools = offered_tools(body.tools, body.tool_choice)
+        params = sampling_params(body, **_extra(body, tools))
+        names = dict(body.chat_template_kwargs or {})
+        names |= {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
+        names |= {"documents": body.documents} if body.documents is not None else {}
+        tokens = await chat_prompt(
+            model,
+            body.messages,
+            tools,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            add_special_tokens=body.add_special_tokens,
+            names=names,
+        )
+        prompt = fitted(model, tokens, body.truncate_prompt_tokens, "messages")
+        form = ChatForm(body, model, tools)
+        return await service.answer(request, body, "chatcmpl", [prompt], params, form)
+
+    return router
+
+
+def offered_tools(tools: Sequence[Tool] | None, choice: str | NamedTool | None) -> tuple[Tool, ...]:
+    """The tools that the model sees and may call."""
+    tools = tuple(tools or ())
+    if isinstance(choice, NamedTool):
+        named = tuple(t for t in tools if t.function.name == choice.function.name)
+        if not named:
+            raise invalid("tool_choice", f"no tool is named {choice.function.name!r}")
+        return named
+    if choice in ("auto", "required") and not tools:
+        raise invalid("tool_choice", f"{choice!r} needs tools")
+    return () if choice == "none" else tools
+
+
+def forced(choice: str | NamedTool | None) -> bool:
+    """Whether the model must call a tool."""
+    return choice == "required" or isinstance(choice, NamedTool)
+
+
+def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise invalid("max_tokens", "not together with max_completion_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise invalid("top_logprobs", "needs logprobs")
+    asked = body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set
+    if asked and body.continue_final_message:
+        raise invalid("continue_final_message", "not together with add_generation_prompt")
+    limit = body.max_completion_tokens
+    extra: dict[str, Any] = {"max_tokens": body.max_tokens if limit is None else limit}
+    extra["logprobs"] = (body.top_logprobs or 0) if body.logprobs else None
+    constraint = format_constraint(body.response_format)
+    extra |= structured(body, constraint, "response_format")
+    if forced(body.tool_choice):
+        if constraint is not None:
+            raise invalid("response_format", "not together with a forced tool call")
+        extra |= structured(body, {"json": call_schema(tools)}, "tool_choice")
+    if body.prompt_logprobs is not None and "prompt_logprobs" in known_parameters():
+        raise unsupported("prompt_logprobs", "ask /v1/completions for them")
+    return extra
+
+
+class ChatForm(Form):
+    """The form of chat completions; with tools every choice has a reader of calls."""
+
+    def __init__(self, body: ChatBody, model: ServedModel, tools: Sequence[Tool]) -> None:
+        self.body, self.model = body, model
+        self.names = [tool.function.name for tool in tools]
+        self.created = int(time.time())
+
+    def _reader(self) -> CallReader | None:
+        return CallReader(self.names) if self.names else None
+
+    def whole(self, run: Run) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        choices = [self._whole_choice(c) for c in run.choices.values()]
+        return self._frame(choices, "chat.completion") | {"usage": run.usage()}
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        content, calls = choice.text, []
+        if reader := self._reader():
+            first, rest = reader.push(choice.text), reader.finish()
+            content, calls = first[0] + rest[0], self._kept(reader.calls)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message["content"] = content.strip() or None
+            message["tool_calls"] = [call.to_json() for call in calls]
+        logprobs = self._logprobs(choice.tokens, choice.logprobs)
+        return self._choice(choice, {"message": message}, logprobs, called=bool(calls))
+
+    async def events(self, run: Run) -> Events:
+        """The role, then a chunk for each delta that says something, then the usage if asked."""
+        readers = {c.index: self._reader() for c in run.choices.values()}
+        for choice in run.choices.values():
+            yield self._chunk(run, choice, {"role": "assistant", "content": ""}, None)
+        async for choice, delta in run:
+            reader = readers[choice.index]
+            message, called = self._message(delta, reader)
+            logprobs = self._logprobs(delta.token_ids, delta.logprobs or ())
+            if message or logprobs or delta.finish_reason:
+                yield self._chunk(run, choice, message, logprobs, called=called)
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            yield event(self._frame([], "chat.completion.chunk") | {"usage": run.usage()})
+
+    def _message(self, delta: Delta, reader: CallReader | None) -> tuple[dict[str, Any], bool]:
+        """What a delta adds to the message, and whether the choice has called a tool by now."""
+        if reader is None:
+            return ({"content": delta.text} if delta.text else {}), False
+        before = len(reader.calls)
+        content, calls = reader.push(delta.text)
+        if delta.finish_reason is not None:
+            rest, more = reader.finish()
+            content, calls = content + rest, calls + more
+        message: dict[str, Any] = {"content": content} if content else {}
+        kept = self._kept(reader.calls)[before:]
+        if kept:
+            message["tool_calls"] = [c.to_json(before + at) for at, c in enumerate(kept)]
+        return message, bool(reader.calls)
+
+    def _kept(self, calls: list[Call]) -> list[Call]:
+        return calls if self.body.parallel_tool_calls else calls[:1]
+
+    def _logprobs(self, tokens: Sequence[int], found: Sequence[Any]) -> dict[str, Any] | None:
+        if not self.body.logprobs or not tokens:
+            return None
+        return chat_logprobs(self.model, tokens, found, self.body.top_logprobs or 0)
+
+    def _chunk(
+        self,
+        run: Run,
+        choice: Choice,
+        message: dict[str, Any],
+        logprobs: dict[str, Any] | None,
+        *,
+        called: bool = False,
+    ) -> str:
+        part = self._choice(choice, {"delta": message}, logprobs, called=called)
+        chunk = self._frame([part], "chat.completion.chunk")
+        options = self.body.stream_options
+        if options and (options.include_usage or options.continuous_usage_stats):
+            chunk["usage"] = run.usage() if options.continuous_usage_stats else None
+        return event(chunk)
+
+    def _choice(
+        self,
+        choice: Choice,
+        message: dict[str, Any],
+        logprobs: dict[str, Any] | None,
+        *,
+        called: bool,
+    ) -> dict[str, Any]:
+        reason = choice.finish_reason
+        return {
+            "index": choice.index,
+            **message,
+            "logprobs": logprobs,
+            "finish_reason": "tool_calls" if called and reason == "stop" else reason,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _frame(self, choices: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model.name,
+            "choices": choices,
+        }

@@ -1,0 +1,152 @@
+"""`ferrule serve`: artifacts to a running server."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from ..artifact import Artifact, load
+from ..errors import ArtifactError
+from .app import build_app
+from .embedding import embedder_of
+from .front import EngineFront
+from .live import LiveWindow, Observers
+from .metrics import ServerMetrics
+from .middleware import JsonFormatter
+from .models import Models, ServedModel
+from .service import Service
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a server listens: an address, or the path of a Unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+
+
+def serve_directories(
+    directories: Sequence[Path],
+    *,
+    names: Sequence[str] = (),
+    settings: Settings,
+    listen: Listen,
+    threads: int | None = None,
+    cache_bytes: int | None = None,
+) -> None:
+    """Serve artifacts until a signal asks for the end."""
+    start_logs()
+    artifacts = [load(d, threads=threads, cache_bytes=cache_bytes) for d in directories]
+    service = artifact_service(name_artifacts(artifacts, names), settings)
+    run(service, listen)
+
+
+def name_artifacts(artifacts: Sequence[Artifact], names: Sequence[str]) -> dict[str, Artifact]:
+    """Artifacts by the given names, or by those of their directories."""
+    if names and len(names) != len(artifacts):
+        raise ArtifactError(f"{len(names)} names for {len(artifacts)} artifacts")
+    named = dict(zip(names or [a.path.name for a in artifacts], artifacts, strict=True))
+    if len(named) != len(artifacts):
+        raise ArtifactError("two artifacts of one name: name them with --served-model-name")
+    return named
+
+
+def artifact_service(artifacts: dict[str, Artifact], settings: Settings) -> Service:
+    """The service of named artifacts."""
+    longest = max(a.plan_report().max_context for a in artifacts.values())
+    metrics = ServerMetrics(longest)
+    served = [_served(name, a, settings, metrics) for name, a in artifacts.items()]
+    return Service(Models(served), settings, metrics)
+
+
+def _served(
+    name: str, artifact: Artifact, settings: Settings, metrics: ServerMetrics
+) -> ServedModel:
+    plan = asdict(artifact.plan_report())
+    if "decode" not in artifact.plan.entries:
+        embedder = embedder_of(artifact)
+        return ServedModel(
+            name, artifact.text, embedder.longest, embedder.vocabulary, embedder=embedder, plan=plan
+        )
+    engine = artifact.new_engine()
+    runner = engine.runner
+    live = LiveWindow()
+    front = EngineFront(
+        engine,
+        Observers(metrics.of(name), live),
+        limit=settings.max_waiting + runner.max_batch,
+    )
+    return ServedModel(
+        name, artifact.text, runner.max_context, runner.vocabulary, front, None, live, plan
+    )
+
+
+def start_logs() -> None:
+    """JSON lines on standard error for this server and for uvicorn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    for name in ("ferrule.server", "uvicorn"):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(logging.INFO)
+
+
+class Server(uvicorn.Server):
+    """Ends in order: the first signal stops new requests and lets those that run end, as far as
+    `drain_seconds` allow; the second one ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self._drain: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        if self.service.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self.service.draining = True
+        loop = asyncio.get_event_loop_policy().get_event_loop()
+        loop.call_soon_threadsafe(self.drain)
+
+    def drain(self) -> None:
+        """Refuse new requests, and end the server when the last one has ended."""
+        self.service.draining = True
+        self._drain = asyncio.ensure_future(self._end_in_order())
+
+    async def _end_in_order(self) -> None:
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + self.service.settings.drain_seconds
+        while self.service.unfinished and loop.time() < latest:
+            await asyncio.sleep(0.02)
+        for front in self.service.models.fronts.values():
+            front.abort_all()
+        self.should_exit = True
+
+
+def run(service: Service, listen: Listen) -> None:
+    """Serve until a signal asks for the end."""
+    config = uvicorn.Config(
+        build_app(service, version("ferrule")),
+        host=listen.host,
+        port=listen.port,
+        uds=listen.uds,
+        log_config=None,
+        access_log=False,
+        # What is still open after the drain is a client that does not read.
+        timeout_graceful_shutdown=2,
+    )
+    server = Server(config, service)
+    names = [model.name for model in service.models]
+    fields = {"models": names, **asdict(listen)}
+    logging.getLogger("ferrule.server").info("serving", extra={"fields": fields})
+    server.run()

@@ -1,0 +1,163 @@
+"""/v1/completions."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from fastapi import APIRouter, Request, Response
+
+from ..engine import Delta, TokenLogprobs
+from .errors import invalid, unsupported
+from .fields import CompletionBody
+from .generation import Choice, Run, completion_logprobs, encode, fitted, token_text
+from .models import ServedModel
+from .parameters import format_constraint, known_parameters, sampling_params, structured
+from .service import Form, Service
+from .streams import Events, event
+
+
+def routes(service: Service) -> APIRouter:
+    """The endpoint over a service."""
+    router = APIRouter(tags=["generation"])
+
+    @router.post("/v1/completions")
+    async def complete(body: CompletionBody, request: Request) -> Response:
+        """Continue one prompt or several."""
+        model = service.model(body.model)
+        extra: dict[str, Any] = {"max_tokens": body.max_tokens, "logprobs": body.logprobs}
+        if body.echo and body.logprobs is not None:
+            if "prompt_logprobs" not in known_parameters():
+                raise unsupported("echo", "this engine gives no logprobs of prompts")
+            extra["prompt_logprobs"] = body.logprobs
+        constraint = format_constraint(body.response_format)
+        extra |= structured(body, constraint, "response_format")
+        params = sampling_params(body, **extra)
+        prompts = await _prompts(model, body)
+        form = CompletionForm(body, model, prompts)
+        return await service.answer(request, body, "cmpl", prompts, params, form)
+
+    return router
+
+
+async def _prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
+    given = body.prompt
+    several = isinstance(given, list) and not (given and isinstance(given[0], int))
+    each = cast("list[str | list[int]]", given if several else [given])
+    if not each:
+        raise invalid("prompt", "an empty list asks for nothing")
+    found = []
+    for prompt in each:
+        if isinstance(prompt, str):
+            add = body.add_special_tokens
+            prompt = await encode(model, prompt, add_special_tokens=add)
+        found.append(fitted(model, prompt, body.truncate_prompt_tokens, "prompt"))
+    return found
+
+
+class CompletionForm(Form):
+    """The form of text completions."""
+
+    def __init__(
+        self, body: CompletionBody, model: ServedModel, prompts: Sequence[list[int]]
+    ) -> None:
+        self.body, self.model, self.prompts = body, model, prompts
+        self.created = int(time.time())
+
+    def whole(self, run: Run) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        choices = [
+            self._choice(c, self._echo(c) + c.text, self._all_logprobs(c), whole=True)
+            for c in run.choices.values()
+        ]
+        return self._frame(choices) | {"usage": run.usage()}
+
+    async def events(self, run: Run) -> Events:
+        """A chunk for each delta that says something, then the usage if it was asked for."""
+        options = self.body.stream_options
+        begun: set[int] = set()
+        async for choice, delta in run:
+            first = choice.index not in begun
+            begun.add(choice.index)
+            echo = self._echo(choice) if first else ""
+            logprobs = self._delta_logprobs(choice, delta, first=first)
+            if not (echo or delta.text or delta.finish_reason or logprobs):
+                continue
+            chunk = self._frame([self._choice(choice, echo + delta.text, logprobs)])
+            if options and (options.include_usage or options.continuous_usage_stats):
+                chunk["usage"] = run.usage() if options.continuous_usage_stats else None
+            yield event(chunk)
+        if options and options.include_usage:
+            yield event(self._frame([]) | {"usage": run.usage()})
+
+    def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model.name,
+            "choices": choices,
+        }
+
+    def _choice(
+        self, choice: Choice, text: str, logprobs: dict[str, Any] | None, *, whole: bool = False
+    ) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        } | ({"prompt_logprobs": self._prompt_logprobs(choice)} if whole else {})
+
+    def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None] | None:
+        if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:
+            return None
+        return [_by_id(self.model, at) if at else None for at in choice.prompt_logprobs]
+
+    def _echo(self, choice: Choice) -> str:
+        if not self.body.echo:
+            return ""
+        return self.model.tokenizer.decode(self.prompts[choice.prompt])
+
+    def _all_logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        return self._logprobs(choice, choice.tokens, choice.logprobs, 0, first=True)
+
+    def _delta_logprobs(
+        self, choice: Choice, delta: Delta, *, first: bool
+    ) -> dict[str, Any] | None:
+        if not delta.token_ids:
+            return None
+        before = choice.tokens[: len(choice.tokens) - len(delta.token_ids)]
+        offset = sum(len(token_text(self.model, t)) for t in before)
+        if not first:
+            offset += len(self._echo(choice))
+        return self._logprobs(choice, delta.token_ids, delta.logprobs or (), offset, first=first)
+
+    def _logprobs(
+        self,
+        choice: Choice,
+        tokens: Sequence[int],
+        found: Sequence[TokenLogprobs],
+        offset: int,
+        *,
+        first: bool,
+    ) -> dict[str, Any] | None:
+        top = self.body.logprobs
+        if top is None:
+            return None
+        all_found: list[TokenLogprobs | None] = list(found)
+        if first and self.body.echo:
+            tokens = [*self.prompts[choice.prompt], *tokens]
+            all_found = [*(choice.prompt_logprobs or ()), *found]
+        return completion_logprobs(self.model, tokens, all_found, top, offset)
+
+
+def _by_id(model: ServedModel, rivals: TokenLogprobs) -> dict[str, Any]:
+    return {
+        str(token): {
+            "logprob": max(known.logprob, -9999.0),
+            "rank": known.rank,
+            "decoded_token": token_text(model, token, known),
+        }
+        for token, known in rivals.items()
+    }

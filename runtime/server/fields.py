@@ -1,0 +1,200 @@
+"""The bodies that clients send. A field that is not here is refused by its name.
+
+A field that is null counts as not given, whatever it is called. Values are not converted: a number
+in quotes is an error.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Choices = Annotated[int, Field(strict=True, ge=1, le=128)]
+TokenIds = list[StrictInt]
+
+
+class Body(BaseModel):
+    """An object that refuses unknown fields and reads null as absence."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if v is not None}
+
+
+class StreamOptions(Body):
+    """What a stream says beside its text."""
+
+    include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = False
+
+
+class Sampling(Body):
+    """The fields that go to the engine's sampling parameters under the same name."""
+
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: StrictInt | None = None
+    min_p: Number | None = None
+    typical_p: Number | None = None
+    n: Choices | None = None
+    seed: StrictInt | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    stop_token_ids: TokenIds | None = None
+    min_tokens: Count | None = None
+    ignore_eos: StrictBool | None = None
+    include_stop_str_in_output: StrictBool | None = None
+    skip_special_tokens: StrictBool | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    repetition_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[StrictStr] | None = None
+    prompt_logprobs: StrictInt | None = None
+    structured_outputs: dict[str, Any] | None = None
+
+
+class Generation(Sampling):
+    """What completions and chat share beside sampling."""
+
+    model: StrictStr | None = None
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    truncate_prompt_tokens: Positive | None = None
+    user: StrictStr | None = None
+    priority: StrictInt | None = None
+    cache_salt: StrictStr | None = None
+    request_id: Annotated[str, Field(strict=True, min_length=1, max_length=128)] | None = None
+
+
+class CompletionBody(Generation):
+    """The body of /v1/completions."""
+
+    prompt: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
+    max_tokens: Positive | None = 16
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=100)] | None = None
+    echo: StrictBool = False
+    add_special_tokens: StrictBool = True
+
+
+class TextPart(Body):
+    """A piece of a message's content."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: StrictStr
+    annotations: list[Any] | None = None
+
+
+class FunctionCall(Body):
+    """A call that the model made: the name and the arguments as JSON text."""
+
+    name: StrictStr
+    arguments: StrictStr = "{}"
+
+
+class ToolCall(Body):
+    """A call with the id that its result will name."""
+
+    id: StrictStr = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: Count | None = None
+
+
+class Message(Body):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: StrictStr | list[TextPart] | None = None
+    name: StrictStr | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: StrictStr | None = None
+    reasoning_content: StrictStr | None = None
+    reasoning: StrictStr | None = None
+    annotations: list[Any] | None = None
+
+
+class Function(Body):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Annotated[str, Field(strict=True, pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class Tool(Body):
+    """A tool: always a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    """The name in a tool choice."""
+
+    name: StrictStr
+
+
+class NamedTool(Body):
+    """The choice of one tool by name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatBody(Generation):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    logprobs: StrictBool = False
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: StrictBool = True
+    reasoning_effort: StrictStr | None = None
+    add_generation_prompt: StrictBool = True
+    continue_final_message: StrictBool = False
+    add_special_tokens: StrictBool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+
+
+class TokenizeBody(Body):
+    """The body of /tokenize: a prompt, or messages for the chat template."""
+
+    model: StrictStr | None = None
+    prompt: StrictStr | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: StrictBool | None = None
+    add_generation_prompt: StrictBool = True
+    return_token_strs: StrictBool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeBody(Body):
+    """The body of /detokenize."""
+
+    model: StrictStr | None = None
+    tokens: TokenIds
+    skip_special_tokens: StrictBool = False
+
+
+class EmbeddingBody(Body):
+    """The body of /v1/embeddings."""
+
+    model: StrictStr | None = None
+    input: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: StrictStr | None = None

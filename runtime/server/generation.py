@@ -1,0 +1,215 @@
+"""From prompts to a merged stream of deltas, and from deltas to choices."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engine import Delta, Logprob, TokenLogprobs
+from ..errors import RequestError
+from ..sampling import SamplingParams
+from .errors import ApiError, failed, refused
+from .front import EngineFront, Record
+from .models import ServedModel
+
+_INLINE = 4096  # characters that are tokenized at once; more would hold up the event loop
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, such as chatcmpl-1f0e..."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+async def encode(model: ServedModel, prompt: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of a text, computed beside the event loop where it is long."""
+
+    def work() -> list[int]:
+        try:
+            return model.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        except (UnicodeError, TypeError) as error:
+            raise ApiError(400, f"the prompt is no valid text: {error}") from error
+
+    return work() if len(prompt) <= _INLINE else await asyncio.to_thread(work)
+
+
+def fitted(model: ServedModel, tokens: list[int], last: int | None, param: str) -> list[int]:
+    """The ids, cut to their `last` ones where asked; raises where they leave no room."""
+    tokens = tokens[-last:] if last is not None else tokens
+    if not tokens:
+        raise ApiError(400, f"{param}: the prompt is empty", param=param, code="invalid_value")
+    for token in tokens:
+        if not 0 <= token < model.vocabulary:
+            wanted = f"{param}: token id {token}, wanted 0 to {model.vocabulary - 1}"
+            raise ApiError(400, wanted, param=param, code="invalid_value")
+    if len(tokens) >= model.max_context:
+        message = (
+            f"{param}: the prompt has {len(tokens)} tokens, the context holds {model.max_context}"
+            " with at least one token of output"
+        )
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
+    return tokens
+
+
+@dataclass(eq=False)
+class Choice:
+    """One sequence as far as it has come."""
+
+    prompt: int
+    index: int
+    text: str = ""
+    tokens: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def take(self, delta: Delta) -> None:
+        """Add what a step gave."""
+        self.text += delta.text
+        self.tokens += delta.token_ids
+        self.logprobs += delta.logprobs or ()
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+
+
+class Run:
+    """Several requests as one stream. Leaving the `async with` block ends what still runs."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self.model = model
+        self.records: list[Record] = []
+        self.choices: dict[tuple[int, int], Choice] = {}
+        self._front: EngineFront = model.generates
+        self._inbox: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._names: list[str] = []
+
+    async def __aenter__(self) -> "Run":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what still runs."""
+        for name in self._names:
+            self._front.abort(name)
+
+    async def submit(
+        self,
+        request_id: str,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Queue every prompt, all or none. Raises `ApiError` where one cannot be served."""
+        sequences = getattr(params, "n", 1)
+        self._front.reserve(sequences * len(prompts))
+        for number, tokens in enumerate(prompts):
+            name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
+            for index in range(sequences):
+                self.choices[number, index] = Choice(number, index + number * sequences)
+
+            def sink(delta: Delta, number: int = number) -> None:
+                self._inbox.put_nowait((number, delta))
+
+            try:
+                record = await self._front.submit(name, tokens, params, sink, **options)
+                self.records.append(record)
+            except RequestError as error:
+                raise refused(error) from error
+            self._names.append(name)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Choice, Delta]]:
+        """Deltas as they come, each taken into its choice, to the end of all."""
+        unfinished = len(self.choices)
+        while unfinished:
+            number, delta = await self._inbox.get()
+            if delta.error is not None:
+                raise failed(delta.error)
+            for choice in self._taking(number, delta):
+                choice.take(delta)
+                unfinished -= delta.finish_reason is not None
+                yield choice, delta
+
+    def _taking(self, number: int, delta: Delta) -> list[Choice]:
+        """Whom a delta is for: an abort is for every choice of its request that still runs."""
+        if delta.finish_reason != "abort":
+            return [self.choices[number, delta.index]]
+        own = [c for (prompt, _), c in self.choices.items() if prompt == number]
+        return [c for c in own if c.finish_reason is None]
+
+    async def finish(self) -> list[Choice]:
+        """Every choice, whole."""
+        async for _ in self:
+            pass
+        return list(self.choices.values())
+
+    def usage(self) -> dict[str, Any]:
+        """Exact counts of tokens so far."""
+        prompt = sum(record.prompt_tokens for record in self.records)
+        output = sum(len(choice.tokens) for choice in self.choices.values())
+        cached = sum(record.cached_tokens for record in self.records)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def token_text(model: ServedModel, token: int, known: Logprob | None = None) -> str:
+    """A token as a client reads it; its id where the model has no tokenizer."""
+    if known is not None and known.decoded_token is not None:
+        return known.decoded_token
+    if model.text is None:
+        return f"token_id:{token}"
+    return model.text.decode([token], skip_special_tokens=False)
+
+
+def chat_logprobs(
+    model: ServedModel, tokens: Sequence[int], found: Sequence[TokenLogprobs], top: int
+) -> dict[str, Any]:
+    """The chat form: an object for each token, with its `top` likeliest rivals."""
+    content = []
+    for token, rivals in zip(tokens, found, strict=True):
+        likeliest = sorted(rivals.items(), key=lambda item: item[1].rank)[:top]
+        entry = _entry(model, token, rivals[token])
+        entry["top_logprobs"] = [_entry(model, t, known) for t, known in likeliest]
+        content.append(entry)
+    return {"content": content, "refusal": None}
+
+
+def _entry(model: ServedModel, token: int, known: Logprob) -> dict[str, Any]:
+    text = token_text(model, token, known)
+    return {"token": text, "logprob": max(known.logprob, -9999.0), "bytes": list(text.encode())}
+
+
+def completion_logprobs(
+    model: ServedModel,
+    tokens: Sequence[int],
+    found: Sequence[TokenLogprobs | None],
+    top: int,
+    offset: int,
+) -> dict[str, Any]:
+    """The older form: parallel lists; `offset` is where the first token's text begins."""
+    texts, values, tops, offsets = [], [], [], []
+    for token, rivals in zip(tokens, found, strict=True):
+        known = rivals[token] if rivals is not None else None
+        texts.append(token_text(model, token, known))
+        values.append(max(known.logprob, -9999.0) if known else None)
+        offsets.append(offset)
+        offset += len(texts[-1])
+        likeliest = sorted((rivals or {}).items(), key=lambda item: item[1].rank)[:top]
+        tops.append(
+            {token_text(model, t, k): max(k.logprob, -9999.0) for t, k in likeliest}
+            if rivals is not None
+            else None
+        )
+    return {
+        "tokens": texts,
+        "token_logprobs": values,
+        "top_logprobs": tops if top else None,
+        "text_offset": offsets,
+    }

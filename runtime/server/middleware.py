@@ -1,0 +1,124 @@
+"""What every request passes: its log line, its key, its size."""
+
+import hmac
+import json
+import logging
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError
+from .settings import Settings
+from .streams import ClientGone
+
+OPEN = frozenset(
+    {"/", "/page.css", "/page.js", "/health", "/ready", "/version", "/metrics", "/openapi.json"}
+)
+
+
+class Gate:
+    """Checks key and size before anything reads the body, and logs every request when it ends."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, log: logging.Logger) -> None:
+        self._app, self._settings, self._log = app, settings, log
+        self._keys = [key.encode() for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["state"] = {**scope.get("state", {}), "summary": {}}
+        started, status = time.monotonic(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            status = await self._pass(scope, receive, sending) or status
+        finally:
+            self._write(scope, status, time.monotonic() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> int | None:
+        """Pass the request on; the status where the answer never began."""
+        try:
+            self._check(scope)
+            await self._app(scope, self._counted(receive), send)
+        except ApiError as error:
+            await _answer(send, error)
+        except ClientGone:
+            return 499
+        return None
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self._keys and scope["path"] not in OPEN:
+            given = headers.get(b"authorization", b"")
+            key = given[7:].strip() if given[:7].lower() == b"bearer " else b""
+            # Every key is compared, so that the time tells nothing.
+            if sum(hmac.compare_digest(key, known) for known in self._keys) == 0:
+                message = "no valid API key: send it as `Authorization: Bearer KEY`"
+                raise ApiError(401, message, code="invalid_api_key")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit():
+            self._check_size(int(length))
+
+    def _check_size(self, size: int) -> None:
+        most = self._settings.max_body_bytes
+        if size > most:
+            message = f"the request has {size} bytes or more, the limit is {most}"
+            raise ApiError(413, message, code="request_too_large")
+
+    def _counted(self, receive: Receive) -> Receive:
+        size = 0
+
+        async def receiving() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            self._check_size(size)
+            return message
+
+        return receiving
+
+    def _write(self, scope: Scope, status: int, seconds: float) -> None:
+        client = scope.get("client")
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 6),
+            "client": client[0] if client else None,
+            **scope["state"]["summary"],
+        }
+        self._log.info("request", extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; `fields` of a record are its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, Any] = {
+            "time": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+async def _answer(send: Send, error: ApiError) -> None:
+    body = json.dumps(error.body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(k.encode(), v.encode()) for k, v in error.headers.items()]
+    start = {"type": "http.response.start", "status": error.status, "headers": headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,105 @@
+"""What every endpoint needs: the models, the settings and whether requests are taken."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from ..sampling import SamplingParams
+from .errors import ApiError
+from .fields import Generation
+from .generation import Run, new_id
+from .metrics import ServerMetrics
+from .models import Models, ServedModel
+from .settings import Settings
+from .streams import Events, EventStream, guarded, until_gone
+
+
+class Service:
+    """The state of one server. While it drains, what runs goes on and nothing new is taken."""
+
+    def __init__(self, models: Models, settings: Settings, metrics: ServerMetrics) -> None:
+        self.models, self.settings, self.metrics = models, settings, metrics
+        self.draining = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return not self.draining and self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every engine can serve."""
+        return all(front.is_alive for front in self.models.fronts.values())
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that engines still work on."""
+        return sum(front.requests for front in self.models.fronts.values())
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model that a body names, while requests are taken."""
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="draining", retry_after=5)
+        return self.models[name]
+
+    async def answer(
+        self,
+        request: Request,
+        body: Generation,
+        prefix: str,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        form: "Form",
+    ) -> Response:
+        """Run prompts and answer in the endpoint's form, whole or as a stream."""
+        run = Run(self.models[body.model])
+        form.id = body.request_id or new_id(prefix)
+        request.state.summary = {"model": run.model.name, "request_id": form.id}
+        seconds = self.settings.request_seconds
+
+        def close() -> None:
+            run.close()
+            request.state.summary.update(_summary(run))
+
+        try:
+            await run.submit(form.id, prompts, params, _options(body))
+            if body.stream:
+                return EventStream(guarded(form.events(run), ends=form.ends), seconds, close)
+            await until_gone(run.finish(), request, seconds)
+            return JSONResponse(form.whole(run))
+        finally:
+            if not body.stream:
+                close()
+
+
+class Form:
+    """How an endpoint writes what was generated; `ends` says that its streams end with [DONE]."""
+
+    id: str
+    ends = True
+
+    def events(self, run: Run) -> Events:
+        """The events of a stream."""
+        raise NotImplementedError
+
+    def whole(self, run: Run) -> dict[str, Any]:
+        """The body of an answer that is whole."""
+        raise NotImplementedError
+
+
+def _options(body: Generation) -> dict[str, Any]:
+    """What the engine is told beside the sampling parameters."""
+    options = {"client": body.user, "priority": body.priority, "cache_salt": body.cache_salt}
+    return {name: value for name, value in options.items() if value}
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    usage = run.usage()
+    reasons = [c.finish_reason or "abort" for c in run.choices.values()]
+    return {
+        "prompt_tokens": usage["prompt_tokens"],
+        "completion_tokens": usage["completion_tokens"],
+        "finish_reason": ",".join(reasons),
+    }

@@ -1,0 +1,18 @@
+"""What an operator chooses about a server."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and keys. Without keys the API is open.
+
+    `max_waiting` sequences may wait beside those that one step can run. `drain_seconds` is what
+    requests have to end once the server is asked to.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    max_waiting: int = 256
+    max_body_bytes: int = 8 << 20
+    request_seconds: float = 600.0
+    drain_seconds: float = 30.0

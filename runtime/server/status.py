@@ -1,0 +1,112 @@
+"""Endpoints for operators, and the page."""
+
+import time
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from ..engine import EngineStats
+from .errors import ApiError
+from .metrics import EngineCollector, usage
+from .service import Service
+
+_PAGE = {
+    "": ("index.html", "text/html"),
+    "page.css": ("page.css", "text/css"),
+    "page.js": ("page.js", "text/javascript"),
+}
+
+
+def routes(service: Service, version: str) -> APIRouter:
+    """The endpoints over a service."""
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The models served here."""
+        return {"object": "list", "data": [model.to_json() for model in service.models]}
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """One model."""
+        return service.models[name].to_json()
+
+    @router.get("/health")
+    async def health() -> Response:
+        """200 while every engine can serve."""
+        if not service.is_alive:
+            raise ApiError(503, "an engine has stopped", code="engine_stopped")
+        return Response()
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """200 while requests are taken."""
+        if not service.is_ready:
+            raise ApiError(503, "requests are not taken", code="not_ready")
+        return Response()
+
+    @router.get("/version")
+    async def version_of() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": version}
+
+    @router.get("/plan")
+    async def plan(model: str | None = None) -> JSONResponse:
+        """The memory of a model, to the byte."""
+        return JSONResponse(dict(service.models[model].plan))
+
+    @router.get("/stats")
+    async def stats() -> dict[str, Any]:
+        """What each engine holds now and how fast it was in the last minute."""
+        return {"ready": service.is_ready, "models": await _live(service)}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Metrics in Prometheus' text form."""
+        return PlainTextResponse(await metrics_text(service), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/", include_in_schema=False)
+    @router.get("/page.css", include_in_schema=False)
+    @router.get("/page.js", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        """A playground and a live view of the engines."""
+        name, kind = _PAGE[request.url.path.removeprefix("/")]
+        body = files(__package__ or "").joinpath("page", name).read_bytes()
+        return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return router
+
+
+async def _stats(service: Service) -> dict[str, EngineStats]:
+    alive = {name: front for name, front in service.models.fronts.items() if front.is_alive}
+    return {name: await front.stats() for name, front in alive.items()}
+
+
+async def metrics_text(service: Service) -> bytes:
+    """All metrics, the engines' counts read now."""
+    now = CollectorRegistry()
+    now.register(EngineCollector(await _stats(service), service.is_ready))
+    return generate_latest(service.metrics.registry) + generate_latest(now)
+
+
+async def _live(service: Service) -> dict[str, dict[str, Any]]:
+    now = time.monotonic()
+    return {
+        name: {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "kv_blocks_used": stats.blocks_used,
+            "kv_blocks_cached": stats.blocks_cached,
+            "kv_blocks_free": stats.blocks_free,
+            "kv_cache_usage": usage(stats),
+            "steps": stats.steps,
+            "preemptions": stats.preemptions,
+            "prefix_cache_queries": stats.prefix_queries,
+            "prefix_cache_hits": stats.prefix_hits,
+            **service.models[name].live.summary(now),
+        }
+        for name, stats in (await _stats(service)).items()
+    }

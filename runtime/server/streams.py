@@ -1,0 +1,144 @@
+"""Answers that end with their client: server-sent events, and work that is dropped when nobody
+waits for it.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import RequestError
+from .errors import ApiError, failed, refused
+
+T = TypeVar("T")
+Events = AsyncGenerator[str, None]
+
+
+class ClientGone(Exception):
+    """The client closed its connection before it had its answer."""
+
+
+def event(body: object, name: str | None = None) -> str:
+    """One server-sent event."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
+
+
+def done() -> str:
+    """The event that ends a stream of the OpenAI API."""
+    return "data: [DONE]\n\n"
+
+
+async def until_gone(work: Coroutine[Any, Any, T], request: Request, seconds: float) -> T:
+    """The result of `work`, which is cancelled when the client leaves or the time is over."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait((task, watch), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if watch.done():
+            raise ClientGone
+        raise _too_late(seconds)
+    finally:
+        await _cancel(task)
+        await _cancel(watch)
+
+
+class EventStream(Response):
+    """Sends events as they come. Its generator is closed when the client leaves or time is over.
+
+    A client that does not read stops the sending, and then the time limit ends the request.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Events, seconds: float, close: Callable[[], None]) -> None:
+        super().__init__()
+        self._events, self._seconds, self._close = events, seconds, close
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request (ASGI)."""
+        sending = asyncio.ensure_future(self._send_all(send))
+        watch = asyncio.ensure_future(_gone(receive))
+        try:
+            # Time for the error event after the limit itself.
+            await asyncio.wait(
+                (sending, watch),
+                timeout=self._seconds + 1.0,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if sending.done():
+                sending.result()
+        finally:
+            await _cancel(sending)
+            await _cancel(watch)
+            await self._events.aclose()
+            # A generator that never began has no `finally` to run.
+            self._close()
+
+    async def _send_all(self, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for text in self._events:
+                    await _send_text(send, text)
+        except TimeoutError:
+            await _send_text(send, event(_too_late(self._seconds).body) + done())
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_text(send: Send, text: str) -> None:
+    body = text.encode("utf-8", "replace")
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def guarded(events: Events, *, ends: bool = True) -> Events:
+    """The events; an error among them becomes an event of its own, as the status is long sent."""
+    try:
+        async for text in events:
+            yield text
+    except ApiError as error:
+        yield event(error.body, None if ends else "error")
+    except RequestError as error:
+        yield event(refused(error).body, None if ends else "error")
+    except Exception as error:
+        yield event(failed(error).body, None if ends else "error")
+    finally:
+        await events.aclose()
+    if ends:
+        yield done()
+
+
+def _too_late(seconds: float) -> ApiError:
+    return ApiError(504, f"the request took more than {seconds:g} seconds", code="timeout")
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(task: "asyncio.Future[Any]") -> None:
+    if task.done():
+        if not task.cancelled():
+            task.exception()  # taken, so that nobody warns of it
+        return
+    task.cancel()
+    await _settled(task)
+
+
+async def _settled(task: Awaitable[Any]) -> None:
+    try:
+        await task
+    except (asyncio.CancelledError, Exception):
+        return

@@ -1,0 +1,39 @@
+"""Fixtures over the scripted server beside this file, which the tests import by name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+pytest.importorskip("fastapi", reason="the server is an extra")
+openai = pytest.importorskip("openai", reason="the test client")
+
+from scripted import ScriptRunner, serving, write_tokenizer  # noqa: E402 (found by the path above)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("server") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def server(tokenizer):
+    """One server for the tests of a file; its script is `server.runner.script`."""
+    with serving(tokenizer, {"fox": ScriptRunner(), "dog": ScriptRunner()}) as running:
+        yield running
+
+
+@pytest.fixture
+def script(server):
+    """The script of the first model, empty for each test."""
+    server.runner.script.clear()
+    yield server.runner.script
+    server.runner.script.clear()
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as each:
+        yield each
