@@ -22,6 +22,7 @@ from .eager import eager_logits
 from .models import Opened
 from .parity import TOLERANCES, random_prompts, relative_error
 from .pipeline import Recorder
+from .prepared import PreparedWeights
 from .replay import Replay, first_departure
 from .report import Clock
 
@@ -91,8 +92,13 @@ def _findings(opened: Opened, options: Options, artifact: Artifact) -> Iterator[
     yield _import_finding(opened, captured, replay)
     for ran in seen:
         yield _pass_finding(ran, replay)
+    *_, last = seen
     backend = cpu_backend(target_of(options.target))
     kernels = Kernels.of(made.graph, backend, recorder, artifact.plan.limits)
+    packing, grouping = seen[seen.index(last) + 1 :]
+    yield _pass_finding(packing, replay)
+    prepared = PreparedWeights(kernels.preparation, made.weights)
+    yield _pass_finding(grouping, Replay(sequences, prepared, options.block))
     for where, error, tolerance in kernel_departures(artifact, kernels.bodies, sequences):
         yield Finding(where, error, tolerance)
 

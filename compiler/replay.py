@@ -104,11 +104,14 @@ def first_departure(replay: Replay, before: Graph, after: Graph, tolerance: floa
     is the output.
     """
     pairs = _pairs(before, after)
+    known = {*before.nodes(), *(new for _, new in pairs)}
     old = replay.contents(before, [a for a, _ in pairs])
     new = replay.contents(after, [b for _, b in pairs])
     for (_, node), a, b in zip(pairs, old, new, strict=True):
         if relative_error(a, b) > tolerance:
-            return quote(after, node)
+            # What it reads and no old node stands for is nearer to the fault than the node itself.
+            fresh = [i for i in node.inputs if i not in known]
+            return "\n".join(quote(after, n) for n in (*fresh, node))
     return quote(after, after.output("logits"))
 
 

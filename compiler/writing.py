@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..runtime.weights import WeightsWriter
 from .checkpoint import Weights
 from .console import Progress
 from .errors import CompileError
-from .reference import evaluate
+from .prepared import PreparedWeights
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # What a tokenizer that is not in the tokenizers format may be made of.
@@ -41,14 +41,13 @@ def write_weights(
 
     One at a time: what is in memory is one weight, and what it is made from.
     """
-    prepared = dict(zip(preparation.output_names, preparation.outputs, strict=True))
+    prepared = PreparedWeights(preparation, weights)
     parameters = step.parameters()
     progress.stage("weights", len(parameters))
     with _full_disk_is_said(path), WeightsWriter(path, [_spec(p) for p in parameters]) as writer:
         for parameter in parameters:
             name = parameter["name"]
-            made = prepared.get(name, parameter)
-            writer.write(name, as_stored(_value(preparation, made, weights), parameter.dtype))
+            writer.write(name, as_stored(prepared[name], parameter.dtype))
             progress.step(name)
     weights.release()
 
@@ -56,10 +55,6 @@ def write_weights(
 def _spec(parameter: Node) -> TensorSpec:
     shape = tuple(int(d) for d in parameter.shape)
     return TensorSpec(parameter["name"], parameter.dtype, shape)
-
-
-def _value(preparation: Graph, node: Node, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return evaluate(preparation.with_outputs((node,), ("weight",)), (), weights)[0]
 
 
 def as_stored(value: torch.Tensor, dtype: str) -> Array:
@@ -130,8 +125,3 @@ def write_config(model: torch.nn.Module, home: Path) -> None:
         if hasattr(config, "to_json_string"):
             home.mkdir(parents=True, exist_ok=True)
             (home / name).write_text(config.to_json_string(), encoding="utf-8")
-
-
-def total_bytes(parameters: Iterable[Node]) -> int:
-    """Bytes of all weights together."""
-    return sum(int(p.tensor.nbytes()) for p in parameters)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-import ferrule
 from ferrule.compiler.build import Options, build_in_temporary
 from ferrule.compiler.parity import blocks_needed, built_rows
 from ferrule.runtime.executor import Executor
+from torch import nn
+
+import ferrule
 
 from . import zoo
 
