@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..ir.plan import Plan, PlanError
+from .beam import BeamSearchParams, beam_search
 from .engine import Completion, Delta, Engine
 from .errors import ArtifactError, RequestError
 from .executor import Executor, ModuleExecutor, available_memory, blocks_for
@@ -149,6 +150,10 @@ class Artifact:
         finally:
             for request_id in ids:
                 self._front.close(request_id)
+
+    def beam_search(self, prompt: Prompt, params: BeamSearchParams) -> tuple[Completion, ...]:
+        """The likeliest continuations of a prompt, the best first."""
+        return beam_search(self._front, prompt, params)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Complete one prompt, piece by piece; closing the iterator ends the request."""

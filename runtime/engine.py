@@ -11,9 +11,11 @@ from itertools import count
 from operator import index
 from typing import NamedTuple
 
+from .adjust import bad_word_tokens
 from .blocks import BlockPool
 from .errors import QueueFullError, RequestError
 from .executor import StepRunner
+from .logprobs import Decode
 from .memory import BlockMemory
 from .params import SamplingParams
 from .policies import Policy
@@ -166,29 +168,46 @@ class Engine:
         return self._requests[request_id].prompt
 
     def _request(self, name: str, tokens: list[int], params: SamplingParams) -> Request:
-        if params.stop_strings and self.text is None:
-            raise RequestError(
-                "stop: the artifact has no tokenizer, so stop strings cannot be seen"
-            )
-        ends = frozenset(params.stop_token_ids or ())
-        for token in ends:
-            _token(token, self.runner.vocabulary)
-        if not params.ignore_eos:
-            ends |= self.ends
+        for field in ("stop_strings", "bad_words"):
+            if getattr(params, field) and self.text is None:
+                wanted = field.removesuffix("_strings")
+                raise RequestError(f"{wanted}: the artifact has no tokenizer, so it has no strings")
+        params.check_vocabulary(self.runner.vocabulary)
+        ends = frozenset(params.stop_token_ids or ()) | (
+            frozenset() if params.ignore_eos else self.ends
+        )
         room = self.runner.max_context - len(tokens)
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        bad = bad_word_tokens(params.bad_words, self.text) if params.bad_words and self.text else ()
+        scored = params.prompt_logprobs is not None
 
         def fresh(number: int) -> Track:
-            own = f"{name}/{number}" if number else name
-            sequence = Scheduled(own, list(tokens), len(tokens), limit=limit)
-            sampler = Sampler(params.of_sequence(number), ends)
+            sequence = Scheduled(
+                f"{name}/{number}" if number else name,
+                list(tokens),
+                len(tokens),
+                limit=limit,
+                all_rows=scored and number == 0,
+                # Blocks that are found are not computed, and would have no logits.
+                reads_cache=not (params.skip_reading_prefix_cache or scored),
+            )
+            sampler = Sampler(params.of_sequence(number), ends, tokens, bad)
             return Track(request, number, sequence, sampler, ends, self._stream(params))
 
-        request = Request(name, params, tuple(tokens), fresh)
+        request = Request(name, params, tuple(tokens), fresh, decode=self._decode)
+        if scored:
+            request.prompt_logprobs = [None for _ in tokens]
         return request
 
+    @property
+    def _decode(self) -> Decode:
+        text = self.text
+        return text and (lambda token: text.decode([token], skip_special_tokens=False))
+
     def _stream(self, params: SamplingParams) -> TextStream | None:
-        return self.text and TextStream(
+        if self.text is None or not params.detokenize:
+            return None
+        return TextStream(
             self.text,
             skip_special=params.skip_special_tokens,
             stop=params.stop_strings,
@@ -252,9 +271,13 @@ class Engine:
     def _advance(self, rows: Iterable[_Rows]) -> list[Delta]:
         """Give each sequence that has been computed to its end its next token."""
         deltas: list[Delta] = []
-        for sequence, _, argmax, logits in rows:
+        for sequence, begin, argmax, logits in rows:
             track = self._tracks.get(sequence)
-            if track is None or sequence.pending:
+            if track is None:
+                continue
+            if sequence.all_rows and begin < sequence.prompt_length:
+                track.note_prompt(begin, logits)
+            if sequence.pending:
                 continue
             for each in self._fork(track):
                 if each.sequence in self._tracks:  # the error of one ends the others

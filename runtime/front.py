@@ -87,15 +87,18 @@ class Front:
 def _joined(deltas: list[Delta], prompt: tuple[int, ...]) -> Completion:
     last = deltas[-1]
     assert last.finish_reason is not None, f"{last.request_id} ended without a reason"
+    tokens = tuple(t for delta in deltas for t in delta.token_ids)
+    scores = tuple(entry for delta in deltas for entry in delta.logprobs or ())
     return Completion(
-        tuple(t for delta in deltas for t in delta.token_ids),
+        tokens,
         "".join(delta.text for delta in deltas),
         last.finish_reason,
         prompt,
         index=last.index,
-        logprobs=None
-        if last.logprobs is None
-        else tuple(entry for delta in deltas for entry in delta.logprobs or ()),
+        logprobs=scores or None,
+        cumulative_logprob=sum(s[t].logprob for s, t in zip(scores, tokens, strict=True))
+        if scores
+        else None,
         prompt_logprobs=deltas[0].prompt_logprobs,
         cached_tokens=last.cached_tokens,
         stop_reason=last.stop_reason,

@@ -7,22 +7,45 @@ from difflib import get_close_matches
 from .errors import RequestError
 
 _MAX_SEED = (1 << 63) - 1
+_INFINITY = float("inf")
+
+# Parameters that users of other servers may send, and that this one does not have.
+UNSUPPORTED = frozenset(
+    {
+        "best_of",
+        "extra_args",
+        "flat_logprobs",
+        "logits_processors",
+        "logprob_token_ids",
+        "output_kind",
+        "repetition_detection",
+        "spaces_between_special_tokens",
+        "stream_interval",
+        "thinking_token_budget",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How a request's tokens are chosen and when they end; names and defaults are vLLM's.
 
-    Temperature 0 is greedy. Order: temperature, min_p, top_k, top_p. `top_k` 0 or -1 is off.
+    Temperature 0 is greedy. Order: allowed and bad tokens, min_tokens, logit_bias, penalties,
+    temperature, min_p, top_k, top_p, typical_p. `top_k` 0 or -1 is off. Repetition counts prompt
+    and output, presence and frequency the output. `n` sequences have the seeds seed, seed + 1, ...
     `max_tokens` None is as many as the context holds. `stop` strings end the text before their
-    first occurrence.
+    first occurrence. `logprobs` -1 is the whole vocabulary.
     """
 
     n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -30,16 +53,38 @@ class SamplingParams:
     stop: tuple[str, ...] | list[str] | str | None = None
     stop_token_ids: tuple[int, ...] | list[int] | None = None
     include_stop_str_in_output: bool = False
+    detokenize: bool = True
     skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | list[int] | None = None
+    bad_words: tuple[str, ...] | list[str] | None = None
+    skip_reading_prefix_cache: bool = False
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_lengths()
+        self._check_tokens()
+        if self.n > 1 and self.temperature == 0.0:
+            raise RequestError(f"n={self.n}: wanted 1 with temperature 0, which has one answer")
+        if self.stop_strings and not self.detokenize:
+            raise RequestError("stop: wanted with detokenize=True, which shows the text")
+
+    def _check_numbers(self) -> None:
         _integer("n", self.n, 1)
-        _within("temperature", self.temperature, 0.0, float("inf"))
-        _within("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise RequestError("top_p=0.0: wanted a number above 0 and up to 1")
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _share("repetition_penalty", self.repetition_penalty, _INFINITY)
+        _within("temperature", self.temperature, 0.0, _INFINITY)
+        _share("top_p", self.top_p, 1.0)
+        _share("typical_p", self.typical_p, 1.0)
         _within("min_p", self.min_p, 0.0, 1.0)
         _integer("top_k", self.top_k, -1)
+        if self.seed is not None:
+            _integer("seed", self.seed, -_MAX_SEED - 1, _MAX_SEED)
+
+    def _check_lengths(self) -> None:
         _integer("min_tokens", self.min_tokens, 0)
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 1)
@@ -47,11 +92,22 @@ class SamplingParams:
                 raise RequestError(
                     f"min_tokens={self.min_tokens}: wanted max_tokens={self.max_tokens} or less"
                 )
-        if self.seed is not None:
-            _integer("seed", self.seed, -_MAX_SEED - 1, _MAX_SEED)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                _integer(name, value, -1)
+
+    def _check_tokens(self) -> None:
         _strings("stop", self.stop_strings)
+        _strings("bad_words", self.bad_words or ())
         for token in self.stop_token_ids or ():
             _integer("stop_token_ids", token, 0)
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise RequestError("allowed_token_ids=[]: wanted at least one token, or None for all")
+        for token in self.allowed_token_ids or ():
+            _integer("allowed_token_ids", token, 0)
+        for token, bias in (self.logit_bias or {}).items():
+            _integer("logit_bias", token, 0)
+            _within(f"logit_bias[{token}]", bias, -100.0, 100.0)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -60,28 +116,48 @@ class SamplingParams:
 
     def of_sequence(self, index: int) -> "SamplingParams":
         """The parameters of one of `n` sequences: each has a seed of its own."""
-        return self if self.seed is None else replace(self, seed=self.seed + index)
+        if self.seed is None or index == 0:
+            return self
+        return replace(self, seed=(self.seed + index + _MAX_SEED + 1) % (1 << 64) - _MAX_SEED - 1)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raise `RequestError` for a token that a vocabulary of this size does not have."""
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token in getattr(self, name) or ():
+                _integer(name, token, 0, size - 1)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                _integer(name, value, -1, size)
 
     @staticmethod
     def parse(values: Mapping[str, object]) -> "SamplingParams":
         """Parameters from a mapping; a name that is not known is an error with the nearest one."""
         known = [f.name for f in fields(SamplingParams)]
         for name in values:
-            if name not in known:
-                near = get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ";"
-                raise RequestError(
-                    f"no sampling parameter {name!r}{hint} known: {', '.join(known)}"
-                )
+            if name in known:
+                continue
+            if name in UNSUPPORTED:
+                raise RequestError(f"sampling parameter {name!r} is not supported")
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise RequestError(f"no sampling parameter {name!r}{hint} known: {', '.join(known)}")
         return SamplingParams(**values)  # pyright: ignore[reportArgumentType]
 
 
 def _within(name: str, value: object, least: float, greatest: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise RequestError(f"{name}={value!r}: wanted a number")
-    if not least <= value <= greatest or value == float("inf"):
-        upper = "or more" if greatest == float("inf") else f"to {greatest}"
+    if not least <= value <= greatest or value == _INFINITY:
+        upper = "or more" if greatest == _INFINITY else f"to {greatest}"
         raise RequestError(f"{name}={value!r}: wanted a number, {least} {upper}")
+
+
+def _share(name: str, value: float, greatest: float) -> None:
+    """A number that must not be 0."""
+    _within(name, value, 0.0, greatest)
+    if value == 0.0:
+        upper = "" if greatest == _INFINITY else f" and up to {greatest}"
+        raise RequestError(f"{name}=0.0: wanted a number above 0{upper}")
 
 
 def _integer(name: str, value: object, least: int, greatest: int | None = None) -> None:

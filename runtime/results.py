@@ -65,6 +65,7 @@ class Completion:
     """A finished request. `token_ids` holds the token that ended it, `text` does not show it.
 
     `finish_reason` is "stop" (an end token or a stop string) or "length". Others: see `Delta`.
+    `cumulative_logprob` is the sum of the tokens' log probabilities, where they were asked for.
     """
 
     token_ids: tuple[int, ...]
@@ -74,6 +75,7 @@ class Completion:
     index: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    cumulative_logprob: float | None = None
     cached_tokens: int = 0
     stop_reason: int | str | None = None
     times: Times | None = field(default=None, compare=False)

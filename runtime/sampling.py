@@ -1,36 +1,45 @@
 """Sampling: the token that a request gets from a row of logits."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from .adjust import Adjuster, Constraint, Words
 from .errors import RequestError
 from .params import SamplingParams
 from .tensors import Array
 
-__all__ = ["Sampler", "SamplingParams", "greatest", "nucleus"]
+__all__ = ["Sampler", "SamplingParams", "greatest", "nucleus", "typical"]
 
 _BLOCK = 1024  # tokens whose weights are added up at a time; up to so many in double precision
 _GROUP = 64  # logits whose maximum stands for them while the greatest are looked for
 
 
 class Sampler:
-    """Chooses the tokens of one request. Its generator is its own: other requests change nothing.
+    """Chooses the tokens of one sequence. Its generator is its own: others change nothing.
 
-    `ends` are the tokens that end the request; they are kept out until `min_tokens` are there.
+    `ends` are the tokens that end the sequence; the rest is as in `Adjuster`.
     """
 
-    def __init__(self, params: SamplingParams, ends: Iterable[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        ends: Iterable[int],
+        prompt: Sequence[int] = (),
+        bad_words: Words = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.params = params
-        self._ends = sorted(ends)
+        self._adjuster = Adjuster(params, ends, prompt, bad_words, constraint)
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
         self._generator = np.random.Generator(np.random.PCG64(seed % (1 << 64)))
 
     @property
     def complete(self) -> bool:
         """Whether nothing may follow the last token."""
-        return False
+        constraint = self._adjuster.constraint
+        return constraint is not None and constraint.complete
 
     def choose(self, logits: Array, greedy: int, generated: int) -> int:
         """The next token from a row of logits f32[V] whose argmax is `greedy`.
@@ -39,14 +48,13 @@ class Sampler:
         """
         if not np.isfinite(logits[greedy]):
             raise RequestError(f"the model gave {logits[greedy]} as its greatest logit")
-        params = self.params
-        if generated < params.min_tokens and self._ends:
-            logits = logits.copy()
-            logits[self._ends] = -np.inf
+        if self._adjuster.changes(generated):
+            logits = self._adjuster.apply(logits, generated)
             greedy = int(logits.argmax())
-        if params.temperature == 0.0 or params.top_k == 1:
-            return greedy
-        return self._draw(logits)
+        is_greedy = self.params.temperature == 0.0 or self.params.top_k == 1
+        token = greedy if is_greedy else self._draw(logits)
+        self._adjuster.accept(token)
+        return token
 
     def _draw(self, logits: Array) -> int:
         params, best = self.params, float(logits.max())
@@ -62,8 +70,14 @@ class Sampler:
             if params.top_p < 1.0:
                 kept = _most_likely(weights, params.top_p * float(weights.sum()))
                 tokens, weights = tokens[kept], weights[kept]
+        elif params.typical_p < 1.0:
+            tokens = np.arange(logits.shape[0])
+            weights = _weights(logits, best, params.temperature)
         else:
             return self._draw_of_all(_weights(logits, best, params.temperature))
+        if params.typical_p < 1.0:
+            kept = typical(weights, params.typical_p)
+            tokens, weights = tokens[kept], weights[kept]
         return int(tokens[_pick(weights, self._generator.random())])
 
     def _draw_of_all(self, weights: Array) -> int:
@@ -100,6 +114,20 @@ def nucleus(logits: Array, best: float, temperature: float, top_p: float) -> tup
             kept = _most_likely(weights, wanted)
             return tokens[kept], weights[kept]
         count *= 16
+
+
+def typical(weights: Array, share: float) -> Array:
+    """The places of the fewest weights nearest to the expected surprise that reach `share`.
+
+    Meister et al., Locally Typical Sampling (2023), equation 8: by |-log p - entropy|.
+    """
+    likely = np.flatnonzero(weights)
+    shares = weights[likely].astype(np.float64) / weights.sum(dtype=np.float64)
+    surprise = -np.log(shares)
+    distance = np.abs(surprise - (shares * surprise).sum())
+    order = np.argsort(distance, kind="stable")
+    reached = int(np.searchsorted(np.cumsum(shares[order]), share))
+    return likely[order[: reached + 1]]
 
 
 def _weights(logits: Array, best: float, temperature: float) -> Array:

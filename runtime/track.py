@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .logprobs import Decode, token_logprobs
 from .params import SamplingParams
-from .results import Delta, FinishReason, Times
+from .results import Delta, FinishReason, Times, TokenLogprobs
 from .sampling import Sampler
 from .sequence import Sequence
 from .tensors import Array
@@ -17,7 +18,7 @@ class Request:
     """What a caller asked for, and its sequences that still run.
 
     `tracks` are those, `fresh` makes one by index; the first makes the others when its prompt has
-    been computed.
+    been computed. `prompt_logprobs` has a place for each prompt token where they were asked for.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Request:
     prompt: tuple[int, ...]
     fresh: Callable[[int], "Track"]
     tracks: list["Track"] = field(default_factory=list["Track"])
+    decode: Decode = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
     forked: bool = False
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -50,16 +53,35 @@ class Track:
         if self.first_token is None:
             self.first_token = time.monotonic()
         shown, reason, stop_reason = self._finish(token)
+        count, prompt = request.params.logprobs, request.prompt_logprobs
+        first = self.index == 0 and sequence.generated == 1
         return Delta(
             request.name,
             (token,),
             shown,
             reason,
             index=self.index,
+            logprobs=None if count is None else (self._score(logits, token, count),),
+            prompt_logprobs=tuple(prompt) if prompt is not None and first else None,
             cached_tokens=request.tracks[0].sequence.cached or 0,
             stop_reason=stop_reason,
             times=self.times() if reason else None,
         )
+
+    def _score(self, logits: Array, token: int, count: int) -> TokenLogprobs:
+        return token_logprobs(logits, token, count, self.request.decode)
+
+    def note_prompt(self, begin: int, logits: Array) -> None:
+        """Keep the log probabilities of prompt tokens; `begin` is the position of the first row.
+
+        A row speaks of the token after its own. Rows come again where a prompt is computed again.
+        """
+        request = self.request
+        scores, count = request.prompt_logprobs, request.params.prompt_logprobs
+        if scores is None or count is None:
+            return
+        for row, place in zip(logits, range(begin + 1, len(scores)), strict=False):
+            scores[place] = self._score(row, request.prompt[place], count)
 
     def times(self) -> Times:
         """The times of a sequence that ends now."""

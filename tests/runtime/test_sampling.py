@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from ferrule.runtime.adjust import Adjuster
 from ferrule.runtime.errors import RequestError
-from ferrule.runtime.sampling import Sampler, SamplingParams, greatest, nucleus
+from ferrule.runtime.logprobs import token_logprobs
+from ferrule.runtime.sampling import Sampler, SamplingParams, greatest, nucleus, typical
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,7 +133,20 @@ def test_logits_that_are_not_finite_are_an_error():
         ({"stop": [""]}, "stop: wanted strings that are not empty"),
         ({"stop_token_ids": [-1]}, "stop_token_ids=-1: wanted an integer, 0 or more"),
         ({"temprature": 1}, "no sampling parameter 'temprature'; did you mean 'temperature'?"),
-        ({"best_of": 1}, "no sampling parameter 'best_of'; known: n, temperature"),
+        ({"zzz": 1}, "no sampling parameter 'zzz'; known: n, presence_penalty"),
+        ({"best_of": 1}, "sampling parameter 'best_of' is not supported"),
+        ({"n": 2, "temperature": 0}, "n=2: wanted 1 with temperature 0"),
+        ({"presence_penalty": 2.5}, "presence_penalty=2.5: wanted a number, -2.0 to 2.0"),
+        ({"frequency_penalty": -3}, "frequency_penalty=-3: wanted a number, -2.0 to 2.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: wanted a number above 0"),
+        ({"typical_p": 0}, "typical_p=0.0: wanted a number above 0 and up to 1.0"),
+        ({"logprobs": -2}, "logprobs=-2: wanted an integer, -1 or more"),
+        ({"prompt_logprobs": 1.0}, "prompt_logprobs=1.0: wanted an integer"),
+        ({"logit_bias": {3: 101}}, "logit_bias[3]=101: wanted a number, -100.0 to 100.0"),
+        ({"logit_bias": {"3": 1}}, "logit_bias='3': wanted an integer"),
+        ({"allowed_token_ids": []}, "allowed_token_ids=[]: wanted at least one token"),
+        ({"bad_words": [""]}, "bad_words: wanted strings that are not empty"),
+        ({"stop": "x", "detokenize": False}, "stop: wanted with detokenize=True"),
     ],
 )
 def test_values_out_of_range_are_named_with_their_range(values, message):
@@ -144,3 +159,96 @@ def test_the_defaults_are_those_that_users_know():
     params = SamplingParams()
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (1.0, 1.0, 0, 16)
     assert SamplingParams(stop="x").stop_strings == ("x",)
+
+
+def choose(logits, params, *, generated=0, prompt=(), bad_words=(), came=()):
+    """The greedy token once `came` have been chosen."""
+    sampler = Sampler(SamplingParams(temperature=0.0, **params), (), prompt, bad_words)
+    for token in came:
+        sampler._adjuster.accept(token)
+    row = np.asarray(logits, np.float32)
+    before = row.copy()
+    token = sampler.choose(row, int(row.argmax()), generated)
+    np.testing.assert_array_equal(row, before)
+    return token
+
+
+def test_penalties_are_those_of_their_formulas():
+    logits = (np.random.default_rng().standard_normal(37) * 4).astype(np.float32)
+    prompt, came = [3, 3, 5], [5, 7, 7, 7]
+    params = SamplingParams(repetition_penalty=1.7, frequency_penalty=0.3, presence_penalty=-0.9)
+    adjuster = Adjuster(params, (), prompt)
+    for token in came:
+        adjuster.accept(token)
+    wanted = logits.copy()
+    for token in (3, 5, 7):
+        wanted[token] = wanted[token] / 1.7 if wanted[token] > 0 else wanted[token] * 1.7
+    for token, count in ((5, 1), (7, 3)):
+        wanted[token] -= 0.3 * count - 0.9
+    np.testing.assert_allclose(adjuster.apply(logits, 4), wanted, rtol=1e-6)
+
+
+def test_bias_allowed_and_bad_words_decide():
+    logits = [4.0, 3.0, 2.0, 1.0, 0.0]
+    assert choose(logits, {}) == 0
+    assert choose(logits, {"logit_bias": {3: 5.0}}) == 3
+    assert choose(logits, {"logit_bias": {0: -100.0}}) == 1
+    assert choose(logits, {"allowed_token_ids": [4, 2, 2]}) == 2
+    words = ((0,), (9, 1), (8, 9, 2))
+    assert choose(logits, {}, bad_words=words) == 1
+    assert choose(logits, {}, bad_words=words, came=[9]) == 2
+    assert choose(logits, {}, bad_words=words, came=[8, 9]) == 3
+    assert choose(logits, {}, bad_words=words, came=[9, 8]) == 1
+    with pytest.raises(RequestError, match="leave no token"):
+        choose(logits, {"allowed_token_ids": [0]}, bad_words=words)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.floats(0.01, 1.0), st.integers(0, 2**32))
+def test_typical_keeps_what_surprises_as_expected(size, share, seed):
+    weights = np.exp(np.random.default_rng(seed).standard_normal(size) * 2)
+    kept = typical(weights, share)
+    shares = weights / weights.sum()
+    entropy = -(shares * np.log(shares)).sum()
+    distance = np.abs(-np.log(shares) - entropy)
+    assert len(set(kept)) == len(kept)
+    assert shares[kept].sum() >= share - 1e-9
+    assert shares[kept[:-1]].sum() < share + 1e-9
+    others = np.setdiff1d(np.arange(size), kept)
+    assert not others.size or distance[kept].max() <= distance[others].min()
+
+
+def test_typical_draws_from_what_it_keeps():
+    logits = np.log([0.7, 0.1, 0.1, 0.1])
+    # The entropy is 0.94: the likeliest surprises by 0.36, the others by 2.3.
+    assert set(draw(logits, typical_p=0.5)) == {0}
+    assert set(draw(logits, typical_p=0.5, top_k=3)) == {0}
+    assert set(draw(logits, typical_p=1.0)) == {0, 1, 2, 3}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.integers(-1, 20), st.integers(0, 2**32))
+def test_logprobs_are_those_of_the_softmax(size, count, seed):
+    generator = np.random.default_rng(seed)
+    logits = (generator.standard_normal(size) * 5).astype(np.float32)
+    count, token = min(count, size), int(generator.integers(size))
+    found = token_logprobs(logits, token, count, str)
+    precise = logits.astype(np.float64)
+    wanted = precise - precise.max() - np.log(np.exp(precise - precise.max()).sum())
+    order = np.argsort(-logits, kind="stable").tolist()
+    assert next(iter(found)) == token
+    kept = order[: size if count == -1 else count]
+    assert [t for t in found if t != token] == [t for t in kept if t != token]
+    for t, entry in found.items():
+        assert abs(entry.logprob - wanted[t]) < 1e-5 * (1 + abs(wanted[t]))
+        assert (entry.rank, entry.decoded_token) == (order.index(t) + 1, str(t))
+
+
+def test_each_of_several_sequences_has_a_seed_of_its_own():
+    params = SamplingParams(seed=(1 << 63) - 1, n=2)
+    assert params.of_sequence(0) == params and params.of_sequence(1).seed == -(1 << 63)
+    assert SamplingParams().of_sequence(3).seed is None
+    with pytest.raises(RequestError, match="allowed_token_ids=9: wanted an integer, 0 to 8"):
+        SamplingParams(allowed_token_ids=[9]).check_vocabulary(9)
+    with pytest.raises(RequestError, match="logprobs=10: wanted an integer, -1 to 9"):
+        SamplingParams(logprobs=10).check_vocabulary(9)
