@@ -69,7 +69,7 @@ def compile_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Compile a model into an artifact directory."""
-    from .build import Options, compile_to
+    from .build import Options, StoppedError, compile_to
     from .console import print_build
 
     options = Options(
@@ -84,8 +84,12 @@ def compile_command(
         parity=parity,
         progress=not quiet,
     )
-    done = compile_to(model, output, options, overwrite=overwrite)
-    print_build(done)
+    try:
+        done = compile_to(model, output, options, overwrite=overwrite)
+    except StoppedError as stopped:
+        typer.echo(str(stopped))
+        return
+    print_build(done.manifest, str(output))
 
 
 @app.command()

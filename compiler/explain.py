@@ -4,6 +4,7 @@ what it costs.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CONTEXT = 64  # tokens before a decode step, and of a mixed one, where limits allow
 REPEATS = 7
+_NUMBER = re.compile(r"\.\d+(?=[. ])")
 Dims = Mapping[str, int]
 
 
@@ -99,7 +101,12 @@ def _lines(
             operations=line.operations + _cost(known.get("operations"), call, dims),
             seconds=None if seconds is None else (line.seconds or 0.0) + seconds[at],
         )
-    return list(found.values())
+    return [replace(line, origin=_of_all(line)) for line in found.values()]
+
+
+def _of_all(line: KernelLine) -> str:
+    """Where the calls came from: those of several layers are named `layers.*`."""
+    return line.origin if line.count == 1 else _NUMBER.sub(".*", line.origin)
 
 
 def _empty_line(entry: str, call: Call, known: Mapping[str, Any], dims: Dims) -> KernelLine:

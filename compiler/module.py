@@ -114,6 +114,7 @@ def _build(
                 module, args=args, kwargs=kwargs, dynamic_shapes=dynamic_shapes,
                 name=type(module).__name__,
             )  # fmt: skip
+            _check_bounds(captured)
             imported = import_captured(captured)
         shown.stage("passes", sum(len(p.passes) for p in raising()) + 2)
         with clock("passes"):
@@ -129,6 +130,15 @@ def _build(
     write_manifest(
         folder, fields | {"signature": signature(captured, imported.graph), "report": report}
     )
+
+
+def _check_bounds(captured: Captured) -> None:
+    open_ = [name for name, (_, high) in captured.bounds.items() if high >= 1 << 31]
+    if open_:
+        raise CompileError(
+            f"{len(open_)} dims of {captured.name} have no upper bound, and memory is planned for the "
+            "largest: give one, torch.export.Dim(..., max=...)"
+        )
 
 
 def signature(captured: Captured, graph: Graph) -> dict[str, Any]:
