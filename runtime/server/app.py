@@ -48,6 +48,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_routes(_: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ApiError):  # raised while the body was read
+            return _response(error.__cause__)
         named = {404: "unknown_url", 405: "method_not_allowed"}
         answer = _response(
             ApiError(error.status_code, str(error.detail), code=named.get(error.status_code))

@@ -28,7 +28,8 @@ async def encode(model: ServedModel, prompt: str, *, add_special_tokens: bool) -
         try:
             return model.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         except (UnicodeError, TypeError) as error:
-            raise ApiError(400, f"the prompt is no valid text: {error}") from error
+            message = f"the prompt is no valid text: {error}"
+            raise ApiError(400, message, code="invalid_value") from error
 
     return work() if len(prompt) <= _INLINE else await asyncio.to_thread(work)
 

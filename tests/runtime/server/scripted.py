@@ -69,7 +69,7 @@ class ScriptRunner:
         self.max_context, self.vocabulary, self.max_rows = max_context, VOCABULARY, chunk
         self.cache = np.full((blocks, 16), -1)
         self.script = script if script is not None else {}
-        self.delay, self.broken, self.sure = 0.0, None, 12.0
+        self.delay, self.broken, self.sure = 0.0, None, 40.0
 
     def step(self, batch):
         time.sleep(self.delay)

@@ -54,15 +54,13 @@ def test_several_prompts_and_token_ids(client):
 
 
 def test_several_sequences(client):
-    done = client.completions.create(
-        model="fox", prompt=["t", "th"], n=3, max_tokens=4, temperature=0
-    )
+    done = client.completions.create(model="fox", prompt=["t", "th"], n=3, max_tokens=4)
     assert [c.index for c in done.choices] == list(range(6))
     assert [c.text for c in done.choices] == [FOX[1:5]] * 3 + [FOX[2:6]] * 3
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 24)
     texts = {}
     for chunk in client.completions.create(
-        model="fox", prompt="th", n=2, max_tokens=4, temperature=0, stream=True
+        model="fox", prompt="th", n=2, max_tokens=4, stream=True
     ):
         (choice,) = chunk.choices
         texts[choice.index] = texts.get(choice.index, "") + choice.text
@@ -91,7 +89,7 @@ def test_a_seed_repeats_and_another_differs(client, server):
     try:
         assert text(5) == text(5) != text(6)
     finally:
-        server.runner.sure = 12.0
+        server.runner.sure = 40.0
 
 
 def test_echo(client):

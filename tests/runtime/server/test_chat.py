@@ -1,0 +1,163 @@
+"""/v1/chat/completions through the official client: text, streams, tools, refusals."""
+
+import json
+
+import openai
+import pytest
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+ASK = [{"role": "user", "content": "hi"}]
+
+
+def test_an_answer(client, script):
+    script["<user>hi</user><reply>"] = "hello there"
+    done = client.chat.completions.create(model="fox", messages=ASK, temperature=0)
+    (choice,) = done.choices
+    assert choice.message.content == "hello there" and choice.message.role == "assistant"
+    assert choice.finish_reason == "stop" and choice.message.tool_calls is None
+    prompt = len("<user>hi</user><reply>")
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (prompt, 12)
+    assert done.id.startswith("chatcmpl-") and done.object == "chat.completion"
+
+
+def test_a_stream(client, script):
+    script["<reply>"] = "héllo"
+    chunks = list(
+        client.chat.completions.create(
+            model="fox",
+            messages=ASK,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == "héllo"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage.completion_tokens == 7 and chunks[-1].choices == []
+    assert {c.object for c in chunks} == {"chat.completion.chunk"}
+
+
+def test_limits_by_both_names(client):
+    for name in ("max_tokens", "max_completion_tokens"):
+        done = client.chat.completions.create(model="fox", messages=ASK, **{name: 4})
+        assert done.usage.completion_tokens == 4 and done.choices[0].finish_reason == "length"
+
+
+def test_parts_of_text_are_joined_and_others_refused(client, script):
+    script["<user>one\ntwo</user><reply>"] = "ok"
+    parts = [{"type": "text", "text": t} for t in ("one", "two")]
+    messages = [{"role": "user", "content": parts}]
+    done = client.chat.completions.create(model="fox", messages=messages, temperature=0)
+    assert done.choices[0].message.content == "ok"
+    parts[1] = {"type": "image_url", "image_url": {"url": "data:x"}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="fox", messages=messages)
+    assert caught.value.param.startswith("messages[0].content")
+
+
+def test_a_tool_call_and_its_result(client, script):
+    script["<reply>"] = "Let me look. " + CALL
+    done = client.chat.completions.create(model="fox", messages=ASK, tools=TOOLS, temperature=0)
+    (choice,) = done.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me look."
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "weather" and json.loads(call.function.arguments) == {
+        "city": "Bern"
+    }
+    script.clear()
+    script['[weather:{"city": "Bern"}]</assistant><tool>rain</tool><reply>'] = "It rains."
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    messages = [*ASK, choice.message.model_dump(), result]
+    done = client.chat.completions.create(model="fox", messages=messages, temperature=0)
+    assert done.choices[0].message.content == "It rains."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CALL,
+        '{"name": "weather", "parameters": {"city": "Bern"}}',
+        '<|python_tag|>{"name": "weather", "parameters": {"city": "Bern"}}',
+        '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Bern"}}]',
+        '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}',
+    ],
+)
+def test_streamed_tool_calls_of_several_families(client, script, text):
+    script["<reply>"] = text
+    stream = client.chat.completions.create(
+        model="fox", messages=ASK, tools=TOOLS, temperature=0, stream=True
+    )
+    calls, content, reason = [], "", None
+    for chunk in stream:
+        (choice,) = chunk.choices
+        calls += choice.delta.tool_calls or []
+        content += choice.delta.content or ""
+        reason = choice.finish_reason or reason
+    assert [(c.index, c.function.name) for c in calls] == [(0, "weather")]
+    assert json.loads(calls[0].function.arguments) == {"city": "Bern"}
+    assert (content, reason) == ("", "tool_calls")
+
+
+def test_text_that_only_looks_like_a_call_is_text(client, script):
+    for text in ('{"name": "other", "arguments": {}}', "a <tool_call> b", "[1, 2]", "<tool"):
+        script["<reply>"] = text
+        done = client.chat.completions.create(model="fox", messages=ASK, tools=TOOLS, temperature=0)
+        assert done.choices[0].message.content == text
+        assert done.choices[0].finish_reason == "stop"
+
+
+def test_tools_are_shown_unless_none_is_chosen(client, script):
+    script["</tools><reply>"] = "seen"
+    script["<reply>"] = "bare"
+    asked = {"model": "fox", "messages": ASK, "tools": TOOLS, "temperature": 0}
+    assert client.chat.completions.create(**asked).choices[0].message.content == "seen"
+    bare = client.chat.completions.create(**asked, tool_choice="none")
+    assert bare.choices[0].message.content == "bare"
+    with pytest.raises(openai.BadRequestError, match="no tool is named 'x'"):
+        choice = {"type": "function", "function": {"name": "x"}}
+        client.chat.completions.create(**asked, tool_choice=choice)
+
+
+def test_the_template_gets_its_own_arguments(client, script):
+    script["<effort>high</effort><reply>"] = "hard"
+    done = client.chat.completions.create(
+        model="fox", messages=ASK, reasoning_effort="high", temperature=0
+    )
+    assert done.choices[0].message.content == "hard"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="fox", messages=ASK, extra_body={"chat_template_kwargs": {"messages": []}}
+        )
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_the_last_message_can_be_continued(client, script):
+    script["<assistant>once upon"] = " a time"
+    messages = [*ASK, {"role": "assistant", "content": "once upon"}]
+    done = client.chat.completions.create(
+        model="fox",
+        messages=messages,
+        temperature=0,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    assert done.choices[0].message.content == " a time"
+
+
+def test_several_sequences_in_a_stream(client, script):
+    script["<reply>"] = "ab"
+    texts = {}
+    for chunk in client.chat.completions.create(model="fox", messages=ASK, n=2, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+    assert texts == {0: "ab", 1: "ab"}

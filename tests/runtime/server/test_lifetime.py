@@ -1,0 +1,78 @@
+"""Clients that leave, servers that end, engines that break."""
+
+import http.client
+import json
+import threading
+
+import openai
+from scripted import ScriptRunner, serving, wait_for
+from test_errors import post, slow
+
+LONG = {"prompt": "a", "max_tokens": 1500}
+
+
+def leave(running, body):
+    """Send a request and close the connection once the engine works on it."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+    headers = {"content-type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    wait_for(lambda: running.service.unfinished)
+    if body.get("stream"):
+        connection.getresponse().read(100)
+    connection.sock.close()
+    connection.close()
+
+
+def test_a_client_that_leaves_frees_its_blocks(tokenizer):
+    runner = slow()
+    with serving(tokenizer, {"fox": runner}) as running:
+        (front,) = running.service.models.fronts.values()
+        for body in (LONG, LONG | {"stream": True}, LONG | {"stream": True, "n": 3}):
+            leave(running, body)
+            wait_for(lambda: running.service.unfinished == 0)
+            wait_for(lambda: not front.engine.has_work)
+            front.engine.check()
+            assert front.engine.stats().blocks_used == 0 and front.sequences == 0
+
+
+def test_ending_in_order(tokenizer):
+    runner = slow()
+    with serving(tokenizer, {"fox": runner}) as running:
+        got = []
+        asked = {"prompt": "a", "max_tokens": 30}
+        thread = threading.Thread(
+            target=lambda: got.append(post(running, "/v1/completions", asked))
+        )
+        thread.start()
+        wait_for(lambda: running.service.unfinished)
+        running.loop.call_soon_threadsafe(running.server.drain)
+        wait_for(lambda: running.service.draining)
+        status, body = post(running, "/v1/completions", asked)
+        assert (status, body["error"]["code"]) == (503, "draining")
+        thread.join(10)
+        assert got[0][0] == 200 and got[0][1]["usage"]["completion_tokens"] == 30
+        running.thread.join(10)
+        assert not running.thread.is_alive()
+
+
+def test_an_engine_that_breaks_ends_its_requests_and_is_not_healthy(tokenizer):
+    with serving(tokenizer, {"fox": slow(), "dog": ScriptRunner()}) as running:
+        front = running.service.models.fronts["fox"]
+        got = []
+        thread = threading.Thread(target=lambda: got.append(post(running, "/v1/completions", LONG)))
+        thread.start()
+        wait_for(lambda: running.service.unfinished)
+        front.engine.step = explode
+        thread.join(10)
+        assert got[0][0] == 500 and "the engine broke" in got[0][1]["error"]["message"]
+        assert post(running, "/v1/completions", LONG)[0] == 503
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="x") as client:
+            assert client.completions.create(model="dog", prompt="a", max_tokens=1).choices
+        connection = http.client.HTTPConnection("127.0.0.1", running.port)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 503
+        connection.close()
+
+
+def explode():
+    raise RuntimeError("the engine broke")

@@ -1,0 +1,77 @@
+"""Endpoints for operators, and the log."""
+
+import io
+import json
+import logging
+import urllib.request
+
+import pytest
+from ferrule.runtime.server.middleware import JsonFormatter
+from scripted import wait_for
+from test_errors import post
+
+
+def get(server, path):
+    with urllib.request.urlopen(f"{server.url}{path}", timeout=10) as answer:
+        return answer.status, answer.read(), answer.headers["content-type"]
+
+
+def test_states(server):
+    assert get(server, "/health")[0] == get(server, "/ready")[0] == 200
+    assert json.loads(get(server, "/version")[1]) == {"version": "test"}
+    assert json.loads(get(server, "/plan?model=dog")[1]) == {"total_bytes": 1}
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(server, "/plan?model=cat")
+
+
+def test_live_counts(server):
+    post(server, "/v1/completions", {"prompt": "a", "max_tokens": 5})
+    live = json.loads(get(server, "/stats")[1])["models"]["fox"]
+    assert (live["running"], live["waiting"], live["kv_blocks_used"]) == (0, 0, 0)
+    assert live["kv_blocks_free"] + live["kv_blocks_cached"] == 512
+    assert live["tokens_per_second"] > 0 and live["time_to_first_token_ms"]["p50"] > 0
+    assert live["inter_token_latency_ms"]["p99"] >= live["inter_token_latency_ms"]["p50"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")],
+)
+def test_the_page_is_served(server, path, kind):
+    status, body, found = get(server, path)
+    assert status == 200 and body and found.startswith(kind)
+
+
+def test_the_page_loads_nothing_from_elsewhere(server):
+    for path in ("/", "/page.js", "/page.css"):
+        text = get(server, path)[1].decode()
+        assert "http://" not in text and "https://" not in text and "//cdn" not in text
+
+
+def test_every_request_is_one_line_of_json(server):
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    log = logging.getLogger("ferrule.server")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        post(server, "/v1/completions", {"prompt": "ab", "max_tokens": 5, "request_id": "mine"})
+        post(server, "/v1/completions", {"prompt": "ab", "x": 5})
+        wait_for(lambda: '"status": 400' in stream.getvalue())
+    finally:
+        log.removeHandler(handler)
+    # Lines are written after the answer: those of other tests may come late.
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    good, bad = [line for line in lines if line["path"] == "/v1/completions"][-2:]
+    assert good["request_id"] == "mine" and good["status"] == 200 and good["model"] == "fox"
+    assert (good["prompt_tokens"], good["completion_tokens"]) == (2, 5)
+    assert good["finish_reason"] == "length" and good["seconds"] > 0
+    assert (bad["status"], bad["path"]) == (400, "/v1/completions")
+
+
+def test_the_document_of_the_api_names_every_endpoint(server):
+    paths = json.loads(get(server, "/openapi.json")[1])["paths"]
+    wanted = {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
+    wanted |= {"/v1/models", "/tokenize", "/detokenize", "/health", "/ready", "/metrics"}
+    assert wanted | {"/version", "/plan"} <= set(paths)

@@ -1,0 +1,63 @@
+"""/tokenize, /detokenize, /v1/embeddings."""
+
+import base64
+
+import numpy as np
+import openai
+import pytest
+from ferrule.runtime.server.metrics import ServerMetrics
+from ferrule.runtime.server.models import Models, ServedModel
+from ferrule.runtime.server.service import Service
+from ferrule.runtime.server.settings import Settings
+from ferrule.runtime.text import Text
+from scripted import VOCABULARY, Running
+from test_errors import post
+
+
+def test_there_and_back(server):
+    status, found = post(server, "/tokenize", {"prompt": "hé", "return_token_strs": True})
+    assert status == 200 and found["tokens"] == list("hé".encode())
+    assert (found["count"], found["max_model_len"]) == (3, 2048) and len(found["token_strs"]) == 3
+    assert post(server, "/detokenize", {"tokens": found["tokens"]}) == (200, {"prompt": "hé"})
+    assert post(server, "/detokenize", {"tokens": [-1]})[0] == 400
+
+
+def test_messages_are_written_by_the_template(server):
+    messages = [{"role": "user", "content": "a"}]
+    _, found = post(server, "/tokenize", {"messages": messages})
+    assert bytes(found["tokens"]) == b"<user>a</user><reply>"
+    bare = {"messages": messages, "add_generation_prompt": False}
+    assert bytes(post(server, "/tokenize", bare)[1]["tokens"]) == b"<user>a</user>"
+    assert post(server, "/tokenize", {})[0] == 400
+
+
+def test_a_model_that_generates_gives_no_embeddings(client):
+    with pytest.raises(openai.BadRequestError, match="gives no embeddings") as caught:
+        client.embeddings.create(model="fox", input="a")
+    assert caught.value.code == "unsupported_model"
+
+
+class Lengths:
+    """Embeds a prompt as its length and its first token."""
+
+    def embed(self, prompts):
+        return [[float(len(p)), float(p[0])] for p in prompts]
+
+
+def test_embeddings(tokenizer):
+    model = ServedModel("vec", Text(tokenizer), 64, VOCABULARY, embedder=Lengths())
+    with (
+        Running(Service(Models([model]), Settings(), ServerMetrics(64))) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="x") as client,
+    ):
+        done = client.embeddings.create(model="vec", input=["a", "bcd"], encoding_format="float")
+        assert [d.embedding for d in done.data] == [[1.0, 97.0], [3.0, 98.0]]
+        assert done.usage.prompt_tokens == 4
+        # The client asks for base64 by itself and decodes it.
+        done = client.embeddings.create(model="vec", input=[98, 99])
+        assert done.data[0].embedding == [2.0, 98.0]
+        raw = post(running, "/v1/embeddings", {"input": "a", "encoding_format": "base64"})[1]
+        values = np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), "<f4")
+        assert values.tolist() == [1.0, 97.0]
+        with pytest.raises(openai.BadRequestError, match="does not generate"):
+            client.completions.create(model="vec", prompt="a")
