@@ -273,6 +273,9 @@ def _bytes(text: str | None) -> int | None:
         ) from None
 
 
+_COMPILERS = ("torch", "transformers", "sympy", "networkx", "tvm")
+
+
 def main() -> None:
     """Run the command line on sys.argv: errors are one message and status 1, wrong usage is
     status 2.
@@ -290,6 +293,8 @@ def main() -> None:
 
 def _message(error: Exception) -> str:
     """One clear message: ours as they are, a stranger's with its kind and the way to see more."""
+    if isinstance(error, ModuleNotFoundError) and error.name in _COMPILERS:
+        return f"{error.name} is not installed: this command needs the compiler, ferrule[cpu]"
     ours = type(error).__module__.split(".")[0] == "ferrule"
     text = str(error).strip()
     if ours or isinstance(error, OSError):

@@ -18,7 +18,9 @@ class Gated(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
 
-    def forward(self, batch: dict[str, torch.Tensor], scale: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, batch: dict[str, torch.Tensor], scale: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         x = self.norm(batch["x"])
         y = self.down(nn.functional.silu(self.gate(x)) * self.up(x)) * scale
         return {"y": torch.where(batch["keep"], y, x), "mean": y.mean(-1)}

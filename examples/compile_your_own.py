@@ -16,7 +16,9 @@ class Block(nn.Module):
         self.heads = heads
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
@@ -30,7 +32,9 @@ class Block(nn.Module):
 class Tiny(nn.Module):
     """Learned positions, two blocks, and the embedding again at the end."""
 
-    def __init__(self, vocabulary: int = 300, width: int = 60, heads: int = 5, context: int = 96) -> None:
+    def __init__(
+        self, vocabulary: int = 300, width: int = 60, heads: int = 5, context: int = 96
+    ) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
         nn.init.normal_(self.tokens.weight, std=0.05)  # it is the output matrix too

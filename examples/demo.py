@@ -10,14 +10,20 @@ import tempfile
 import time
 from pathlib import Path
 
-import ferrule
 from ferrule.compiler.build import Options, compile_to
 from ferrule.compiler.console import print_build, print_explanation
 from ferrule.compiler.explain import explain
 from ferrule.compiler.plan_report import read_memory
 
+import ferrule
+
 MODEL = Path(__file__).parent / "models/tiny-llama"
-PROMPTS = ("def fibonacci(n):\n", "import os\n\n\ndef read_file(path):", "The function returns", "class Stack:")
+PROMPTS = (
+    "def fibonacci(n):\n",
+    "import os\n\n\ndef read_file(path):",
+    "The function returns",
+    "class Stack:",
+)
 
 
 def show_completions(artifact: ferrule.Artifact, tokens: int) -> None:
