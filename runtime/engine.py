@@ -15,6 +15,7 @@ from .adjust import bad_word_tokens
 from .blocks import BlockPool
 from .errors import QueueFullError, RequestError
 from .executor import StepRunner
+from .grammar import GrammarConstraint, Grammars
 from .logprobs import Decode
 from .memory import BlockMemory
 from .params import SamplingParams
@@ -80,6 +81,7 @@ class Engine:
         self.runner, self.text, self.max_waiting = runner, text, max_waiting
         # A configuration may name tokens that the model never learned to give.
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
+        self.grammars = text and Grammars(text, runner.vocabulary, self.ends)
         self.pool = BlockPool(runner.blocks)
         self.memory = BlockMemory(runner, swap_blocks)
         self.scheduler = Scheduler(
@@ -168,10 +170,7 @@ class Engine:
         return self._requests[request_id].prompt
 
     def _request(self, name: str, tokens: list[int], params: SamplingParams) -> Request:
-        for field in ("stop_strings", "bad_words"):
-            if getattr(params, field) and self.text is None:
-                wanted = field.removesuffix("_strings")
-                raise RequestError(f"{wanted}: the artifact has no tokenizer, so it has no strings")
+        self._check_text(params)
         params.check_vocabulary(self.runner.vocabulary)
         ends = frozenset(params.stop_token_ids or ()) | (
             frozenset() if params.ignore_eos else self.ends
@@ -180,6 +179,7 @@ class Engine:
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
         bad = bad_word_tokens(params.bad_words, self.text) if params.bad_words and self.text else ()
         scored = params.prompt_logprobs is not None
+        first = self._constraint(params)  # compiled here, so that a bad grammar is refused
 
         def fresh(number: int) -> Track:
             sequence = Scheduled(
@@ -191,13 +191,23 @@ class Engine:
                 # Blocks that are found are not computed, and would have no logits.
                 reads_cache=not (params.skip_reading_prefix_cache or scored),
             )
-            sampler = Sampler(params.of_sequence(number), ends, tokens, bad)
+            constraint = self._constraint(params) if number else first
+            sampler = Sampler(params.of_sequence(number), ends, tokens, bad, constraint)
             return Track(request, number, sequence, sampler, ends, self._stream(params))
 
         request = Request(name, params, tuple(tokens), fresh, decode=self._decode)
         if scored:
             request.prompt_logprobs = [None for _ in tokens]
         return request
+
+    def _check_text(self, params: SamplingParams) -> None:
+        for name in ("stop", "bad_words", "structured_outputs"):
+            if getattr(params, name) and self.text is None:
+                raise RequestError(f"{name}: the artifact has no tokenizer, so it has no strings")
+
+    def _constraint(self, params: SamplingParams) -> GrammarConstraint | None:
+        wanted = params.structured_outputs
+        return self.grammars.constraint(wanted) if wanted and self.grammars else None
 
     @property
     def _decode(self) -> Decode:

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from typing import Any
 
 from .errors import RequestError
 
 _MAX_SEED = (1 << 63) - 1
+_KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _INFINITY = float("inf")
 
 # Parameters that users of other servers may send, and that this one does not have.
@@ -27,6 +29,59 @@ UNSUPPORTED = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class StructuredOutputsParams:
+    """What the output must be: exactly one kind of grammar; names are vLLM's.
+
+    `json` is a schema, as text or as an object; `grammar` is Lark or GBNF; `structural_tag` is JSON
+    with `triggers` and `structures` of `begin`, `schema` and `end`.
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._kinds()) != 1:
+            given = ", ".join(self._kinds()) or "nothing"
+            raise RequestError(f"structured_outputs: given {given}; wanted one of {_listed()}")
+        for name in ("regex", "grammar", "structural_tag", "whitespace_pattern"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise RequestError(f"structured_outputs.{name}: wanted a string, given {value!r}")
+        if self.choice is not None:
+            if isinstance(self.choice, str) or not self.choice:
+                raise RequestError("structured_outputs.choice: wanted a list of strings")
+            _strings("structured_outputs.choice", self.choice)
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind that is given."""
+        return self._kinds()[0]
+
+    def _kinds(self) -> list[str]:
+        return [kind for kind in _KINDS if getattr(self, kind) not in (None, False)]
+
+    @staticmethod
+    def parse(values: Mapping[str, Any]) -> "StructuredOutputsParams":
+        """Parameters from a mapping; a name that is not known is an error."""
+        known = [f.name for f in fields(StructuredOutputsParams)]
+        for name in values:
+            if name not in known:
+                listed = ", ".join(known)
+                raise RequestError(f"no structured_outputs.{name}; known: {listed}")
+        return StructuredOutputsParams(**values)
+
+
+def _listed() -> str:
+    return f"{', '.join(_KINDS[:-1])} and {_KINDS[-1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How a request's tokens are chosen and when they end; names and defaults are vLLM's.
 
@@ -34,7 +89,7 @@ class SamplingParams:
     temperature, min_p, top_k, top_p, typical_p. `top_k` 0 or -1 is off. Repetition counts prompt
     and output, presence and frequency the output. `n` sequences have the seeds seed, seed + 1, ...
     `max_tokens` None is as many as the context holds. `stop` strings end the text before their
-    first occurrence. `logprobs` -1 is the whole vocabulary.
+    first occurrence. `logprobs` -1 is the whole vocabulary. `structured_outputs` is a grammar.
     """
 
     n: int = 1
@@ -61,6 +116,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | list[int] | None = None
     bad_words: tuple[str, ...] | list[str] | None = None
     skip_reading_prefix_cache: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -68,6 +124,9 @@ class SamplingParams:
         self._check_tokens()
         if self.n > 1 and self.temperature == 0.0:
             raise RequestError(f"n={self.n}: wanted 1 with temperature 0, which has one answer")
+        wanted = self.structured_outputs
+        if wanted is not None and not isinstance(wanted, StructuredOutputsParams):
+            raise RequestError(f"structured_outputs: wanted an object, given {wanted!r}")
         if self.stop_strings and not self.detokenize:
             raise RequestError("stop: wanted with detokenize=True, which shows the text")
 
@@ -141,6 +200,8 @@ class SamplingParams:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise RequestError(f"no sampling parameter {name!r}{hint} known: {', '.join(known)}")
+        if isinstance(wanted := values.get("structured_outputs"), Mapping):
+            values = {**values, "structured_outputs": StructuredOutputsParams.parse(wanted)}
         return SamplingParams(**values)  # pyright: ignore[reportArgumentType]
 
 

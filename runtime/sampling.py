@@ -7,10 +7,10 @@ import numpy as np
 
 from .adjust import Adjuster, Constraint, Words
 from .errors import RequestError
-from .params import SamplingParams
+from .params import SamplingParams, StructuredOutputsParams
 from .tensors import Array
 
-__all__ = ["Sampler", "SamplingParams", "greatest", "nucleus", "typical"]
+__all__ = ["Sampler", "SamplingParams", "StructuredOutputsParams", "greatest", "nucleus", "typical"]
 
 _BLOCK = 1024  # tokens whose weights are added up at a time; up to so many in double precision
 _GROUP = 64  # logits whose maximum stands for them while the greatest are looked for
