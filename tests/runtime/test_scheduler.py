@@ -125,8 +125,8 @@ def test_every_sequence_ends_and_every_block_comes_back(load):
         (sequence(i, prompt, client, limit=total - prompt, all_rows=i % 5 == 4), total, at)
         for i, ((prompt, total), at, client) in enumerate(arrivals)
     ]
-    work = sum(total for _, total, _ in pending)
-    for now in range(40 + len(events) + work * (2 + len(pending))):
+    work = (1 + events.count("fork")) * sum(total for _, total, _ in pending)
+    for now in range(40 + len(events) + work * (2 + len(pending) + events.count("fork"))):
         while pending and pending[0][2] <= now:
             arrived, goals[arrived.id], _ = pending.pop(0)
             scheduler.admit(arrived)
@@ -146,7 +146,7 @@ def test_every_sequence_ends_and_every_block_comes_back(load):
 
 def fork(scheduler, parent, goals):
     child = Sequence(
-        f"{len(goals)}", list(parent.tokens), parent.prompt_length, client=parent.client
+        f"fork {len(goals)}", list(parent.tokens), parent.prompt_length, client=parent.client
     )
     goals[child.id] = goals[parent.id]
     scheduler.fork(parent, child)
