@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .measure import bench
+
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Compiled artifacts.", show_default=False)
 ]
@@ -59,6 +61,41 @@ def serve(
     )
 
 
+def batch(
+    file: Annotated[Path, typer.Argument(help="Requests in OpenAI's batch format, JSONL.")],
+    folders: Folders,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where results are appended.")],
+    threads: Annotated[int | None, typer.Option(help="Cores to use; all by default.")] = None,
+    kv_memory: Annotated[
+        str | None, typer.Option(help="Bytes for each KV cache, such as 512M.")
+    ] = None,
+) -> None:
+    """Do a file of requests; started again after a kill, do those that are left."""
+    from ..runtime.server.command import batch_directories
+    from .cli import _bytes
+
+    def progress(count: int) -> None:
+        typer.echo(f"\r{count} done", err=True, nl=False)
+
+    done = batch_directories(
+        folders,
+        file,
+        output,
+        threads=threads,
+        cache_bytes=_bytes(kv_memory),
+        progress=progress,
+    )
+    typer.echo(err=True)
+    typer.echo(
+        f"{done.total} requests: {done.earlier} done before, {done.completed} completed,"
+        f" {done.failed} failed; results in {output}"
+    )
+    if done.failed:
+        raise typer.Exit(1)
+
+
 def add_commands(app: typer.Typer) -> None:
     """Hang the commands of this file on the command line."""
     app.command()(serve)
+    app.command()(batch)
+    app.add_typer(bench, name="bench")

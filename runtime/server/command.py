@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ import uvicorn
 from ..artifact import Artifact, load
 from ..errors import ArtifactError
 from .app import build_app
+from .batch import BatchReport, read_lines, run_batch
 from .embedding import embedder_of
 from .front import EngineFront
 from .live import LiveWindow, Observers
@@ -97,6 +98,27 @@ def start_logs() -> None:
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
         log.setLevel(logging.INFO)
+
+
+def batch_directories(
+    directories: Sequence[Path],
+    file: Path,
+    output: Path,
+    *,
+    threads: int | None = None,
+    cache_bytes: int | None = None,
+    progress: Callable[[int], None],
+) -> BatchReport:
+    """Do the requests of a file with artifacts; the first one serves where none is named."""
+    lines = read_lines(file)
+    artifacts = [load(d, threads=threads, cache_bytes=cache_bytes) for d in directories]
+    settings = Settings(request_seconds=float("inf"))
+    service = artifact_service(name_artifacts(artifacts, ()), settings)
+    at_once = 2 * max(
+        (f.limit - settings.max_waiting for f in service.models.fronts.values()), default=1
+    )
+    app = build_app(service, version("ferrule"))
+    return asyncio.run(run_batch(app, service, lines, output, at_once=at_once, progress=progress))
 
 
 class Server(uvicorn.Server):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import QueueFullError, RequestError
 
 _TYPES = {
     401: "authentication_error",
@@ -15,7 +15,7 @@ _TYPES = {
     504: "timeout_error",
 }
 # A colon or an equals sign ends the name that a message of ours begins with.
-_NAMED = re.compile(r"^([a-z_]+)(?:=|: )")
+_NAMED = re.compile(r"^([a-z_][a-z_.]*)(?:=|: )")
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unsupported_parameter"}
 
 
@@ -68,6 +68,8 @@ def no_model(name: str, known: Sequence[str]) -> ApiError:
 
 def refused(error: RequestError) -> ApiError:
     """What the engine refuses, with the field where its message begins with one."""
+    if isinstance(error, QueueFullError):
+        return ApiError(429, str(error), code="queue_full", retry_after=1)
     found = _NAMED.match(str(error))
     return ApiError(400, str(error), param=found.group(1) if found else None, code="invalid_value")
 

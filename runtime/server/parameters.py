@@ -42,7 +42,7 @@ def sampling_params(body: Sampling, **extra: Any) -> SamplingParams:
         elif value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
             raise unsupported(name)
     try:
-        return SamplingParams(**given)
+        return SamplingParams.parse(given)
     except RequestError as error:
         raise refused(error) from error
 

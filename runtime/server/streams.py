@@ -38,7 +38,9 @@ async def until_gone(work: Coroutine[Any, Any, T], request: Request, seconds: fl
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(request.receive))
     try:
-        await asyncio.wait((task, watch), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (task, watch), timeout=_finite(seconds), return_when=asyncio.FIRST_COMPLETED
+        )
         if task.done():
             return task.result()
         if watch.done():
@@ -72,7 +74,7 @@ class EventStream(Response):
             # Time for the error event after the limit itself.
             await asyncio.wait(
                 (sending, watch),
-                timeout=self._seconds + 1.0,
+                timeout=_finite(self._seconds + 1.0),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if sending.done():
@@ -89,7 +91,7 @@ class EventStream(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(_finite(self._seconds)):
                 async for text in self._events:
                     await _send_text(send, text)
         except TimeoutError:
@@ -117,6 +119,10 @@ async def guarded(events: Events, *, ends: bool = True) -> Events:
         await events.aclose()
     if ends:
         yield done()
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if seconds != float("inf") else None
 
 
 def _too_late(seconds: float) -> ApiError:

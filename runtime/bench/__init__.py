@@ -1,0 +1,1 @@
+"""Measuring what was built: a server under load, latency, throughput, startup."""
