@@ -118,12 +118,14 @@ def _f(value: float) -> Expr:
 
 def _state(a: Attention, rows: int) -> _State:
     keys, padded = SPACE.keys, -(-a.value_width // LANES) * LANES
-    small = [T.alloc_buffer((rows,), "float32") for _ in range(3)]
+    first, second, third = (T.alloc_buffer((rows,), "float32") for _ in range(3))
     return _State(
         rows,
         T.alloc_buffer((rows, -(-a.width // LANES) * LANES), "float32"),
         T.alloc_buffer((rows, keys), "float32"),
-        *small,
+        first,
+        second,
+        third,
         T.alloc_buffer((rows, padded), "float32"),
         T.alloc_buffer((keys,), "int64"),
     )

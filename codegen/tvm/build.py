@@ -18,7 +18,7 @@ from ..cost import cost_of
 from .dense import DENSE
 from .expert import EXPERT
 from .function import Anchor, build_function
-from .isa import isa_of, tvm_target
+from .isa import Isa, isa_of, tvm_target
 from .linear import LINEAR
 from .lower import compile_functions
 from .paged import PAGED, RAGGED
@@ -70,7 +70,7 @@ def build_library(
     return reports
 
 
-def _function(name: str, body: Graph, isa: object) -> tvm.tirx.PrimFunc:
+def _function(name: str, body: Graph, isa: Isa) -> tvm.tirx.PrimFunc:
     try:
         return build_function(name, body, isa, ANCHORS)
     except (CodegenError, tvm.error.InternalError, TypeError, ValueError) as error:

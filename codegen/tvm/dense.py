@@ -35,6 +35,7 @@ def emit_dense(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
     boolean = mask is not None and mask.dtype == "bool"
 
     def masked(w: Work, item: Item, i: Expr, h: Expr, j: Expr) -> Expr:
+        assert mask is not None
         pull = w.pull()
         shape = (*q.shape[:3], k.shape[2])
         return pull.value(mask, pull.broadcast(mask, shape, (item.sequence, h, item.query + i, j)))

@@ -31,6 +31,17 @@ PARALLEL_FROM = 1 << 18
 
 
 @dataclass(frozen=True)
+class Scheme:
+    """How a kind of linear sums: its row tiles (one, few, many), the loops over k that fill a
+    tile's sums, and which inputs come before the bias.
+    """
+
+    tiles: tuple[Tile, Tile, Tile]
+    over_depth: Callable[[Linear, Tile, Sums, list[Expr], list[list[Expr]]], None]
+    bias_from: int = 2
+
+
+@dataclass(frozen=True)
 class Linear:
     """One packed_linear of a kernel: operands, sizes, and the column groups that its results
     combine.
@@ -47,6 +58,7 @@ class Linear:
     results: Mapping[Node, Place]
     offsets: tuple[int, ...]
     columns: int
+    scheme: Scheme
 
     @property
     def rows(self) -> Shape:
@@ -61,7 +73,7 @@ class Linear:
     @property
     def depth(self) -> int:
         """Steps over k, or over pairs of k."""
-        return -(-int(self.node.inputs[0].shape[-1]) // self.layout.depth)
+        return -(-int(self.x.shape[-1]) // self.layout.depth)
 
     @property
     def sum_dtype(self) -> str:
@@ -102,47 +114,65 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
                 "packed_linear: layout n16k2 needs avx512_bf16, which the target lacks"
             )
         kernel.snippets.add(DOT_BF16)
-    linear, done = _with_epilogue(kernel, node, layout, results)
+    isa = kernel.isa
+    scheme = Scheme((isa.one, isa.few, isa.many), _over_depth)
+    emit_scheme(kernel, node, operand(kernel, node), layout, results, scheme)
+
+
+def emit_scheme(
+    kernel: Kernel,
+    node: Node,
+    x: Node,
+    layout: Layout,
+    results: Mapping[Node, Place],
+    scheme: Scheme,
+) -> None:
+    """Emit a linear whose sums are made as a scheme says, from the operand x."""
+    linear, done = _with_epilogue(kernel, node, x, layout, results, scheme)
     _emit_variants(linear)
     kernel.places.update(done)
 
 
 def _emit_variants(linear: Linear) -> None:
     rows = linear.kernel.dims.expr(product(linear.rows))
-    isa = linear.kernel.isa
+    one, few, many = linear.scheme.tiles
     count = product(linear.rows)
     if isinstance(count, int):
-        tile = isa.one if count == 1 else isa.few if count <= isa.few.rows else isa.many
+        tile = one if count == 1 else few if count <= few.rows else many
         return _variant(linear, tile, rows)
     with T.If(tirx.EQ(rows, i64(1))):
         with T.Then():
-            _variant(linear, isa.one, rows)
-        with T.Else(), T.If(tirx.LE(rows, i64(isa.few.rows))):
+            _variant(linear, one, rows)
+        with T.Else(), T.If(tirx.LE(rows, i64(few.rows))):
             with T.Then():
-                _variant(linear, isa.few, rows)
+                _variant(linear, few, rows)
             with T.Else():
-                _variant(linear, isa.many, rows)
+                _variant(linear, many, rows)
 
 
 # -- epilogue
 
 
 def _with_epilogue(
-    kernel: Kernel, node: Node, layout: Layout, results: Mapping[Node, Place]
+    kernel: Kernel,
+    node: Node,
+    x: Node,
+    layout: Layout,
+    results: Mapping[Node, Place],
+    scheme: Scheme,
 ) -> tuple[Linear, dict[Node, Place]]:
     """The linear with the results fused behind it, or with its own value as the result; and what
     is done once it is emitted.
     """
-    x = operand(kernel, node)
     left = {n: p for n, p in results.items() if kernel.places.get(n) is not p}
     fused = _aliased(kernel, node, left)
     if fused is not None and (offsets := _offsets(kernel, node, fused)) is not None:
-        return Linear(
-            kernel, node, x, layout, fused, offsets, int(next(iter(fused)).shape[-1])
-        ), left
+        width = int(next(iter(fused)).shape[-1])
+        return Linear(kernel, node, x, layout, fused, offsets, width, scheme), left
     place = results[node] if node in results else kernel.scratch(node)
     kernel.places.pop(node, None)
-    return Linear(kernel, node, x, layout, {node: place}, (0,), int(node.shape[-1])), {node: place}
+    width = int(node.shape[-1])
+    return Linear(kernel, node, x, layout, {node: place}, (0,), width, scheme), {node: place}
 
 
 def _aliased(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> dict[Node, Place] | None:
@@ -215,7 +245,7 @@ def _variant(linear: Linear, tile: Tile, rows: Expr) -> None:
     work = linear.kernel.work()
     size = linear.depth * linear.layout.depth * linear.columns * len(linear.offsets) * tile.rows
     spread = replace(
-        work, parallel=size >= PARALLEL_FROM or tile.rows == linear.kernel.isa.many.rows > 1
+        work, parallel=size >= PARALLEL_FROM or tile.rows == linear.scheme.tiles[2].rows > 1
     )
 
     def group(inside: Work, at: list[Expr]) -> None:
@@ -233,7 +263,7 @@ def _row_tiles(linear: Linear, work: Work, tile: Tile, group: Expr, rows: Expr) 
 
 
 @dataclass(frozen=True)
-class _Sums:
+class Sums:
     """The accumulators of a tile, by (offset, row, column vector)."""
 
     parts: Mapping[tuple[int, int, int], list[tirx.Buffer]]
@@ -257,9 +287,9 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
     keys = [
         (o, r, c) for o in linear.offsets for r in range(tile.rows) for c in range(tile.columns)
     ]
-    sums = _Sums({key: [_zeros(linear) for _ in range(tile.unroll)] for key in keys})
+    sums = Sums({key: [_zeros(linear) for _ in range(tile.unroll)] for key in keys})
     at = [flat_index(work, e, linear.rows) for e in row]
-    _over_depth(linear, tile, sums, block, at)
+    linear.scheme.over_depth(linear, tile, sums, block, at)
     sides = {
         (o, c): _set_aside(sums, tile, o, c) for o in linear.offsets for c in range(tile.columns)
     }
@@ -272,7 +302,7 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
                 _store(linear, inside, mine, r, index, block[c])
 
 
-def _set_aside(sums: _Sums, tile: Tile, offset: int, column: int) -> tirx.Buffer:
+def _set_aside(sums: Sums, tile: Tile, offset: int, column: int) -> tirx.Buffer:
     """The sums of a column vector in memory: the epilogue is one loop over the rows, not code
     for each of them; and indexed by a variable, the accumulators themselves would leave their
     registers.
@@ -308,7 +338,7 @@ def _zeros(linear: Linear) -> tirx.Buffer:
 
 
 def _over_depth(
-    linear: Linear, tile: Tile, sums: _Sums, block: list[Expr], at: list[list[Expr]]
+    linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
 ) -> None:
     whole, rest = divmod(linear.depth, tile.unroll)
     if whole:
@@ -320,7 +350,7 @@ def _over_depth(
 
 
 def _step(
-    linear: Linear, sums: _Sums, u: int, block: list[Expr], at: list[list[Expr]], k: Expr
+    linear: Linear, sums: Sums, u: int, block: list[Expr], at: list[list[Expr]], k: Expr
 ) -> None:
     """One k (or pair): a vector of weights for each column, a broadcast of x for each row."""
     x = [_broadcast_x(linear, row, k) for row in at]
@@ -411,7 +441,7 @@ def _store_element(
         distance = facts.simplify(at[-1] - j)
         assert isinstance(distance, tirx.IntImm), f"{at[-1]} - {j}"
         value: Expr = sums[int(distance.value)][r, lane]
-        for bias in linear.node.inputs[2:]:
+        for bias in linear.node.inputs[linear.scheme.bias_from :]:
             value = value + cast(work.pull().value(bias, [at[-1]]), linear.sum_dtype)
         return value
 

@@ -8,6 +8,7 @@ must have been given a source: a buffer that holds it by the time it is read.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -104,7 +105,7 @@ class Dims:
 
 
 def _dim(e: sympy.Basic) -> Dim:
-    return int(e) if isinstance(e, sympy.Integer) else e
+    return int(e) if isinstance(e, sympy.Integer) else typing.cast("Dim", e)
 
 
 @dataclass
