@@ -1,0 +1,60 @@
+"""The page in a headless browser: a prompt goes out, tokens come, counters move."""
+
+import pytest
+from browser import PROGRAM, Browser
+from scripted import ScriptRunner, serving
+
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason="no Chromium"),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture
+def browser(tmp_path):
+    each = Browser(tmp_path / "profile")
+    yield each
+    each.close()
+
+
+def test_a_prompt_streams_and_the_counters_move(browser, tokenizer, tmp_path):
+    runner = ScriptRunner({"<user>hi</user><reply>": "Hello from the engine."})
+    runner.delay = 0.01
+    with serving(tokenizer, {"fox": runner}) as running:
+        browser.open(running.url)
+        browser.wait("document.getElementById('state')?.textContent === 'ready'")
+        browser.run("document.getElementById('temperature').value = 0")
+        browser.run("document.getElementById('prompt').value = 'hi'")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.querySelector('.turn.assistant span')?.textContent.length > 3")
+        browser.wait("document.getElementById('usage').textContent.includes('tokens/s')")
+        said = browser.run("document.querySelector('.turn.assistant span').textContent")
+        assert said == "Hello from the engine."
+        browser.wait("document.getElementById('ended').textContent === '1'")
+        browser.wait("Number(document.getElementById('rate').textContent) > 0")
+        assert browser.run("document.getElementById('latency').rows[0].cells[1].textContent > 0")
+        colors = []
+        for scheme in ("light", "dark"):
+            browser.shoot(tmp_path / f"{scheme}.png", scheme)
+            colors.append(browser.run("getComputedStyle(document.body).backgroundColor"))
+        assert colors[0] != colors[1]
+        assert browser.errors == []
+
+
+def test_a_reply_can_be_stopped_and_errors_are_shown(browser, tokenizer):
+    runner = ScriptRunner()
+    runner.delay = 0.02
+    with serving(tokenizer, {"fox": runner}) as running:
+        browser.open(running.url)
+        browser.wait("document.getElementById('state')?.textContent === 'ready'")
+        browser.run("document.getElementById('max_tokens').value = 1500")
+        browser.run("document.getElementById('prompt').value = 'hi'")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.querySelector('.turn.assistant span')?.textContent.length > 3")
+        browser.run("document.getElementById('stop').click()")
+        browser.wait("document.getElementById('stop').hidden")
+        assert running.service.unfinished == 0
+        browser.run("document.getElementById('top_p').value = 7")
+        browser.run("document.getElementById('prompt').value = 'hi'")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.querySelector('.turn.error')?.textContent.includes('top_p')")
