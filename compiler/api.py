@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from torch import nn
 
 from .build import Options, build_in_temporary
-from .module import CompiledModule
+from .module import CompiledModule, build_module
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
 
 
+class Given(TypedDict, total=False):
+    """The options of `compile`, with the defaults of `Options`."""
+
+    target: str
+    dtype: str
+    max_context: int | None
+    max_batch: int
+    chunk: int
+    block: int
+    tokenizer: Any
+    dump: Path | str | None
+    parity: bool
+    progress: bool
+
+
 @overload
-def compile(model: nn.Module | str | Path, **options: Any) -> Artifact: ...
+def compile(
+    model: nn.Module | str | Path,
+    *,
+    args: None = None,
+    kwargs: None = None,
+    **options: Unpack[Given],
+) -> Artifact: ...
 @overload
 def compile(
     model: nn.Module,
     *,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
-    **options: Any,
+    dynamic_shapes: Any = None,
+    **options: Unpack[Given],
 ) -> CompiledModule: ...
 def compile(
     model: nn.Module | str | Path,
@@ -31,43 +54,37 @@ def compile(
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    target: str = "cpu",
-    dtype: str = "auto",
-    max_context: int | None = None,
-    max_batch: int = 32,
-    chunk: int = 512,
-    block: int = 16,
-    tokenizer: Any = None,
-    dump: Path | str | None = None,
-    parity: bool = True,
-    progress: bool = True,
+    **options: Unpack[Given],
 ) -> Artifact | CompiledModule:
-    """An artifact of a causal language model: a module, or the directory or name of a Hugging
-    Face checkpoint.
+    """An artifact of a causal language model: a module, or the directory or name of a checkpoint.
 
     With `args` or `kwargs`, a callable of any other module, with the module's own signature; its
     dims are those of the arguments but for the ones that `dynamic_shapes` (as in torch.export)
-    leaves open. `dtype` is "auto" (the checkpoint's), "float32", "bfloat16" or "float16"; `chunk`
-    is the most tokens of a step; `dump` is a folder for the graph after every pass. Raises
-    CompileError, with the model's source line, where a model cannot be compiled, and where the
-    built model's logits depart from eager PyTorch's.
+    leaves open.
+
+    Options: `target` ("cpu" is this machine), `dtype` ("auto" is the checkpoint's; "float32",
+    "bfloat16", "float16"), `max_context` (tokens of a sequence), `max_batch` (sequences in a step),
+    `chunk` (tokens in a step), `block` (tokens in a block of the cache), `tokenizer` (a folder, or
+    a transformers tokenizer, for a model in memory), `dump` (a folder for the graph after every
+    pass), `parity` (compare with eager at the end), `progress` (bars on a terminal).
+
+    Raises CompileError, with the model's source line, where a model cannot be compiled, and where
+    the built model's logits depart from eager PyTorch's.
     """
-    options = Options(
-        target=target,
-        dtype=dtype,
-        max_context=max_context,
-        max_batch=max_batch,
-        chunk=chunk,
-        block=block,
-        tokenizer=tokenizer,
-        dump=None if dump is None else Path(dump),
-        parity=parity,
-        progress=progress,
-    )
+    chosen = _options(options)
     if args is None and kwargs is None:
-        return build_in_temporary(model, options)
+        return build_in_temporary(model, chosen)
     if not isinstance(model, nn.Module):
         raise TypeError(f"args and kwargs are for a module, given {model!r}")
-    from .module import build_module
+    return build_module(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, chosen)
 
-    return build_module(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, options)
+
+def _options(given: Given) -> Options:
+    known = list(Given.__annotations__)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise TypeError(f"no option {name!r}{hint} known: {', '.join(known)}")
+    dump = given.get("dump")
+    return Options(**{**given, "dump": None if dump is None else Path(dump)})

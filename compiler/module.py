@@ -146,6 +146,7 @@ def signature(captured: Captured, graph: Graph) -> dict[str, Any]:
     tensor.
     """
     spec = captured.program.call_spec
+    assert spec.in_spec is not None and spec.out_spec is not None, spec
     given = captured.program.graph_signature.user_inputs
     return {
         "in": pytree.treespec_dumps(spec.in_spec),

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+from typing import cast
 
 from .. import passes as package
 from ..ir.text import parse_graph, print_graph
@@ -19,7 +20,8 @@ def known_passes() -> tuple[type[Pass], ...]:
         members = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
         for value in members.values():
             if inspect.isclass(value) and _is_pass(value):
-                found[value.name] = value
+                kind = cast("type[Pass]", value)
+                found[kind.name] = kind
     return tuple(found[name] for name in sorted(found))
 
 

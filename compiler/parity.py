@@ -71,7 +71,7 @@ class Parity:
 
     def to_json(self) -> dict[str, object]:
         """The report as the manifest stores it."""
-        return asdict(self) | {"errors": [float(f"{e:.3g}") for e in self.errors]}
+        return {**asdict(self), "errors": [float(f"{e:.3g}") for e in self.errors]}
 
     def __str__(self) -> str:
         return (

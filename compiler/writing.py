@@ -17,6 +17,7 @@ import torch
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.plan import TensorSpec
+from ..ir.types import BITS
 from ..runtime.tensors import STORAGE
 from ..runtime.text import TOKENIZER_FILES
 from ..runtime.weights import WeightsWriter
@@ -58,14 +59,26 @@ def _spec(parameter: Node) -> TensorSpec:
 
 
 def as_stored(value: torch.Tensor, dtype: str) -> Array:
-    """A tensor's array as it lies in a file: bf16 and f8 as their bits."""
+    """A tensor's array as it lies in a file: bf16 and f8 as their bits, i4, u4, i2 packed."""
     whole = value.detach().contiguous()
     if whole.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         whole = whole.view(torch.uint16 if whole.dtype is torch.bfloat16 else torch.uint8)
     array: Array = whole.numpy()
     if array.dtype != STORAGE[dtype] and array.dtype != np.bool_:
         raise CompileError(f"a weight is {value.dtype}, {dtype} was wanted")
-    return array
+    return _packed(array, BITS[dtype]) if BITS[dtype] < 8 else array
+
+
+def _packed(values: Array, bits: int) -> Array:
+    """Small integers, one a byte, as they lie packed: low bits first along the last axis."""
+    per = 8 // bits
+    short = -values.shape[-1] % per
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, short)]) if short else values
+    mask = np.uint8(2**bits - 1)
+    result = padded[..., 0::per].view(np.uint8) & mask
+    for place in range(1, per):
+        result |= (padded[..., place::per].view(np.uint8) & mask) << np.uint8(bits * place)
+    return np.ascontiguousarray(result)
 
 
 @contextmanager
@@ -122,6 +135,6 @@ def write_config(model: torch.nn.Module, home: Path) -> None:
         ("generation_config", "generation_config.json"),
     ):
         config = getattr(model, attribute, None)
-        if hasattr(config, "to_json_string"):
+        if config is not None and hasattr(config, "to_json_string"):
             home.mkdir(parents=True, exist_ok=True)
             (home / name).write_text(config.to_json_string(), encoding="utf-8")

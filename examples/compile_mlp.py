@@ -21,6 +21,7 @@ class Gated(nn.Module):
     def forward(
         self, batch: dict[str, torch.Tensor], scale: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        """The gated MLP where `keep` says so, and its mean."""
         x = self.norm(batch["x"])
         y = self.down(nn.functional.silu(self.gate(x)) * self.up(x)) * scale
         return {"y": torch.where(batch["keep"], y, x), "mean": y.mean(-1)}

@@ -114,6 +114,11 @@ def test_results_that_nothing_computes_are_results():
     torch.testing.assert_close(made(x), (x, torch.arange(3)))
 
 
+def test_an_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(TypeError, match="did you mean 'max_batch'"):
+        ferrule.compile(nn.Linear(2, 2), max_bach=3)  # pyright: ignore[reportCallIssue]
+
+
 def test_arguments_are_for_modules():
     with pytest.raises(TypeError, match="args and kwargs are for a module"):
         ferrule.compile("some/model", args=(1,))
