@@ -403,7 +403,7 @@ def test_a_prefix_is_computed_once_and_its_last_token_always():
         assert (again.cached, part.count) == (wanted, 16 - wanted)
         scheduler.remove(again)
         scheduler.check()
-    assert (scheduler.prefix_queries, scheduler.prefix_hits) == (64, 12)
+    assert (scheduler.prefix_queries, scheduler.prefix_hits) == (48, 12)
 
 
 def test_a_long_prompt_leaves_decodes_their_pace():
@@ -425,3 +425,26 @@ def test_tokens_that_all_get_logits_are_bounded_by_rows():
     step = scheduler.next_step()
     assert [(p.sequence.id, p.count, p.rows) for p in step.parts] == [("0", 1, 1), ("1", 4, 4)]
     assert step.batch(BLOCK).logit_rows == [0, 1, 2, 3, 4]
+
+
+def test_the_pool_is_used_under_load_and_little_is_computed_twice():
+    generator = np.random.default_rng()
+    scheduler = Scheduler(
+        BlockPool(256), block=16, max_batch=64, chunk=512, memory=BlockMemory(NoCache())
+    )
+    goals = {}
+    for i in range(250):
+        prompt = int(generator.integers(64, 257))
+        goals[str(i)] = prompt + int(generator.integers(32, 129))
+        tokens = generator.integers(0, 1000, prompt).tolist()
+        scheduler.admit(Sequence(str(i), tokens, prompt))
+    used, computed, steps = 0.0, 0, 0
+    while len(scheduler.waiting) > 32:
+        step = scheduler.next_step()
+        scheduler.commit(step)
+        for part in step.parts:
+            advance(scheduler, part.sequence, goals)
+        steps, computed = steps + 1, computed + sum(p.count for p in step.parts)
+        used += scheduler.pool.used / 256 if steps > 50 else 0.0
+    assert used / (steps - 50) >= 0.95
+    assert computed < 1.15 * sum(goals.values())
