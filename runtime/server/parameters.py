@@ -76,6 +76,10 @@ def format_constraint(response_format: dict[str, Any] | None) -> dict[str, Any] 
     raise invalid("response_format.type", f"given {kind!r}, wanted {known}")
 
 
+# Models that are not sure of themselves fill JSON with blanks for ever where a grammar lets them.
+BLANKS = r"[ \n\t]{0,16}"
+
+
 def structured(body: Sampling, constraint: dict[str, Any] | None, param: str) -> dict[str, Any]:
     """The extra parameter for a constraint; `param` names the field that asked for it."""
     if constraint is None:
@@ -84,4 +88,4 @@ def structured(body: Sampling, constraint: dict[str, Any] | None, param: str) ->
         raise invalid(param, "not together with structured_outputs")
     if "structured_outputs" not in known_parameters():
         raise unsupported(param, "this engine does not constrain output")
-    return {"structured_outputs": constraint}
+    return {"structured_outputs": {**constraint, "whitespace_pattern": BLANKS}}

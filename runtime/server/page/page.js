@@ -115,6 +115,8 @@ async function submit(event) {
   try {
     await send(text);
   } catch (error) {
+    const last = at("output").lastElementChild;
+    if (last && !last.lastChild.textContent) last.remove(); // a reply that never began
     if (error.name !== "AbortError") turn("error", error.message);
   } finally {
     running = null;
