@@ -100,11 +100,10 @@ class LogitsOf(nn.Module):
         logits = result if isinstance(result, torch.Tensor) else getattr(result, "logits", None)
         if logits is None and isinstance(result, (tuple, list)) and result:
             logits = result[0]
-        _check_logits(logits, result, ids)
-        return logits
+        return _checked(logits, result, ids)
 
 
-def _check_logits(logits: Any, result: Any, ids: torch.Tensor) -> None:
+def _checked(logits: Any, result: Any, ids: torch.Tensor) -> torch.Tensor:
     fits = isinstance(logits, torch.Tensor) and logits.dim() == 3 and logits.is_floating_point()
     if not fits or logits.shape[0] != ids.shape[0] or logits.shape[1] != ids.shape[1]:
         given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(result).__name__
@@ -113,6 +112,7 @@ def _check_logits(logits: Any, result: Any, ids: torch.Tensor) -> None:
             f"bare or as .logits; this forward gives {given} for ids {list(ids.shape)}. "
             "Pass args=... to compile any other module."
         )
+    return logits
 
 
 def _capture_language_model(
@@ -132,7 +132,7 @@ def _capture_language_model(
     captured = Captured(
         program=program,
         name=name,
-        dims={symbols[0]: "B", symbols[1]: "S"},
+        dims={str(symbols[0]): "B", str(symbols[1]): "S"},
         bounds={"B": (1, MOST_BATCH), "S": (low, high)},
         weights=weights,
         prefix="model.",
@@ -158,7 +158,8 @@ def _check_takes_tokens(model: nn.Module) -> None:
 def own_limit(model: nn.Module) -> int | None:
     """The most positions that a model's config states, where it has one."""
     config = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
     for field in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = getattr(config, field, None)
         if isinstance(value, int) and value > 1:
@@ -178,7 +179,11 @@ def _export_any_length(
         high = None if wanted else _found_bound(model, limit)
         if high is None:
             raise refusal
+    try:
         return _export_up_to(model, high), (1, high)
+    except CompileError:
+        # The whole of a table is a case of its own to the tracer: its full length is not shared.
+        return _export_up_to(model, high - 1), (1, high - 1)
 
 
 def _ids(limit: int) -> torch.Tensor:
@@ -239,7 +244,7 @@ def _capture_module(
         dims=dims,
         bounds=bounds,
         weights=weights,
-        input_names=tuple(program.graph_signature.user_inputs),
+        input_names=tuple(str(name) for name in program.graph_signature.user_inputs),
         tree=program.call_spec.out_spec,
     )
 
@@ -293,7 +298,7 @@ def _refusal(module: nn.Module, error: Exception) -> str:
 
 def _input_symbols(program: ExportedProgram) -> list[str | int]:
     """Each dim of the first user input: a symbol's name, or the number that it was fixed to."""
-    wanted = program.graph_signature.user_inputs[0]
+    wanted = next(iter(program.graph_signature.user_inputs))
     node = next(n for n in program.graph.nodes if n.name == wanted)
     return [int(d) if isinstance(d, int) else str(d.node.expr) for d in node.meta["val"].shape]
 
@@ -325,7 +330,7 @@ def _evaluation_mode(model: nn.Module, undo: ExitStack) -> None:
         module.training = False
 
 
-def _plain_attention(model: nn.Module, undo: ExitStack) -> None:
+def _plain_attention(model: Any, undo: ExitStack) -> None:
     current = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if (
         current is None
@@ -337,7 +342,7 @@ def _plain_attention(model: nn.Module, undo: ExitStack) -> None:
     model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
 
 
-def _plain_experts(model: nn.Module, undo: ExitStack) -> None:
+def _plain_experts(model: Any, undo: ExitStack) -> None:
     if hasattr(model, "set_experts_implementation") and hasattr(
         model, "get_experts_implementation"
     ):

@@ -319,7 +319,7 @@ def _may_be_missing(model: nn.Module, name: str) -> bool:
     return any(re.search(p, name) for p in patterns)
 
 
-def _plan(model: nn.Module, files: SafetensorsFiles, wanted: Mapping[str, torch.Tensor]) -> _Plan:
+def _plan(model: nn.Module, files: SafetensorsFiles, wanted: dict[str, torch.Tensor]) -> _Plan:
     """Which names in the files make which weight: through transformers' own conversion mapping
     where the model has one.
     """
@@ -336,7 +336,7 @@ def _plan(model: nn.Module, files: SafetensorsFiles, wanted: Mapping[str, torch.
 
 
 def _plan_as_transformers(
-    model: Any, files: SafetensorsFiles, wanted: Mapping[str, torch.Tensor], plan: _Plan
+    model: Any, files: SafetensorsFiles, wanted: dict[str, torch.Tensor], plan: _Plan
 ) -> None:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (

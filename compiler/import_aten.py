@@ -18,10 +18,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
 
-from ..ir.dims import Dim, as_dim, dim
+from ..ir.dims import Dim, as_dim, dim, equal_shapes
 from ..ir.errors import IRError
 from ..ir.graph import Graph
-from ..ir.node import Node, input_, parameter, walk
+from ..ir.node import Node, input_, parameter
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
 from .aten import contraction, creation, elementwise, index, movement, reduction
@@ -64,14 +64,10 @@ def import_captured(captured: Captured) -> Imported:
         inputs=importer.inputs(),
         outputs=outputs,
         output_names=names,
-        bounds=_bounds_in_use(captured, (*outputs, *importer.inputs())),
+        bounds=dict(captured.bounds),
         origins={n: tuple(places) for n, places in importer.origins.items()},
     )
     return Imported(graph, OverlaidWeights(captured.weights, importer.constants), captured.tree)
-
-
-def _bounds_in_use(captured: Captured, roots: tuple[Node, ...]) -> dict[str, tuple[int, int]]:
-    return dict(captured.bounds)
 
 
 # -- ops that torch decomposes
@@ -82,7 +78,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     known = torch.export.default_decompositions()
     for _ in range(4):
         missing = {n.target for n in _needed(program) if _builder(n) is None}
-        chosen = {op: known[op] for op in missing if op in known}
+        chosen: dict[Any, Any] = {op: known[op] for op in missing if op in known}
         if not chosen:
             return program
         program = program.run_decompositions(chosen)
@@ -152,8 +148,7 @@ class _Importer:
     placeholders: dict[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = {sympy.Symbol(s, integer=True): n for s, n in self.captured.dims.items()}
-        self.names = {str(s): dim(n) for s, n in names.items()}
+        self.names = {symbol: dim(name) for symbol, name in self.captured.dims.items()}
 
     def run(self) -> tuple[tuple[Node, ...], tuple[str, ...]]:
         """The nodes of the results and their names."""
@@ -243,7 +238,7 @@ class _Importer:
         if spec.kind == InputKind.PARAMETER:
             return None
         state, constants = self.program.state_dict, self.program.constants
-        value = constants.get(spec.target, state.get(spec.target))
+        value: Any = constants.get(spec.target, state.get(spec.target))
         stored = spec.target.removeprefix(self.captured.prefix) in self.captured.weights
         if stored or value is None or isinstance(value, FakeTensor):
             return None
@@ -260,6 +255,7 @@ class _Importer:
             return
         if node.target is operator.getitem:
             source, at = node.args
+            assert isinstance(source, FxNode), source
             self.values[node] = self.values[source][at]
             return
         builder = _builder(node)
@@ -373,8 +369,6 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 
 def _same(made: Node, wanted: TensorType) -> bool:
-    from ..ir.dims import equal_shapes
-
     return equal_shapes(made.shape, wanted.shape)
 
 
@@ -382,8 +376,3 @@ def _flat(value: Any) -> Sequence[Any]:
     if isinstance(value, Complex):
         return (value,)
     return value if isinstance(value, (list, tuple)) else (value,)
-
-
-def parameters_in(graph: Graph) -> tuple[str, ...]:
-    """The names of the parameters that a graph reads."""
-    return tuple(n["name"] for n in walk(graph.outputs) if n.op.name == "parameter")

@@ -84,7 +84,7 @@ def outer(call: Call, x: Node, y: Node) -> Node:
 
 
 @TABLE("einsum")
-def einsum(call: Call, equation: str, xs: Sequence[Node], **_: Any) -> Node:
+def einsum(call: Call, equation: str, xs: Sequence[Node], **__: Any) -> Node:
     """Sums of products named by letters, two tensors at a time from the left."""
     equation = equation.replace(" ", "")
     if "." in equation:
@@ -153,7 +153,7 @@ def attention(
     if mask is not None:
         mask = mask if mask.dtype == "bool" else cast(mask, q.dtype)
         extras, more = ("mask",), (_mask_axes(mask, q, lead),)
-    factor = float(scale) if scale is not None else float(q.shape[-1]) ** -0.5
+    factor = float(scale) if scale is not None else int(q.shape[-1]) ** -0.5
     result = m.attention(q4, k4, v4, *more, scale=factor, causal=causal, extras=extras)
     return reshape(result, call.shape)
 

@@ -55,7 +55,7 @@ def mean(
     return cast(_mean(wide, axes_of(axes, len(x.shape)), keepdim), call.dtype)
 
 
-def _variance(x: Node, axes: tuple[int, ...], correction: float, keepdims: bool) -> Node:
+def _variance(x: Node, axes: tuple[int, ...], correction: int, keepdims: bool) -> Node:
     centred = t.sub(x, _mean(x, axes, True))
     count = product(x.shape[a] for a in axes)
     total = t.reduce_sum(t.mul(centred, centred), axes=axes, keepdims=keepdims)

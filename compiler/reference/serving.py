@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ...ir.errors import IRError
 from . import model
 from .context import Context
+from .layouts import unpacked
 
 Tensor = torch.Tensor
 
@@ -121,26 +121,14 @@ def packed_linear(
     context: Context, x: Tensor, w: Tensor, *bias: Tensor, n: int, layout: str
 ) -> Tensor:
     """linear by the weight that the layout unpacks to."""
-    return model.linear(context, x, _unpacked(w, n, x.shape[-1], layout), *bias)
+    return model.linear(context, x, unpacked(w, n, x.shape[-1], layout), *bias)
 
 
 def packed_expert_linear(
     context: Context, x: Tensor, w: Tensor, index: Tensor, *bias: Tensor, n: int, layout: str
 ) -> Tensor:
     """expert_linear by the weights that the layout unpacks to."""
-    return model.expert_linear(context, x, _unpacked(w, n, x.shape[-1], layout), index, *bias)
-
-
-def _unpacked(w: Tensor, n: int, k: int, layout: str) -> Tensor:
-    """The weight [..., n, k] from [..., n / c, k / d, c(, d)], where the layout's word is n<c> or
-    n<c>k<d>.
-    """
-    columns, _, depth = layout.removeprefix("n").partition("k")
-    if not layout.startswith("n") or not columns.isdigit() or (depth and not depth.isdigit()):
-        raise IRError(f"no weight layout {layout!r}; a layout is n<columns> or n<columns>k<depth>")
-    w = w if depth else w[..., None]
-    rows = w.transpose(-3, -2).flatten(-2, -1).flatten(-3, -2)
-    return rows[..., :n, :k]
+    return model.expert_linear(context, x, unpacked(w, n, x.shape[-1], layout), index, *bias)
 
 
 TABLE: Mapping[str, Callable[..., Any]] = {
