@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -130,6 +131,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve to the end."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
@@ -137,8 +144,8 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self.service.draining = True
-        loop = asyncio.get_event_loop_policy().get_event_loop()
-        loop.call_soon_threadsafe(self.drain)
+        assert self._loop is not None, "signals are caught while serving only"
+        self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
         """Refuse new requests, and end the server when the last one has ended."""

@@ -1,0 +1,99 @@
+"""Benchmarks measure what happened: counts are exact, times add up."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from ferrule.runtime.bench.http import HttpError, Target
+from ferrule.runtime.bench.load import Load, Served, arrivals, measure, report
+from ferrule.runtime.bench.prompts import Ask, RandomPrompts, file_asks
+from ferrule.runtime.bench.statistics import percentiles_of, summary
+from ferrule.runtime.errors import RequestError
+
+
+def test_a_load_on_a_server(server):
+    server.runner.delay = 0.003
+    asks = RandomPrompts(12, 20, 10, 0.5, prefix=4, vocabulary=256, seed=1).asks()
+    load = Load(model="fox", rate=100.0, goodput={"ttft": 60_000.0}, percentiles=(50.0, 99.0))
+    found = asyncio.run(measure(Target(server.url, {}), asks, load))
+    server.runner.delay = 0.0
+    assert (found["completed"], found["failed"]) == (12, 0)
+    assert found["total_input_tokens"] == sum(len(a.prompt) for a in asks)
+    assert found["total_output_tokens"] == sum(a.output_tokens for a in asks)
+    assert found["output_lens"] == [a.output_tokens for a in asks]
+    assert found["request_goodput"] == pytest.approx(found["request_throughput"])
+    for ttft, gaps in zip(found["ttfts"], found["itls"], strict=True):
+        assert ttft > 0 and all(gap >= 0 for gap in gaps)
+    assert found["p50_ttft_ms"] == pytest.approx(found["median_ttft_ms"])
+    assert found["mean_e2el_ms"] > found["mean_ttft_ms"]
+    assert 1 <= found["max_concurrent_requests"] <= 12
+    wanted = "duration request_throughput output_throughput total_token_throughput errors"
+    wanted += " std_itl_ms p99_tpot_ms start_times generated_texts max_output_tokens_per_s"
+    assert set(wanted.split()) <= set(found)
+
+
+def test_failures_are_counted_with_their_reason(server):
+    asks = [Ask((5,), 2), Ask((999,), 2)]
+    found = asyncio.run(measure(Target(server.url, {}), asks, Load(model="fox")))
+    assert (found["completed"], found["failed"]) == (1, 1)
+    assert found["errors"][0] == "" and "token id 999" in found["errors"][1]
+
+
+def test_chat_and_limits_on_concurrency(server):
+    load = Load(endpoint="/v1/chat/completions", max_concurrency=1)
+    asks = [Ask("hi", 3)] * 4
+    found = asyncio.run(measure(Target(server.url, {}), asks, load))
+    assert found["completed"] == 4 and found["max_concurrent_requests"] == 1
+
+
+def test_the_client_reads_resources(server):
+    target = Target(server.url, {})
+    assert asyncio.run(target.get("/version")) == {"version": "test"}
+    with pytest.raises(HttpError, match="status 404"):
+        asyncio.run(target.get("/nothing"))
+
+
+def test_arrivals_are_a_poisson_process():
+    times = np.array(arrivals(Load(rate=50.0, seed=4), 4000))
+    gaps = np.diff(times)
+    assert times[0] == 0 and gaps.mean() == pytest.approx(0.02, rel=0.06)
+    assert gaps.std() == pytest.approx(0.02, rel=0.08)
+    assert arrivals(Load(), 3) == [0.0] * 3
+
+
+def test_a_report_of_known_times():
+    served = [
+        Served(5, 10.0, 10.1, [0.2, 0.3], 10.6, 3, "", "", [10.1, 10.3, 10.6]),
+        Served(7, 10.5, 11.0, [], 11.0, 1, "", "", [11.0]),
+        Served(0, 10.2, ended=10.3, error="no"),
+    ]
+    found = report(served, 2.0, Load(goodput={"ttft": 200.0, "tpot": 300.0}))
+    assert (found["completed"], found["failed"]) == (2, 1)
+    assert (found["total_input_tokens"], found["total_output_tokens"]) == (12, 4)
+    assert found["request_goodput"] == 0.5 and found["output_throughput"] == 2.0
+    assert found["mean_ttft_ms"] == pytest.approx(300) and found["mean_tpot_ms"] == pytest.approx(
+        250
+    )
+    assert found["mean_itl_ms"] == pytest.approx(250)
+    assert found["max_concurrent_requests"] == 2 and found["max_output_tokens_per_s"] == 4
+
+
+def test_percentiles():
+    assert percentiles_of([1.0, 2.0, 3.0])["50"] == 2.0
+    assert summary("x", [], (99.0,))["p99_x_ms"] == 0.0
+
+
+def test_prompts_repeat_and_share_their_prefix():
+    wanted = RandomPrompts(5, 10, 4, 0.3, prefix=6, vocabulary=900, seed=2)
+    asks = wanted.asks()
+    assert asks == wanted.asks() and len({a.prompt[:6] for a in asks}) == 1
+    assert all(13 <= len(a.prompt) <= 19 and max(a.prompt) < 900 for a in asks)
+
+
+def test_prompts_of_a_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "b", "output_tokens": 3}\n{"prompt": "c"}\n')
+    assert file_asks(path, 2, 9) == [Ask("a", 9), Ask("b", 3)]
+    path.write_text("[]\n")
+    with pytest.raises(RequestError, match=r"prompts\.jsonl:1: wanted an object"):
+        file_asks(path, 2, 9)
