@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import count
 from operator import index
+from pathlib import Path
 from typing import NamedTuple
 
 from .adjust import bad_word_tokens
@@ -32,6 +33,7 @@ from .results import (
 from .sampling import Sampler
 from .scheduler import Scheduler, Step
 from .sequence import Sequence as Scheduled
+from .swap import Disk
 from .tensors import Array
 from .text import Text, TextStream
 from .track import Request, Track
@@ -61,8 +63,9 @@ class Engine:
     """Serves requests over a `StepRunner`. `ends` are the model's end tokens.
 
     `policy` orders the requests (first come where it is None), at most `max_waiting` may wait.
-    Preempted sequences may be kept in `swap_blocks` blocks of host memory. `token_budget` bounds
-    the tokens of a step, `beside_decodes` those of prompts in a step where others decode.
+    Preempted sequences may be kept in `swap_blocks` blocks of host memory, or of `swap_directory`.
+    `token_budget` bounds the tokens of a step, `beside_decodes` those of prompts in a step where
+    others decode.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Engine:
         *,
         prefix_caching: bool = True,
         swap_blocks: int = 0,
+        swap_directory: Path | str | None = None,
         max_waiting: int | None = None,
         token_budget: int | None = None,
         beside_decodes: int | None = None,
@@ -83,7 +87,8 @@ class Engine:
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
         self.grammars = text and Grammars(text, runner.vocabulary, self.ends)
         self.pool = BlockPool(runner.blocks)
-        self.memory = BlockMemory(runner, swap_blocks)
+        store = None if swap_directory is None else Disk(swap_directory)
+        self.memory = BlockMemory(runner, swap_blocks, store=store)
         self.scheduler = Scheduler(
             self.pool,
             block=runner.block,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .swap import Host, Store, Stored
 from .tensors import Array
 
 _RATE = 0.2  # weight of the newest measurement in a running mean
@@ -28,11 +29,11 @@ class BlockRunner(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A sequence's blocks on the host; `computed` tokens are in them."""
+    """A sequence's blocks outside the cache; `computed` tokens are in them."""
 
     count: int
     computed: int
-    content: tuple[Array, ...]
+    content: Stored
 
 
 @dataclass
@@ -60,10 +61,17 @@ def _mean(mean: float, value: float) -> float:
 
 
 class BlockMemory:
-    """The moves over one cache. `room` blocks of host memory are there for preempted sequences."""
+    """The moves over one cache. `room` blocks of the store are there for preempted sequences."""
 
-    def __init__(self, runner: BlockRunner, room: int = 0, costs: Costs | None = None) -> None:
+    def __init__(
+        self,
+        runner: BlockRunner,
+        room: int = 0,
+        costs: Costs | None = None,
+        store: Store | None = None,
+    ) -> None:
         self.room, self.used = room, 0
+        self.store = store or Host()
         self.saves = self.failures = 0
         self.costs = costs or Costs()
         self._runner = runner
@@ -73,16 +81,16 @@ class BlockMemory:
         self._runner.copy_block(source, target)
 
     def save(self, blocks: Sequence[int], computed: int) -> Saved | None:
-        """Copy blocks to the host; None where there is no room or computing again is cheaper.
+        """Copy blocks out; None where there is no room or computing again is cheaper.
 
-        A host that has no memory left costs a computation and no request.
+        A host without memory and a disk that is full cost a computation and no request.
         """
         count = len(blocks)
         if self.used + count > self.room or not self.costs.prefer_saving(computed, count):
             return None
         start = time.perf_counter()
         try:
-            content = self._runner.read_blocks(blocks)
+            content = self.store.put(self._runner.read_blocks(blocks))
         except (MemoryError, OSError):
             self.failures += 1
             return None
@@ -91,16 +99,26 @@ class BlockMemory:
         self.saves += 1
         return Saved(count, computed, content)
 
-    def load(self, saved: Saved, blocks: Sequence[int], known: int = 0) -> None:
-        """Put saved blocks back into the cache, all but the `known` first, and forget them."""
+    def load(self, saved: Saved, blocks: Sequence[int], known: int = 0) -> bool:
+        """Put saved blocks back into the cache, all but the `known` first, and forget them.
+
+        False where they cannot be read: then nothing is written, and all is to be computed again.
+        """
         start = time.perf_counter()
-        content = tuple(array[known : saved.count] for array in saved.content)
-        self._runner.write_blocks(blocks[known:], content)
+        try:
+            content = self.store.get(saved.content)
+        except (MemoryError, OSError, ValueError):
+            self.failures += 1
+            return False
+        finally:
+            self.discard(saved)
+        self._runner.write_blocks(blocks[known:], tuple(a[known : saved.count] for a in content))
         self.costs.see_blocks(saved.count - known, time.perf_counter() - start)
-        self.discard(saved)
+        return True
 
     def discard(self, saved: Saved) -> None:
         """Give up what was saved."""
+        self.store.drop(saved.content)
         self.used -= saved.count
 
     def check(self, saved: Sequence[Saved]) -> None:

@@ -304,8 +304,8 @@ class Scheduler:
             self.memory.discard(saved)
             return
         sequence.blocks += self.pool.allocate(saved.count - known)
-        self.memory.load(saved, sequence.blocks, known)
-        sequence.computed = saved.computed
+        if self.memory.load(saved, sequence.blocks, known):
+            sequence.computed = saved.computed
 
     def _note_start(self, sequence: Sequence) -> None:
         if sequence.cached is None:
