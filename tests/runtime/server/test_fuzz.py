@@ -1,0 +1,119 @@
+"""Whatever a client sends, it gets an answer that is no 5xx, and nothing stays behind."""
+
+import asyncio
+import json
+
+import pytest
+from ferrule.runtime.server import fields
+from ferrule.runtime.server.app import build_app
+from ferrule.runtime.server.batch import _post
+from ferrule.runtime.server.metrics import ServerMetrics
+from ferrule.runtime.server.models import Models
+from ferrule.runtime.server.responses import ResponseBody
+from ferrule.runtime.server.service import Service
+from ferrule.runtime.server.settings import Settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripted import ScriptRunner, served
+
+ENDPOINTS = {
+    "/v1/completions": (fields.CompletionBody, {"prompt": "th"}),
+    "/v1/chat/completions": (fields.ChatBody, {"messages": [{"role": "user", "content": "a"}]}),
+    "/v1/responses": (ResponseBody, {"input": "hi"}),
+    "/v1/embeddings": (fields.EmbeddingBody, {"input": "hi"}),
+    "/tokenize": (fields.TokenizeBody, {"prompt": "hi"}),
+    "/detokenize": (fields.DetokenizeBody, {"tokens": [104]}),
+}
+TEXT = st.text(max_size=12) | st.sampled_from(["", "fox", "none", "auto", "user", "json", "\ud800"])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.sampled_from([2**31, 2**63, -(2**63) - 1, 10**30])
+    | st.floats(allow_nan=True)
+    | TEXT
+)
+KEYS = st.sampled_from(
+    ["role", "content", "type", "text", "function", "name", "parameters", "json", "regex", "choice"]
+) | st.text(max_size=4)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@st.composite
+def requests(draw):
+    """A good body with a few fields replaced by anything."""
+    path = draw(st.sampled_from(sorted(ENDPOINTS)))
+    kind, good = ENDPOINTS[path]
+    names = st.sampled_from(sorted(kind.model_fields)) | st.text(max_size=5)
+    changes = draw(st.dictionaries(names, VALUES, max_size=3))
+    return path, {"max_tokens": 3, **good, **changes} if "v1" in path else {**good, **changes}
+
+
+class Loop:
+    """An application on a loop of its own, called without connections."""
+
+    def __init__(self, tokenizer):
+        metrics = ServerMetrics(256)
+        runner = ScriptRunner(max_context=64, blocks=64)
+        self.model = served("fox", tokenizer, runner, metrics, limit=256)
+        service = Service(Models([self.model]), Settings(request_seconds=5.0), metrics)
+        self.app = build_app(service, "test")
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self._start())
+
+    async def _start(self):
+        self.model.front.start()
+
+    def post(self, path, raw):
+        return self.loop.run_until_complete(_post(self.app, path, raw))
+
+    def settled(self):
+        """What the engine holds once it has nothing to do."""
+        return self.loop.run_until_complete(self._settled())
+
+    async def _settled(self):
+        while self.model.front.engine.has_work:
+            await asyncio.sleep(0.001)
+        return await self.model.front.stats()
+
+
+@pytest.fixture(scope="module")
+def application(tokenizer):
+    found = Loop(tokenizer)
+    yield found
+    found.model.front.close()
+    found.loop.close()
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(requests())
+def test_any_body_is_answered(application, request_):
+    path, body = request_
+    status, answer = application.post(path, json.dumps(body).encode())
+    assert status in (200, 400, 404, 429), (path, body, answer)
+    if status != 200:
+        error = json.loads(answer)["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+        assert error["code"], (path, body, error)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(sorted(ENDPOINTS)), st.binary(max_size=60))
+def test_any_bytes_are_answered(application, path, raw):
+    assert application.post(path, raw)[0] == 400
+
+
+def test_nothing_stays_behind(application):
+    front = application.model.front
+    stats = application.settled()
+    assert (front.requests, front.sequences, stats.running, stats.waiting) == (0, 0, 0, 0)
+    assert stats.blocks_used == 0
+    front.engine.check()
