@@ -101,6 +101,13 @@ class BlockPool:
             self._blocks[key] = block
             self._keys[block] = key
 
+    def unname(self, blocks: Iterable[int]) -> None:
+        """Forget what held blocks contain, so that nobody finds them again."""
+        for block in blocks:
+            assert self._counts[block] > 0, f"unname of free block {block}"
+            if (key := self._keys.pop(block, None)) is not None:
+                del self._blocks[key]
+
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """The blocks with these contents, up to the first that is not known."""
         found: list[int] = []

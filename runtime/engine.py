@@ -339,6 +339,8 @@ class Engine:
         return Delta(request_id, finish_reason="abort", times=track.times())
 
     def _fail(self, track: Track, error: Exception) -> Delta:
+        # What a failed request computed may be what failed it: nobody else is to find it.
+        self.pool.unname(track.sequence.blocks)
         self._drop(track.request)
         return Delta(
             track.request.name,

@@ -62,6 +62,13 @@ class Blocks(RuleBasedStateMachine):
         self.pool.retain(found)
         self.holders.append(found)
 
+    @precondition(lambda self: any(self.holders))
+    @rule(which=st.integers(0, 99))
+    def unname(self, which):
+        blocks = self.holders[which % len(self.holders)]
+        self.pool.unname(blocks)
+        self.named = {k: b for k, b in self.named.items() if b not in blocks}
+
     @rule()
     def forget(self):
         self.pool.forget()

@@ -470,3 +470,16 @@ def test_a_full_disk_costs_a_computation_and_leaves_no_file(tmp_path, monkeypatc
     check_ended(engine, names, {})
     assert engine.memory.failures == engine.stats().preemptions >= 2
     assert engine.stats().swaps == 0 and not list(tmp_path.rglob("tmp*"))
+
+
+def test_what_a_failed_request_computed_is_not_found_again():
+    runner = FakeRunner(blocks=16, chunk=16)
+    engine = Engine(runner)
+    runner.not_finite = 4
+    bad = engine.submit([1, 2, 3, 4] * 3, greedy(2))
+    assert drain(engine)[bad][1] == "error"
+    assert engine.stats().blocks_cached == 0
+    runner.not_finite = None
+    good = engine.submit([1, 2, 3, 4] * 3, greedy(2))
+    (first, *_) = deltas = drain_all(engine)
+    assert first.request_id == good and first.cached_tokens == 0 and deltas[-1].finish_reason
