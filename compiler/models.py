@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,12 +113,22 @@ def skeleton(folder: Path, dtype: str = "auto") -> nn.Module:
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=wanted)
             model.tie_weights()
+            _keep_wide(model, wanted)
     except Exception as error:
         raise CompileError(f"{folder}: transformers cannot make this model: {error}") from error
     empty = [name for name, b in model.named_buffers() if b.is_meta]
     if empty:
         raise CompileError(f"{folder}: buffers without a value: {', '.join(empty)}")
     return model.eval()
+
+
+def _keep_wide(model: Any, dtype: torch.dtype) -> None:
+    """Turn to float32 what a model keeps so at any dtype, as transformers does on loading."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for pattern, wide in model._get_dtype_plan(dtype).items():
+        for name, tensor in tensors.items():
+            if re.search(rf"(^|\.)({pattern})(\.|$)", name):
+                tensor.data = tensor.data.to(wide)
 
 
 def _own_dtype(config: Any, folder: Path) -> torch.dtype:

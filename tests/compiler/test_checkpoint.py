@@ -108,3 +108,13 @@ def test_a_plain_module_reads_its_names_directly(tmp_path: Path):
     weights = CheckpointWeights(model, SafetensorsFiles.of_directory(tmp_path))
     assert weights["speak.weight"].equal(model.speak.weight)
     assert weights["turns"].shape == (96, 6, 2)
+
+
+def test_what_a_type_keeps_in_float32_stays_wide(tmp_path: Path):
+    model = zoo.build("deepseek_v3")
+    model.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
+    opened = open_model(tmp_path, "bfloat16")
+    state = dict(opened.model.named_parameters()) | dict(opened.model.named_buffers())
+    bias = [t for name, t in state.items() if "e_score_correction_bias" in name]
+    assert bias and all(t.dtype == torch.float32 for t in bias)
+    assert opened.dtype == "bf16"

@@ -13,11 +13,8 @@ from ferrule.ir.verify import verify
 from models import zoo
 from torch import nn
 
-# One of each way that a model is spelled; tests/models runs every type through the whole compiler.
-TYPES = (
-    "gemma2", "gpt2", "gpt_oss", "bloom", "opt", "phi3", "internlm3", "qwen3_moe", "llama4_text",
-    "deepseek_v2", "deepseek_v3", "afmoe", "granite_swa", *zoo.SCRATCH,
-)  # fmt: skip
+# Other shapes than tests/models tries, which imports every type.
+TYPES = ("deepseek_v3", *zoo.SCRATCH)
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
