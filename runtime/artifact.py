@@ -95,6 +95,7 @@ class Artifact:
         max_waiting: int | None = None,
         token_budget: int | None = None,
         beside_decodes: int | None = None,
+        pace: float | None = None,
     ) -> Engine:
         """A new engine with its own cache, for a server that steps it on a thread of its own.
 
@@ -117,6 +118,7 @@ class Artifact:
             max_waiting=max_waiting,
             token_budget=token_budget,
             beside_decodes=beside_decodes,
+            pace=pace,
         )
 
     @cached_property

@@ -65,7 +65,8 @@ class Engine:
     `policy` orders the requests (first come where it is None), at most `max_waiting` may wait.
     Preempted sequences may be kept in `swap_blocks` blocks of host memory, or of `swap_directory`.
     `token_budget` bounds the tokens of a step, `beside_decodes` those of prompts in a step where
-    others decode.
+    others decode; with a `pace` the latter follows what is measured, so that such a step takes at
+    most so many times as long as one of decodes.
     """
 
     def __init__(
@@ -81,8 +82,11 @@ class Engine:
         max_waiting: int | None = None,
         token_budget: int | None = None,
         beside_decodes: int | None = None,
+        pace: float | None = None,
     ) -> None:
-        self.runner, self.text, self.max_waiting = runner, text, max_waiting
+        if pace is not None and not pace > 1.0:
+            raise ValueError(f"pace={pace}: wanted more than 1")
+        self.runner, self.text, self.max_waiting, self.pace = runner, text, max_waiting, pace
         # A configuration may name tokens that the model never learned to give.
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
         self.grammars = text and Grammars(text, runner.vocabulary, self.ends)
@@ -259,13 +263,21 @@ class Engine:
         return rows
 
     def _note_times(self, step: Step, start: float) -> None:
-        counts = [part.count for part in step.parts]
-        if max(counts) > 1:
-            self.memory.costs.see_tokens(sum(counts), time.monotonic() - start)
+        prompt = sum(part.count for part in step.parts if part.count > 1)
+        decodes = sum(part.count == 1 for part in step.parts)
+        self.memory.costs.see_step(prompt, decodes, time.monotonic() - start)
+        self._keep_pace()
         for part in step.parts:
             request = self._tracks[part.sequence].request
             if request.started is None:
                 request.started = start
+
+    def _keep_pace(self) -> None:
+        """Let decodes wait for no more of a prompt than the pace allows, in whole blocks."""
+        if self.pace is None or (tokens := self.memory.costs.tokens_beside(self.pace)) is None:
+            return
+        block = self.runner.block
+        self.scheduler.beside_decodes = max(block, tokens // block * block)
 
     def _one_by_one(self, failed: Step, error: Exception) -> list[Delta]:
         """Serve the parts of a failed step alone, and end those that fail again."""

@@ -38,14 +38,29 @@ class Saved:
 
 @dataclass
 class Costs:
-    """Seconds to compute a token of a prompt, and to move a block one way; running means."""
+    """Seconds for a token of a prompt, a step of decodes, a block moved one way; running means."""
 
     token: float = 0.0
     block: float = 0.0
+    decodes: float = 0.0
 
-    def see_tokens(self, count: int, seconds: float) -> None:
-        """A step of `count` prompt tokens took so long."""
-        self.token = _mean(self.token, seconds / count)
+    def see_step(self, prompt: int, decodes: int, seconds: float) -> None:
+        """A step of so many tokens of prompts and so many decodes took so long."""
+        if not prompt:
+            self.decodes = _mean(self.decodes, seconds)
+            return
+        # Decodes beside a prompt cost what they would alone; it is never taken for free.
+        own = seconds - self.decodes if decodes else seconds
+        self.token = _mean(self.token, max(own, 0.1 * seconds) / prompt)
+
+    def tokens_beside(self, pace: float) -> int | None:
+        """Prompt tokens with which a step takes `pace` times as long as its decodes alone.
+
+        None where nothing is known yet.
+        """
+        if not (self.token and self.decodes):
+            return None
+        return int((pace - 1) * self.decodes / self.token)
 
     def see_blocks(self, count: int, seconds: float) -> None:
         """So many blocks were moved one way."""

@@ -483,3 +483,31 @@ def test_what_a_failed_request_computed_is_not_found_again():
     good = engine.submit([1, 2, 3, 4] * 3, greedy(2))
     (first, *_) = deltas = drain_all(engine)
     assert first.request_id == good and first.cached_tokens == 0 and deltas[-1].finish_reason
+
+
+def test_prompts_are_cut_to_the_pace_of_decodes(monkeypatch):
+    runner = FakeRunner(blocks=40, chunk=32)
+    clock = [0.0]
+    step = runner.step
+
+    def slow(batch):
+        clock[0] += 0.010 + 0.001 * len(batch.tokens)
+        return step(batch)
+
+    monkeypatch.setattr("ferrule.runtime.engine.time.monotonic", lambda: clock[0])
+    runner.step = slow
+    engine = Engine(runner, pace=2.0)
+    engine.submit([1, 2, 3], greedy(60))
+    for _ in range(5):
+        engine.step()
+    engine.submit([4] * 60, greedy(2))
+    slowest = 0.0
+    while engine.has_work:
+        before = clock[0]
+        engine.step()
+        slowest = max(slowest, clock[0] - before)
+    # A decode takes 11 ms, a token of a prompt 1 ms: the first prompt was cut blindly.
+    assert slowest <= 0.026
+    assert max(len(b.tokens) for b in runner.batches[5:]) <= 13
+    with pytest.raises(ValueError, match=r"pace=1\.0: wanted more than 1"):
+        Engine(runner, pace=1.0)

@@ -370,7 +370,7 @@ def test_a_preempted_sequence_comes_back_by_the_cheaper_way(swap, saves):
 def test_costs_choose_between_saving_and_computing_again():
     costs = Costs()
     assert not costs.prefer_saving(100, 7)
-    costs.see_tokens(10, 1.0)
+    costs.see_step(10, 0, 1.0)
     costs.see_blocks(1, 0.5)
     assert costs.prefer_saving(100, 7) and not costs.prefer_saving(1, 7)
     costs.see_blocks(1, 1e9)
@@ -448,3 +448,14 @@ def test_the_pool_is_used_under_load_and_little_is_computed_twice():
         used += scheduler.pool.used / 256 if steps > 50 else 0.0
     assert used / (steps - 50) >= 0.95
     assert computed < 1.15 * sum(goals.values())
+
+
+def test_costs_tell_prompts_from_the_decodes_beside_them():
+    costs = Costs()
+    assert costs.tokens_beside(2.0) is None
+    costs.see_step(0, 5, 0.2)
+    costs.see_step(50, 5, 0.7)
+    assert costs.token == pytest.approx(0.01) and costs.decodes == pytest.approx(0.2)
+    assert costs.tokens_beside(1.5) == 10
+    costs.see_step(50, 5, 0.1)  # faster than decodes alone: a measurement, not a gift
+    assert 0 < costs.token < 0.01
