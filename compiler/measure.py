@@ -11,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
+    from ..runtime.bench.load import Load
+    from ..runtime.bench.prompts import Ask
 
 bench = typer.Typer(help="Measure a server or an artifact.", no_args_is_help=True)
 
@@ -55,22 +57,10 @@ def bench_serve(
     output: Save = None,
 ) -> None:
     """Load a server and measure throughput and latencies as its clients see them."""
-    from ..runtime.bench.http import Target
-    from ..runtime.bench.load import Load, measure
-    from ..runtime.bench.prompts import RandomPrompts, file_asks
+    from ..runtime.bench.load import Load
 
-    if dataset_path is not None:
-        asks = file_asks(dataset_path, num_prompts, random_output_len)
-    else:
-        asks = RandomPrompts(
-            num_prompts,
-            random_input_len,
-            random_output_len,
-            random_range_ratio,
-            random_prefix_len,
-            vocabulary,
-            seed,
-        ).asks()
+    sizes = (random_input_len, random_output_len, random_range_ratio, random_prefix_len)
+    asks = _asks(dataset_path, num_prompts, sizes, vocabulary, seed)
     load = Load(
         model=model,
         endpoint=endpoint,
@@ -83,8 +73,27 @@ def bench_serve(
         percentiles=tuple(float(p) for p in metric_percentiles.split(",")),
         goodput=_limits(goodput or []),
     )
+    _measure(base_url, api_key, asks, load, output)
+
+
+def _asks(
+    path: Path | None, count: int, sizes: tuple[int, int, float, int], vocabulary: int, seed: int
+) -> list[Ask]:
+    from ..runtime.bench.prompts import RandomPrompts, file_asks
+
+    if path is not None:
+        return file_asks(path, count, sizes[1])
+    return RandomPrompts(count, *sizes, vocabulary, seed).asks()
+
+
+def _measure(
+    url: str, api_key: str | None, asks: list[Ask], load: Load, output: Path | None
+) -> None:
+    from ..runtime.bench.http import Target
+    from ..runtime.bench.load import measure
+
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    found = asyncio.run(measure(Target(base_url, headers), asks, load))
+    found = asyncio.run(measure(Target(url, headers), asks, load))
     _report({k: v for k, v in found.items() if k not in LISTS}, found, output)
     if found["failed"]:
         first = next(error for error in found["errors"] if error)
@@ -150,7 +159,7 @@ def bench_startup(
 
 def _random(
     artifact: Artifact, count: int, inputs: int, outputs: int, ratio: float, seed: int
-) -> list[Any]:
+) -> list[Ask]:
     from ..runtime.bench.local import vocabulary_of
     from ..runtime.bench.prompts import RandomPrompts
 

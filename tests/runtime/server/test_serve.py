@@ -1,0 +1,162 @@
+"""`ferrule serve` as a process over a compiled model: clients, SIGTERM, kill and restart."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ROOT / "examples/models/tiny-llama"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """The embedded model, compiled once for the session."""
+    pytest.importorskip("tvm", reason="compiling needs TVM")
+    import ferrule
+
+    built = ferrule.compile(
+        str(TINY), max_context=256, max_batch=4, chunk=64, parity=False, progress=False
+    )
+    return built.save(tmp_path_factory.mktemp("served") / "tiny")
+
+
+class Process:
+    """A server process on a free port."""
+
+    def __init__(self, artifact, log, *flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{self.port}", log
+        command = [sys.executable, "-m", "ferrule", "serve", str(artifact), "--threads", "1"]
+        command += ["--port", str(self.port), *flags]
+        self.process = subprocess.Popen(command, stderr=log.open("ab"), cwd=ROOT)
+
+    def __enter__(self):
+        end = time.monotonic() + 60
+        while not self.is_ready():
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(10)
+
+    def is_ready(self):
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def client(self):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def running(artifact, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "log"
+    with Process(artifact, log, "--served-model-name", "tiny") as process:
+        yield process
+
+
+def test_answers_are_those_of_the_artifact(running, artifact):
+    from ferrule import SamplingParams, load
+
+    here = load(artifact, threads=1)
+    messages = [{"role": "user", "content": "What is a compiler?"}]
+    params = SamplingParams(temperature=0.0, max_tokens=24)
+    (wanted,) = here.generate([here.chat_ids(messages)], params)
+    with running.client() as client:
+        done = client.chat.completions.create(
+            model="tiny", messages=messages, temperature=0, max_tokens=24
+        )
+        stream = client.chat.completions.create(
+            model="tiny", messages=messages, temperature=0, max_tokens=24, stream=True
+        )
+        streamed = "".join(c.choices[0].delta.content or "" for c in stream)
+    assert done.choices[0].message.content == wanted.text == streamed
+    assert done.usage.prompt_tokens == len(wanted.prompt_token_ids)
+    assert done.usage.completion_tokens == len(wanted.token_ids)
+
+
+def test_a_schema_holds_on_a_real_model(running):
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["a", "b"]}},
+        "required": ["kind"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with running.client() as client:
+        done = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "a or b?"}],
+            response_format=wanted,
+            max_tokens=128,
+            seed=1,
+        )
+    assert json.loads(done.choices[0].message.content)["kind"] in ("a", "b")
+
+
+def test_many_clients_at_once(running):
+    texts = {}
+
+    def ask(number):
+        with running.client() as client:
+            done = client.completions.create(
+                model="tiny", prompt=f"{number % 3} is", temperature=0, max_tokens=16
+            )
+            texts[number] = done.choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(texts) == 12
+    with urllib.request.urlopen(f"{running.url}/stats") as answer:
+        live = json.loads(answer.read())["models"]["tiny"]
+    assert (live["running"], live["waiting"], live["kv_blocks_used"]) == (0, 0, 0)
+
+
+def test_a_termination_lets_a_stream_end(artifact, tmp_path):
+    with Process(artifact, tmp_path / "log") as process, process.client() as client:
+        stream = client.completions.create(
+            model="tiny",
+            prompt="a",
+            max_tokens=150,
+            stream=True,
+            extra_body={"ignore_eos": True},
+            stream_options={"include_usage": True},
+        )
+        next(iter(stream))
+        process.process.send_signal(signal.SIGTERM)
+        usage = [chunk.usage for chunk in stream][-1]
+        assert usage.completion_tokens == 150
+        assert process.process.wait(15) == 0
+
+
+def test_a_kill_in_a_stream_and_a_restart(artifact, tmp_path):
+    with Process(artifact, tmp_path / "log") as process, process.client() as client:
+        stream = client.completions.create(
+            model="tiny", prompt="a", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        os.kill(process.process.pid, signal.SIGKILL)
+        with pytest.raises(Exception, match=r"."):
+            list(stream)
+    with Process(artifact, tmp_path / "log") as process, process.client() as client:
+        assert client.completions.create(model="tiny", prompt="a", max_tokens=2).choices
