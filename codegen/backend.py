@@ -36,25 +36,32 @@ class Layout:
     next to one another.
 
     [N, K] becomes [ceil(N / columns), ceil(K / depth), columns, depth], without the last axis
-    where depth is 1; what is added is zero. `word` is the name that packed_linear carries.
+    where depth is 1; what is added is zero. With `pairs`, that many stretches of `depth` lie
+    interleaved, [.., ceil(K / (depth pairs)), columns, depth, pairs]: the low and the high halves
+    of packed bytes are then consecutive k each. `word` is the name that packed_linear carries.
     """
 
     columns: int
     depth: int
+    pairs: int = 1
 
     @property
     def word(self) -> str:
         """The layout's name, such as n16k2."""
-        return f"n{self.columns}" + (f"k{self.depth}" if self.depth > 1 else "")
+        depth = f"k{self.depth}" if self.depth > 1 else ""
+        return f"n{self.columns}{depth}" + (f"x{self.pairs}" if self.pairs > 1 else "")
 
     @staticmethod
     def parse(word: str) -> Layout:
         """The layout that a word names."""
-        columns, _, depth = word.removeprefix("n").partition("k")
-        return Layout(int(columns), int(depth or 1))
+        columns, _, rest = word.removeprefix("n").partition("k")
+        depth, _, pairs = rest.partition("x")
+        return Layout(int(columns), int(depth or 1), int(pairs or 1))
 
     def packed(self, w: Node) -> Node:
         """w[N, K] or w[E, N, K] in this layout, as pad, reshape and transpose nodes."""
+        if self.pairs > 1:
+            return self._interleaved(w)
         *lead, n, k = (int(d) for d in w.shape)
         blocks, depth = -(-n // self.columns), -(-k // self.depth)
         after = (0,) * len(lead) + (blocks * self.columns - n, depth * self.depth - k)
@@ -66,16 +73,26 @@ class Layout:
         order = (*range(first), first, first + 2, first + 1, *tail)
         return t.transpose(split, permutation=order)
 
+    def _interleaved(self, w: Node) -> Node:
+        """w[N, K], K a multiple of depth pairs, with its stretches interleaved."""
+        n, k = (int(d) for d in w.shape)
+        blocks, steps = -(-n // self.columns), k // (self.depth * self.pairs)
+        after = (blocks * self.columns - n, 0)
+        padded = t.pad(w, before=(0, 0), after=after, value=0.0) if after[0] else w
+        shape = (blocks, self.columns, steps, self.pairs, self.depth)
+        return t.transpose(t.reshape(padded, shape=shape), permutation=(0, 2, 1, 4, 3))
+
 
 @dataclass(frozen=True)
 class Backend:
     """A code generator as the passes see it: templates by name, and the layout of packed weights
-    by dtype.
+    by dtype; `integer_dots`: whether quantized linears want what they read in int8 too.
     """
 
     name: str
     templates: Mapping[str, Template] = field(default_factory=dict[str, Template])
     layouts: Mapping[str, Layout] = field(default_factory=dict[str, Layout])
+    integer_dots: bool = False
 
     def template_of(self, op: str) -> str | None:
         """The template that an op anchors, if one does."""
@@ -117,17 +134,25 @@ def cpu_backend(target: Target) -> Backend:
     )
     templates = {
         "rows": Template(rows, rows, rows),
-        "linear": Template(frozenset({"linear", "packed_linear"}), rows, rows),
+        "linear": Template(_LINEARS, rows, rows),
         "expert_linear": Template(frozenset({"expert_linear", "packed_expert_linear"}), rows, rows),
         "attention": Template(
             frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
         ),
     }
-    dot = target.has("avx512f", "avx512_bf16")
-    layouts = {d: Layout(16, 1) for d in ("f64", "f32", "f16", "bf16")}
-    return Backend("tvm", templates, {**layouts, "bf16": Layout(16, 2)} if dot else layouts)
+    layouts = {d: Layout(16, 1) for d in ("f64", "f32", "f16", "bf16", "u8")}
+    layouts["u4"] = Layout(16, 2)
+    if target.has("avx512f", "avx512_bf16"):
+        layouts["bf16"] = Layout(16, 2)
+    integer = target.has("avx512f", "avx512_vnni")
+    if integer:
+        layouts |= {"u8": Layout(16, 4), "u4": Layout(16, 4, 2)}
+    return Backend("tvm", templates, layouts, integer)
 
 
+_LINEARS = frozenset(
+    {"linear", "packed_linear", "packed_quantized_linear", "packed_integer_linear"}
+)
 _ROWS_ALSO = frozenset(
     {
         "constant",

@@ -87,6 +87,10 @@ def _operations(n: Node) -> Dim:
         return 0
     if name in ("linear", "packed_linear", "expert_linear", "packed_expert_linear", "matmul"):
         return product((2, *n.shape, n.inputs[0].shape[-1]))
+    if name in ("quantized_linear", "packed_quantized_linear"):
+        return product((2, *n.shape, n.inputs[0].shape[-1]))
+    if name == "packed_integer_linear":
+        return product((2, *n.shape, *n.inputs[0].shape[-2:]))
     if name == "conv1d":
         return product((2, *n.shape, *n.inputs[1].shape[1:]))
     if name == "attention":

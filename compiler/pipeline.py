@@ -18,6 +18,7 @@ from ..passes.flatten_tokens import FlattenTokens
 from ..passes.group_kernels import GroupKernels
 from ..passes.layout_weights import LayoutWeights
 from ..passes.merge_linears import MergeLinears
+from ..passes.quantize import Quantize, Recipe
 from ..passes.raise_attention import RaiseAttention
 from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
@@ -81,11 +82,22 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
     )
 
 
+def quantizing(recipe: Recipe | None) -> tuple[Phase, ...]:
+    """Weights in few bits, where a recipe asks for them: after merging, so that merged weights have
+    one format, and before layouts, which follow the format.
+    """
+    if recipe is None:
+        return ()
+    return (Phase("quantize", (Quantize(recipe.default, recipe.rules),)),)
+
+
 def laying_out(backend: Backend) -> tuple[Phase, ...]:
     """Weights in the layouts that kernels read; what depends on weights alone is split off after
     it.
     """
-    return (Phase("lay out", (LayoutWeights(layouts=backend.layouts),)),)
+    return (
+        Phase("lay out", (LayoutWeights(layouts=backend.layouts, integer=backend.integer_dots),)),
+    )
 
 
 def grouping(backend: Backend) -> tuple[Phase, ...]:

@@ -13,7 +13,7 @@ ROWS = "rows"
 
 class Layout(Protocol):
     """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)],
-    filled with zeros.
+    filled with zeros; or, with pairs, [.., ceil(K / (depth pairs)), columns, depth, pairs].
     """
 
     @property
@@ -24,6 +24,11 @@ class Layout(Protocol):
     @property
     def depth(self) -> int:
         """Consecutive k of a row next to one another; 1 for no such axis."""
+        ...
+
+    @property
+    def pairs(self) -> int:
+        """Stretches of k that lie interleaved; 1 for no such axis."""
         ...
 
     @property

@@ -92,6 +92,7 @@ _RULES: dict[str, Follow] = {
     "cumsum": _other_axis, "topk": _other_axis, "sort": _other_axis,
     "item": lambda node, at, axis: axis,
     "rms_norm": _not_last, "layer_norm": _not_last, "linear": _not_last, "packed_linear": _not_last,
+    "quantized_linear": _not_last, "packed_quantized_linear": _not_last,
     "expert_linear": _expert_linear, "packed_expert_linear": _expert_linear,
     "reshape": _reshape, "transpose": lambda node, at, axis: node["permutation"].index(axis),
     "broadcast": _from_the_right, "slice": _other_axis, "concat": _other_axis, "pad": _pad,

@@ -14,20 +14,22 @@ from typing import ClassVar
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node
-from ..ir.ops import model, serving, tensor
+from ..ir.ops import model, quantized, serving, tensor
 from ..ir.verify import quote
 from .backends import Layout, Layouts
+from .layout_codes import PackedCodes
 from .split_preparation import constants_of
 
 
 @dataclass(frozen=True)
 class LayoutWeights:
-    """Pack the weights of linear and expert_linear in the layout that `layouts` gives for their
-    dtype.
+    """Pack the weights of linear, expert_linear and quantized_linear in the layout that `layouts`
+    gives for their dtype; `integer`: what quantized linears read is quantized to int8 as well.
     """
 
     name: ClassVar[str] = "layout-weights"
     layouts: Layouts = field(default_factory=dict[str, Layout])
+    integer: bool = False
 
     def run(self, graph: Graph) -> Graph:
         """The graph with packed linears; a linear whose weight is computed at run time is left as
@@ -35,14 +37,20 @@ class LayoutWeights:
         """
         constant = constants_of(graph)
         mapping: dict[Node, Node] = {}
-        packed: dict[Node, Node] = {}
+        whole: dict[Node, Node] = {}  # packed weights as views of what they were
         for node in graph.nodes():
             if node.op in (model.linear, model.expert_linear) and node.inputs[1] in constant:
                 layout = self._layout(graph, node)
-                packed[node.inputs[1]] = layout.packed(node.inputs[1])
-                mapping[node] = _packed_op(node, packed[node.inputs[1]], layout)
-        for weight, inside in packed.items():
-            mapping.update(self._readers(graph, constant, weight, inside))
+                packed = layout.packed(node.inputs[1])
+                whole[node.inputs[1]] = unpacked(packed, layout, node.inputs[1])
+                mapping[node] = _packed_op(node, packed, layout)
+            elif node.op is quantized.quantized_linear and constant.issuperset(node.inputs[1:3]):
+                _, codes, scale = node.inputs[:3]
+                made = PackedCodes.of(codes, scale, self._layout(graph, node))
+                whole[codes], whole[scale] = made.unpacked_codes(codes), made.unpacked_scale(scale)
+                mapping[node] = made.linear(node, integer=self.integer)
+        for weight, view in whole.items():
+            mapping.update(_readers(graph, constant, weight, view))
         return graph.replace(mapping)
 
     def _layout(self, graph: Graph, node: Node) -> Layout:
@@ -54,18 +62,16 @@ class LayoutWeights:
             )
         return self.layouts[dtype]
 
-    def _readers(
-        self, graph: Graph, constant: frozenset[Node], weight: Node, packed: Node
-    ) -> dict[Node, Node]:
-        """The nodes that read a packed weight at run time other than as a linear's, reading it
-        unpacked in place.
-        """
-        linears = (model.linear, model.expert_linear)
-        users = [u for u in graph.users(weight) if u not in constant and u.op not in linears]
-        whole = unpacked(packed, self.layouts[weight.dtype], weight)
-        return {
-            u: u.with_inputs(tuple(whole if i is weight else i for i in u.inputs)) for u in users
-        }
+
+def _readers(
+    graph: Graph, constant: frozenset[Node], weight: Node, whole: Node
+) -> dict[Node, Node]:
+    """The nodes that read a packed weight at run time other than as a linear's, reading it
+    unpacked in place.
+    """
+    linears = (model.linear, model.expert_linear, quantized.quantized_linear)
+    users = [u for u in graph.users(weight) if u not in constant and u.op not in linears]
+    return {u: u.with_inputs(tuple(whole if i is weight else i for i in u.inputs)) for u in users}
 
 
 def _packed_op(node: Node, weight: Node, layout: Layout) -> Node:

@@ -23,9 +23,12 @@ from .linear import LINEAR
 from .lower import compile_functions
 from .paged import PAGED, RAGGED
 from .pull import CodegenError
+from .quantized import INTEGER, QUANTIZED
 
 ANCHORS: Mapping[str, Anchor] = {
     "packed_linear": LINEAR,
+    "packed_quantized_linear": QUANTIZED,
+    "packed_integer_linear": INTEGER,
     "packed_expert_linear": EXPERT,
     "attention": DENSE,
     "paged_attention": PAGED,
@@ -95,8 +98,12 @@ def _report(
 
 
 def _template_of(anchors: Sequence[Node]) -> str:
-    names = {"packed_linear": "linear", "packed_expert_linear": "expert_linear"}
-    return names.get(anchors[0].op.name, "attention") if anchors else "rows"
+    if not anchors:
+        return "rows"
+    name = anchors[0].op.name
+    if name == "packed_expert_linear":
+        return "expert_linear"
+    return "linear" if name.endswith("linear") else "attention"
 
 
 _LINKERS = ("ld", "ld.lld", "ld.gold", "ld.bfd")

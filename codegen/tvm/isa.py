@@ -46,6 +46,7 @@ class Isa:
     """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template."""
 
     has_bf16_dot: bool
+    has_integer_dot: bool
     registers: int
     cores: int
     one: Tile
@@ -57,13 +58,14 @@ def isa_of(target: Target) -> Isa:
     """The templates' view of a target; tiles fill the vector registers without spilling."""
     features = target.features
     dot = "avx512_bf16" in features and "avx512f" in features
+    integer = target.has("avx512f", "avx512_vnni")
     if "avx512f" in features:
         tiles = Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)
-        return Isa(dot, 32, target.cores, *tiles)
+        return Isa(dot, integer, 32, target.cores, *tiles)
     if "avx2" in features:
         # 16 registers of 8 floats: a column vector takes two of them.
-        return Isa(False, 16, target.cores, Tile(1, 1, 4), Tile(4, 1), Tile(6, 1))
-    return Isa(False, 16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
+        return Isa(False, False, 16, target.cores, Tile(1, 1, 4), Tile(4, 1), Tile(6, 1))
+    return Isa(False, False, 16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
 
 
 def tvm_target(target: Target) -> tvm.target.Target:

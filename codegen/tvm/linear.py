@@ -243,7 +243,8 @@ def _variant(linear: Linear, tile: Tile, rows: Expr) -> None:
     tile = replace(tile, columns=columns)
     groups = -(-blocks // columns)
     work = linear.kernel.work()
-    size = linear.depth * linear.layout.depth * linear.columns * len(linear.offsets) * tile.rows
+    inner = product(linear.x.shape[len(linear.rows) :])
+    size = inner * linear.columns * len(linear.offsets) * tile.rows
     spread = replace(
         work, parallel=size >= PARALLEL_FROM or tile.rows == linear.scheme.tiles[2].rows > 1
     )

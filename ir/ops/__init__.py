@@ -1,5 +1,5 @@
-"""The ops, in three families: tensor, model, serving. Importing this package declares them all."""
+"""The ops in families: tensor, model, serving, quantized. Importing this package declares all."""
 
-from . import model, serving, tensor
+from . import model, quantized, serving, tensor
 
-__all__ = ["model", "serving", "tensor"]
+__all__ = ["model", "quantized", "serving", "tensor"]

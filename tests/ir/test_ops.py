@@ -99,6 +99,12 @@ GOOD = [
     ("cache_append", KV + ", %v: f32[T, 2, 8], %s: i32[T]", "", "cache<f32>[16; 2, 8]"),
     ("paged_attention", f"%q: f32[T, 4, 8], {KV}, %v: cache<f32>[16; 2, 6], {STEP}, %i: f32[4]",
      'scale = 0.5, value_start = 1, value_size = 5, extras = ("sinks",)', "f32[T, 4, 5]"),
+    ("quantized_linear", "%x: f32[T, 12], %q: u4[5, 2, 8], %s: bf16[5, 2], %b: f32[5]",
+     "offset = 8", "f32[T, 5]"),
+    ("packed_quantized_linear", "%x: bf16[T, 12], %q: u8[40], %s: f32[9]",
+     'n = 5, group = 8, offset = 128, layout = "n16"', "bf16[T, 5]"),
+    ("packed_integer_linear", "%x: i8[T, 2, 8], %a: f32[T, 2], %q: u8[40], %s: f32[9], %b: f16[5]",
+     'n = 5, offset = 128, layout = "n16k4", dtype = "f16"', "f16[T, 5]"),
     ("packed_linear", "%x: f32[T, 8], %w: u8[40], %b: f32[5]", 'n = 5, layout = "rows"',
      "f32[T, 5]"),
     ("packed_expert_linear",
@@ -193,6 +199,14 @@ BAD = [
      "scale = 0.5, value_size = 6", "a cache was wanted"),
     ("packed_linear", "%x: f32[T, 8], %w: u8[40], %b: f32[5], %c: f32[5]", 'n = 5, layout = "r"',
      "one bias"),
+    ("quantized_linear", "%x: f32[T, 17], %q: u4[5, 2, 8], %s: f32[5, 2]", "offset = 8",
+     "do not cover"),
+    ("quantized_linear", "%x: f32[T, 16], %q: i8[5, 2, 8], %s: f32[5, 2]", "offset = 8",
+     "codes u8 or u4"),
+    ("quantized_linear", "%x: f32[T, 16], %q: u8[5, 2, 8], %s: f32[4, 2]", "offset = 8",
+     "were wanted"),
+    ("packed_integer_linear", "%x: i8[T, 16], %a: f32[T, 2], %q: u8[40], %s: f32[9]",
+     'n = 5, offset = 128, layout = "n16k4", dtype = "f32"', "were wanted"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,267 @@
+"""The linear template over quantized weights: codes widened to float32 in registers, or integer
+dot products with activations that are int8 themselves.
+
+    y[t, n] = epilogue(sum_j scale[n, j] x_scale[t, j] sum_i x[t, j, i] (q[n, j, i] - offset) + b)
+
+Sums of a group stay in registers and are multiplied by their scales once, at the group's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.node import Node
+from ...ir.ops import tensor as t
+from ..backend import Layout
+from .function import Anchor, Kernel
+from .isa import LANES, Isa, Tile
+from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
+from .loops import Place
+from .pull import CodegenError
+from .values import Expr, bind, cast, const, i64
+
+DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
+WIDE_WORDS = {"u8": "n16", "u4": "n16k2"}
+_UNROLL = 8  # steps written out of a group's loop
+Parts = Mapping[tuple[int, int, int], tirx.Buffer]
+Step = Callable[[Linear, Parts, list[Expr], list[list[Expr]], Expr, Expr], None]
+
+
+def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
+    wanted = words[codes.dtype]
+    if node["layout"] != wanted:
+        raise CodegenError(
+            f"{node.op.name}: layout {node['layout']!r} for {codes.type}; {wanted} is known"
+        )
+
+
+def wide_tiles(isa: Isa) -> tuple[Tile, Tile, Tile]:
+    """Row tiles for float sums: each is held twice, of the group and of the row."""
+    if isa.registers >= 32:
+        return Tile(1, 4), Tile(4, 2), Tile(6, 2)
+    return Tile(1, 2), Tile(2, 1), Tile(4, 1)
+
+
+def integer_tiles() -> tuple[Tile, Tile, Tile]:
+    """Row tiles for integer dots."""
+    return Tile(1, 4), Tile(4, 2), Tile(6, 4)
+
+
+# -- codes widened to float32
+
+
+def wide_operand(node: Node) -> Node:
+    """x with zeros up to a whole number of groups."""
+    x, _, scale = node.inputs[:3]
+    short = int(scale.shape[1]) * node["group"] - int(x.shape[-1])
+    none = (0,) * (len(x.shape) - 1)
+    return t.pad(x, before=(*none, 0), after=(*none, short), value=0.0) if short else x
+
+
+def emit_wide(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a packed_quantized_linear."""
+    _check(node, WIDE_WORDS, node.inputs[1])
+    layout = Layout.parse(node["layout"])
+    scheme = Scheme(wide_tiles(kernel.isa), _over_wide_groups, bias_from=3)
+    emit_scheme(kernel, node, wide_operand(node), layout, results, scheme)
+
+
+def _over_wide_groups(
+    linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
+) -> None:
+    node = linear.node
+    groups, steps = int(node.inputs[2].shape[1]), node["group"] // linear.layout.depth
+    with T.serial(i64(0), i64(groups)) as g:
+        parts = {key: _fresh("float32", const(0, "float32")) for key in sums.parts}
+        _in_group(linear, parts, block, at, g, steps, _wide_step)
+        for o, c, scale in _scales(linear, node.inputs[2], block, g):
+            for r in range(tile.rows):
+                _gather(sums, (o, r, c), parts[o, r, c], scale)
+
+
+def _wide_step(
+    linear: Linear,
+    parts: Parts,
+    block: list[Expr],
+    at: list[list[Expr]],
+    g: Expr,
+    s: Expr,
+) -> None:
+    node, depth = linear.node, linear.layout.depth
+    step = bind(g * i64(node["group"] // depth) + s)
+    place = linear.kernel.places[linear.x]
+    for half in range(depth):
+        k = step * i64(depth) + i64(half)
+        x = [bind(cast(place.read([*row, k]), "float32")) for row in at]
+        for o in linear.offsets:
+            for c, b in enumerate(block):
+                w = _wide_codes(linear, b + i64(o // LANES), step, half)
+                for r, value in enumerate(x):
+                    total = parts[o, r, c]
+                    lanes = T.ramp(0, 1, LANES)
+                    T.buffer_store(total, total[lanes] + T.broadcast(value, LANES) * w, [lanes])
+
+
+def _wide_codes(linear: Linear, block: Expr, step: Expr, half: int) -> Expr:
+    """Sixteen codes of one k as float32, the offset taken off."""
+    codes = linear.node.inputs[1]
+    buffer = linear.kernel.places[codes].buffer
+    if codes.dtype == "u8":
+        value = buffer[(block, step, T.ramp(i64(0), i64(1), LANES))]
+    else:
+        value = buffer[(block, step, i64(0), T.ramp(i64(0), i64(1), LANES))]
+        value = _nibble(value, half, LANES)
+    number = tirx.Cast(f"float32x{LANES}", tirx.Cast(f"int32x{LANES}", value))
+    offset = const(linear.node["offset"], "float32")
+    return bind(number - T.broadcast(offset, LANES))
+
+
+def _nibble(value: Expr, half: int, lanes: int) -> Expr:
+    if half:
+        return tirx.op.shift_right(value, T.broadcast(tirx.IntImm("uint8", 4), lanes))
+    return tirx.op.bitwise_and(value, T.broadcast(tirx.IntImm("uint8", 15), lanes))
+
+
+# -- integer dot products
+
+
+def group_sums(node: Node) -> Node:
+    """The sum of each group of x, by which the codes' offset is taken off."""
+    x = node.inputs[0]
+    return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
+
+
+def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a packed_integer_linear."""
+    _check(node, DOT_WORDS, node.inputs[2])
+    if not kernel.isa.has_integer_dot:
+        raise CodegenError("packed_integer_linear needs avx512_vnni, which the target lacks")
+    layout = Layout.parse(node["layout"])
+    scheme = Scheme(integer_tiles(), _over_integer_groups, bias_from=4)
+    emit_scheme(kernel, node, node.inputs[0], layout, results, scheme)
+
+
+def _over_integer_groups(
+    linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
+) -> None:
+    node, kernel = linear.node, linear.kernel
+    groups, length = (int(d) for d in node.inputs[0].shape[-2:])
+    steps = length // (linear.layout.depth * linear.layout.pairs)
+    totals = kernel.places[group_sums(node)]
+    factors = kernel.places[node.inputs[1]]
+    with T.serial(i64(0), i64(groups)) as g:
+        begin = [bind(totals.read([*row, g]) * const(-node["offset"], "int32")) for row in at]
+        parts = {key: _fresh("int32", begin[key[1]]) for key in sums.parts}
+        _in_group(linear, parts, block, at, g, steps, _integer_step)
+        x_scale = [bind(factors.read([*row, g])) for row in at]
+        for o, c, scale in _scales(linear, node.inputs[3], block, g):
+            for r in range(tile.rows):
+                both = scale * T.broadcast(x_scale[r], LANES)
+                _gather(sums, (o, r, c), parts[o, r, c], both)
+
+
+def _integer_step(
+    linear: Linear,
+    parts: Parts,
+    block: list[Expr],
+    at: list[list[Expr]],
+    g: Expr,
+    s: Expr,
+) -> None:
+    node, pairs = linear.node, linear.layout.pairs
+    groups, length = (int(d) for d in node.inputs[0].shape[-2:])
+    assert groups > 0, node
+    step = bind(g * i64(length // (4 * pairs)) + s)
+    x = linear.kernel.places[linear.x].buffer
+    codes = {
+        (o, c): _bytes(linear, b + i64(o // LANES), step)
+        for o in linear.offsets
+        for c, b in enumerate(block)
+    }
+    for half in range(pairs):
+        k = (s * i64(pairs) + i64(half)) * i64(4)
+        four = [
+            bind(tirx.op.reinterpret("int32", x[(*row, g, T.ramp(k, i64(1), 4))])) for row in at
+        ]
+        for (o, c), w in codes.items():
+            part = w if pairs == 1 else bind(_nibble(w, half, 4 * LANES))
+            for r, value in enumerate(four):
+                _dot(parts[o, r, c], part, value)
+
+
+def _bytes(linear: Linear, block: Expr, step: Expr) -> Expr:
+    buffer = linear.kernel.places[linear.node.inputs[2]].buffer
+    inner = (i64(0),) * (len(buffer.shape) - 3)
+    return bind(buffer[(block, step, *inner, T.ramp(i64(0), i64(1), 4 * LANES))])
+
+
+def _dot(total: tirx.Buffer, codes: Expr, four: Expr) -> None:
+    """Sixteen sums of four products each: u8 by i8 to i32 (vpdpbusd)."""
+    lanes = T.ramp(0, 1, LANES)
+    x = tirx.op.reinterpret("int8x64", T.broadcast(four, LANES))
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    value = T.call_llvm_pure_intrin("int32x16", name, total[lanes], codes, x)
+    T.buffer_store(total, value, [lanes])
+
+
+# -- what both share
+
+
+def _fresh(dtype: str, value: Expr) -> tirx.Buffer:
+    buffer = T.alloc_buffer((LANES,), dtype)
+    T.buffer_store(buffer, T.broadcast(value, LANES), [T.ramp(0, 1, LANES)])
+    return buffer
+
+
+def _in_group(
+    linear: Linear,
+    parts: Parts,
+    block: list[Expr],
+    at: list[list[Expr]],
+    g: Expr,
+    steps: int,
+    step: Step,
+) -> None:
+    """All steps of a group, _UNROLL of them written out at a time."""
+    whole, rest = divmod(steps, _UNROLL)
+    if whole > 1:
+        with T.serial(i64(0), i64(whole)) as outer:
+            for u in range(_UNROLL):
+                step(linear, parts, block, at, g, outer * i64(_UNROLL) + i64(u))
+    for u in range(whole * _UNROLL if whole > 1 else 0, whole * _UNROLL + rest):
+        step(linear, parts, block, at, g, i64(u))
+
+
+def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tuple[int, int, Expr]]:
+    """The scales of a group, sixteen columns at a time, by (offset, column vector)."""
+    place = linear.kernel.places[scale]
+    return [
+        (o, c, load_vector(place, (b + i64(o // LANES), g), "float32"))
+        for o in linear.offsets
+        for c, b in enumerate(block)
+    ]
+
+
+def _gather(sums: Sums, key: tuple[int, int, int], part: tirx.Buffer, scale: Expr) -> None:
+    """The row's sum with one more group's."""
+    total = sums.parts[key][0]
+    lanes = T.ramp(0, 1, LANES)
+    value = part[lanes]
+    if str(part.dtype) != "float32":
+        value = tirx.Cast(f"float32x{LANES}", value)
+    T.buffer_store(total, total[lanes] + value * scale, [lanes])
+
+
+def _wide_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
+    return {wide_operand(node): "f32"}
+
+
+def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
+    return {node.inputs[0]: "i8", node.inputs[1]: "f32", group_sums(node): "i32"}
+
+
+QUANTIZED = Anchor(_wide_needs, emit_wide)
+INTEGER = Anchor(_integer_needs, emit_integer)

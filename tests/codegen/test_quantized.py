@@ -1,0 +1,97 @@
+"""Kernels over quantized weights: int8 and 4-bit codes, widened or by integer dots, with fused
+epilogues, odd sizes, one, few and many rows, four targets.
+"""
+
+from __future__ import annotations
+
+import pytest
+from ferrule.codegen.backend import cpu_backend
+from ferrule.ir.graph import Graph
+from ferrule.ir.node import Node
+from ferrule.ir.ops import quantized
+from ferrule.ir.ops import tensor as t
+from ferrule.ir.target import Target
+from ferrule.passes.layout_codes import PackedCodes
+from ferrule.passes.quantize import Format
+from kernels import Kernels, T, given
+
+TARGETS = ("cpu:znver4", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
+CASES = (
+    ("int8", "residual"),
+    ("int8", "gated"),
+    ("int8-g64", "plain"),
+    ("int4-g32", "plain"),
+    ("int4-g32", "gated"),
+    ("int4-g128", "residual"),
+)
+
+
+class Maker:
+    """Bodies whose codes and scales are inputs, in the layout that a target wants."""
+
+    def __init__(self, target: str, text: str, dtype: str) -> None:
+        self.backend = cpu_backend(Target.parse(target))
+        self.format, self.dtype = Format.parse(text), dtype
+
+    def linear(self, x: Node, n: int, *bias: Node) -> tuple[tuple[Node, ...], Node]:
+        """The inputs that the linear adds to a body, and its value."""
+        k = int(x.shape[-1])
+        codes, scale = self.format.quantized(given("weight", "f32", n, k))
+        plain = quantized.quantized_linear(x, codes, scale, *bias, offset=self.format.offset)
+        packed = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype])
+        q = given("q", codes.dtype, *packed.codes.shape)
+        s = given("s", scale.dtype, *packed.scale.shape)
+        if not self.backend.integer_dots:
+            y = PackedCodes(q, s, packed.layout).linear(plain, integer=False)
+            return (q, s), y
+        groups, length = (int(d) for d in codes.shape[1:])
+        a = given("a", "i8", *x.shape[:-1], groups, length)
+        f = given("f", "f32", *x.shape[:-1], groups)
+        y = quantized.packed_integer_linear(
+            a, f, q, s, *bias,
+            n=n, offset=self.format.offset, layout=packed.layout.word, dtype=self.dtype,
+        )  # fmt: skip
+        return (a, f, q, s), y
+
+    def body(self, name: str) -> Graph:
+        """One of the bodies by name."""
+        x = given("x", self.dtype, T, 300)
+        if name == "plain":
+            x = given("x", self.dtype, T, 37)
+            more, y = self.linear(x, 70)
+            return self._graph(x, more, y)
+        if name == "residual":
+            b, r = given("b", self.dtype, 70), given("r", self.dtype, T, 70)
+            more, y = self.linear(x, 70, b)
+            return self._graph(x, (*more, b, r), t.add(t.gelu(y), r))
+        more, y = self.linear(x, 96)
+        halves = [t.slice_(y, axis=1, start=a, stop=a + 48) for a in (0, 48)]
+        return self._graph(x, more, t.mul(t.silu(halves[0]), halves[1]))
+
+    def _graph(self, x: Node, more: tuple[Node, ...], y: Node) -> Graph:
+        used = () if self.backend.integer_dots else (x,)
+        return Graph("body", (*used, *more), (y,))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_values(target: str, dtype: str) -> None:
+    if not cpu_runs(target):
+        pytest.skip(f"the machine is no {target}")
+    wanted = CASES if dtype == "f32" else CASES[:1] + CASES[4:5]
+    bodies = {f"{b}_{f}": Maker(target, f, dtype).body(b) for f, b in wanted}
+    library = Kernels(target, {n.replace("-", "_"): g for n, g in bodies.items()})
+    for name in library.bodies:
+        for rows in (1, 3, 19):
+            library.check(name, T=rows)
+
+
+def cpu_runs(target: str) -> bool:
+    return not Target.parse(target).missing_on(Target.parse("cpu"))
+
+
+def test_a_layout_of_another_template_is_refused() -> None:
+    x, q, s = given("x", "f32", T, 64), given("q", "u8", 2, 16, 16, 4), given("s", "f32", 2, 1, 16)
+    y = quantized.packed_quantized_linear(x, q, s, n=32, group=64, offset=128, layout="n16k4")
+    with pytest.raises(Exception, match=r"layout 'n16k4' for u8.* n16 is known"):
+        Kernels("cpu:x86-64-v3", {"wrong": Graph("wrong", (x, q, s), (y,))})

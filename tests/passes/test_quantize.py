@@ -1,0 +1,125 @@
+"""Quantized weights: values near the exact ones by format, rules by name, shared tables, and what
+is left, by name.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check import check_pass
+from ferrule.codegen.backend import Layout
+from ferrule.compiler.reference import evaluate
+from ferrule.ir.errors import IRError
+from ferrule.ir.graph import Graph
+from ferrule.ir.node import parameter
+from ferrule.ir.text import parse_graph, print_graph
+from ferrule.ir.types import TensorType
+from ferrule.ir.verify import verify
+from ferrule.passes.base import parse_pass
+from ferrule.passes.layout_weights import LayoutWeights
+from ferrule.passes.quantize import Format, Quantize, Recipe, unquantized
+from ferrule.passes.split_preparation import split_preparation
+
+FORMATS = ("int8", "int8-g8", "int4", "int4-g32", "int4-g64")
+TIED = """graph m(%tokens: i32[T]) where T in [1, 8] {
+  %e = parameter {name = "embed", type = f32[21, 77]} : f32[21, 77]
+  %w = parameter {name = "out", type = f32[9, 77]} : f32[9, 77]
+  %b = parameter {name = "bias", type = f32[9]} : f32[9]
+  %x = take %e %tokens {axis = 0} : f32[T, 77]
+  %y = linear %x %e : f32[T, 21]
+  %z = linear %x %w %b : f32[T, 9]
+  return %y as y, %z as z
+}
+"""
+
+
+def values(graph: Graph, tokens: torch.Tensor, weights: dict[str, torch.Tensor]):
+    return evaluate(verify(graph), {"tokens": tokens}, weights)
+
+
+def drawn() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    shapes = {"embed": (21, 77), "out": (9, 77), "bias": (9,)}
+    return torch.randint(0, 21, (5,)).int(), {n: torch.randn(s) for n, s in shapes.items()}
+
+
+@pytest.mark.parametrize("text", FORMATS)
+def test_codes_and_scales_are_near_the_weight(text: str):
+    w = parameter(name="w", type=TensorType("f32", (21, 77)))
+    codes, scale = Format.parse(text).quantized(w)
+    value = torch.randn(21, 77)
+    value[3] = 0.0  # a row with no scale
+    graph = Graph("q", (), (codes, scale))
+    q, s = evaluate(graph, {}, {"w": value})
+    offset = Format.parse(text).offset
+    back = ((q.float() - offset) * s.float()[..., None]).flatten(1)[:, :77]
+    assert int(q.max()) < 2 * offset
+    assert torch.equal(back[3], value[3])
+    step = s.float().abs()[..., None].expand(q.shape).flatten(1)[:, :77]
+    # Half a step; a whole one where the grid has no code beyond 7/8 of the largest value.
+    assert bool(((back - value).abs() <= step * (0.51 if offset == 128 else 1.01) + 1e-6).all())
+
+
+@pytest.mark.parametrize("text", FORMATS)
+def test_a_quantized_graph_is_near_the_exact_one_and_packs_without_change(text: str):
+    graph = parse_graph(TIED)
+    tokens, weights = drawn()
+    exact = values(graph, tokens, weights)
+    done = Quantize(text).run(graph)
+    given = values(done, tokens, weights)
+    for a, b in zip(exact, given, strict=True):
+        assert float((a - b).norm() / a.norm()) < (0.02 if "8" in text[:4] else 0.25)
+    layouts = {"u8": Layout(16, 1), "u4": Layout(16, 2), "f32": Layout(16, 1)}
+    packed = LayoutWeights(layouts).run(done)
+    assert parse_graph(print_graph(packed)) == packed
+    for a, b in zip(given, values(packed, tokens, weights), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert not {n.op.name for n in packed.nodes()} & {"linear", "quantized_linear"}
+
+
+@pytest.mark.parametrize("text", FORMATS)
+def test_activations_become_integers_where_dots_are(text: str):
+    tokens, weights = drawn()
+    done = Quantize(text).run(parse_graph(TIED))
+    layouts = {"u8": Layout(16, 4), "u4": Layout(16, 4, 2)}
+    packed = LayoutWeights(layouts, integer=True).run(done)
+    for a, b in zip(values(done, tokens, weights), values(packed, tokens, weights), strict=True):
+        assert float((a - b).norm() / a.norm()) < 0.02
+    assert any(n.op.name == "packed_integer_linear" for n in packed.nodes())
+
+
+def test_a_shared_table_is_stored_once():
+    layouts = {"u4": Layout(16, 4, 2)}
+    done = Quantize("int4").run(parse_graph(TIED))
+    step, _ = split_preparation(LayoutWeights(layouts, integer=True).run(done))
+    stored = [n.dtype for n in step.parameters()]
+    assert sorted(stored) == ["bf16", "bf16", "f32", "u4", "u4"]  # two weights, one bias
+
+
+def test_rules_choose_by_name_and_what_is_left_is_listed():
+    recipe = Recipe("int8", (("embed*", "none"),))
+    done = Quantize(recipe.default, recipe.rules).run(parse_graph(TIED))
+    assert [n.op.name for n in done.nodes() if "linear" in n.op.name] == [
+        "linear",
+        "quantized_linear",
+    ]
+    (left,) = {line.split(" (")[0] for line in unquantized(done, recipe)}
+    assert left == "embed is not quantized: the recipe leaves it"
+
+
+def test_nothing_to_quantize_is_no_change():
+    text = """graph m(%x: f32[3, 7], %w: f32[5, 7]) {
+  %y = linear %x %w : f32[3, 5]
+  return %y as y
+}
+"""
+    check_pass(Quantize(), text, text)
+    (left,) = unquantized(parse_graph(text), Recipe())
+    assert "its weight is computed at run time" in left
+
+
+def test_formats_and_options_are_read_from_text():
+    assert str(Format.parse("int4")) == "int4-g32"
+    assert parse_pass('quantize{default="int4-g64"}', [Quantize]) == Quantize("int4-g64")
+    for wrong in ("int3", "int4-g0", "int4-g12", "fp4"):
+        with pytest.raises(IRError, match="format"):
+            Format.parse(wrong)
