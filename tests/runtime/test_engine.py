@@ -2,35 +2,13 @@
 
 import numpy as np
 import pytest
-from ferrule.runtime.beam import BeamSearchParams, beam_search
+from driving import collect, drain, drain_all, drain_one, greedy, prompt_of, sampled
 from ferrule.runtime.engine import Engine
 from ferrule.runtime.errors import QueueFullError, RequestError
-from ferrule.runtime.front import Front
 from ferrule.runtime.sampling import SamplingParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import FakeRunner, toy_generate, toy_next
-
-
-def greedy(count, **rest):
-    return SamplingParams(temperature=0.0, max_tokens=count, **rest)
-
-
-def drain(engine, into=None):
-    """Steps to the end; tokens, reason and error of each request."""
-    ended = {} if into is None else into
-    while engine.has_work:
-        collect(engine.step(), ended)
-        engine.check()
-    return ended
-
-
-def collect(deltas, ended):
-    for delta in deltas:
-        tokens, reason, _ = ended.setdefault(delta.request_id, ([], None, None))
-        assert reason is None, f"{delta.request_id} went on after its end"
-        tokens.extend(delta.token_ids)
-        ended[delta.request_id] = (tokens, delta.finish_reason, delta.error)
 
 
 @st.composite
@@ -81,11 +59,6 @@ def test_an_end_token_ends_and_may_be_ignored_or_put_off():
     assert own == (list(tokens[:4]), "stop", None)
     put_off = drain_one(Engine(runner, ends=[tokens[2], 99_999]), prompt, greedy(9, min_tokens=4))
     assert len(put_off[0]) >= 4 and tokens[2] not in put_off[0][:4]
-
-
-def drain_one(engine, prompt, params):
-    name = engine.submit(prompt, params)
-    return drain(engine)[name]
 
 
 def test_the_context_limits_length():
@@ -228,14 +201,6 @@ def test_sequences_that_share_blocks_see_their_own_tokens(asked, blocks, max_bat
     assert engine.pool.used == 0 and engine.memory.used == 0
 
 
-def prompt_of(length):
-    return [(7 * i) % 5 for i in range(length)]
-
-
-def sampled(count, n, seed=5):
-    return SamplingParams(temperature=30.0, seed=seed, n=n, max_tokens=count)
-
-
 def test_several_sequences_share_the_prompt_until_they_write():
     runner = FakeRunner(blocks=16, max_batch=4, chunk=16)
     engine = Engine(runner)
@@ -247,14 +212,6 @@ def test_several_sequences_share_the_prompt_until_they_write():
     engine.check()
     drain_all(engine)
     assert sum(len(b.tokens) for b in runner.batches) == 10 + 3 * 5
-
-
-def drain_all(engine):
-    deltas = []
-    while engine.has_work:
-        deltas += engine.step()
-        engine.check()
-    return deltas
 
 
 def test_the_prompt_is_found_again_and_reported_per_tenant():
@@ -306,53 +263,6 @@ def test_an_error_ends_all_sequences_of_a_request_and_no_other():
     assert list(drain(engine)) == [good]
 
 
-def log_softmax(known):
-    logits = -np.abs(np.arange(67) - toy_next(known)).astype(np.float64)
-    return logits - np.log(np.exp(logits).sum())
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3))
-def test_logprobs_of_prompt_and_output_are_the_models(length, max_rows, count, others):
-    runner = FakeRunner(blocks=12, chunk=8, max_batch=1, max_rows=max_rows)
-    engine = Engine(runner)
-    prompt = prompt_of(length)
-    for _ in range(others):
-        engine.submit(prompt, greedy(2))
-    name = engine.submit(prompt, greedy(4, logprobs=count, prompt_logprobs=count))
-    deltas = [d for d in drain_all(engine) if d.request_id == name]
-    scores = deltas[0].prompt_logprobs
-    assert len(scores) == length and scores[0] is None and deltas[0].cached_tokens == 0
-    known = [*prompt, *toy_generate(prompt, 4)]
-    for place in range(1, length):
-        check_scores(scores[place], known[:place], known[place], count)
-    for number, delta in enumerate(deltas):
-        (own,) = delta.logprobs
-        check_scores(own, known[: length + number], known[length + number], count)
-        assert delta.prompt_logprobs is None or number == 0
-
-
-def check_scores(scores, known, token, count):
-    wanted = log_softmax(known)
-    assert next(iter(scores)) == token and count <= len(scores) <= count + 1
-    for each, entry in scores.items():
-        assert abs(entry.logprob - wanted[each]) < 1e-4
-
-
-def test_prompt_logprobs_survive_preemption():
-    engine = Engine(FakeRunner(blocks=9, max_batch=3, chunk=6))
-    prompts = [prompt_of(9) for _ in range(4)]
-    for number, prompt in enumerate(prompts):
-        engine.submit(prompt, greedy(22, prompt_logprobs=1), str(number))
-    deltas = drain_all(engine)
-    assert engine.scheduler.preemptions >= 2
-    given = [d for d in deltas if d.prompt_logprobs]
-    assert len(given) == 4
-    for delta in given:
-        for place in range(1, 9):
-            check_scores(delta.prompt_logprobs[place], prompts[0][:place], prompts[0][place], 1)
-
-
 def test_penalties_count_the_prompt_and_the_output():
     engine = Engine(FakeRunner())
     plain = drain_one(engine, [1, 2, 3], greedy(12))[0]
@@ -365,111 +275,6 @@ def test_penalties_count_the_prompt_and_the_output():
         engine.submit([1], greedy(1, bad_words=["x"]))
     with pytest.raises(RequestError, match="logit_bias=67: wanted an integer, 0 to 66"):
         engine.submit([1], greedy(1, logit_bias={67: 1.0}))
-
-
-@pytest.mark.parametrize(("width", "length"), [(1, 5), (3, 4), (4, 2)])
-@pytest.mark.parametrize("penalty", [1.0, 0.5])
-def test_beams_are_the_best_of_a_plain_search(width, length, penalty):
-    end = toy_next([*prompt_of(6), toy_next(prompt_of(6))])
-    engine = Engine(FakeRunner(blocks=40), ends=[end])
-    params = BeamSearchParams(beam_width=width, max_tokens=length, length_penalty=penalty)
-    found = beam_search(Front(engine), prompt_of(6), params)
-    beams, ended = [((), 0.0)], []
-    for _ in range(length):
-        grown = []
-        for tokens, score in beams:
-            row = log_softmax([*prompt_of(6), *tokens])
-            best = np.argsort(-row, kind="stable")[: 2 * width]
-            grown += [((*tokens, int(t)), score + row[t]) for t in best]
-        ended += [g for g in grown if g[0][-1] == end]
-        rest = [g for g in grown if g[0][-1] != end]
-        beams = sorted(rest, key=lambda g: (-g[1] / len(g[0]) ** penalty, g[0]))[:width]
-
-    def score(beam):
-        size = len(beam[0]) - (beam[0][-1] == end)
-        return beam[1] / max(1, size) ** penalty
-
-    wanted = sorted([score(b) for b in [*ended, *beams]], reverse=True)[:width]
-    np.testing.assert_allclose([score((c.token_ids, c.cumulative_logprob)) for c in found], wanted)
-    for done in found:
-        assert done.finish_reason == ("stop" if done.token_ids[-1] == end else "length")
-    assert len({done.token_ids for done in found}) == width
-    engine.check()
-
-
-def test_completions_come_for_each_sequence_with_its_score():
-    front = Front(Engine(FakeRunner()))
-    name = front.submit([1, 2], SamplingParams(n=3, temperature=9.0, seed=1, logprobs=0))
-    done = front.completions(name)
-    front.close(name)
-    assert [c.index for c in done] == [0, 1, 2]
-    for each in done:
-        assert len(each.logprobs) == len(each.token_ids) == 16
-        own = sum(s[t].logprob for s, t in zip(each.logprobs, each.token_ids, strict=True))
-        assert each.cumulative_logprob == own and each.times.finished
-    assert len({c.token_ids for c in done}) == 3
-
-
-def swapping(directory, runner=None):
-    runner = runner or FakeRunner(blocks=9, max_batch=3, chunk=6)
-    engine = Engine(runner, swap_blocks=20, swap_directory=directory, prefix_caching=False)
-    engine.memory.costs.token = 1e9
-    return engine
-
-
-def swapped_out(engine):
-    """Run until a sequence has been swapped out."""
-    names = [engine.submit([n, 2 * n, 3] * 3, greedy(22)) for n in range(1, 5)]
-    ended = {}
-    while not engine.memory.used:
-        collect(engine.step(), ended)
-        engine.check()
-    return names, ended
-
-
-def check_ended(engine, names, ended):
-    ended = drain(engine, ended)
-    wanted = [list(toy_generate([n, 2 * n, 3] * 3, 22)) for n in range(1, 5)]
-    assert [ended[n][0] for n in names] == wanted
-    assert engine.memory.used == 0
-
-
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_what_is_swapped_out_comes_back_whole(tmp_path, on_disk):
-    engine = swapping(tmp_path / "swap" if on_disk else None)
-    names, ended = swapped_out(engine)
-    assert len(list(tmp_path.rglob("tmp*"))) == on_disk
-    check_ended(engine, names, ended)
-    stats = engine.stats()
-    assert stats.swaps == stats.preemptions >= 2 and engine.memory.failures == 0
-    assert not list(tmp_path.rglob("tmp*"))
-
-
-@pytest.mark.parametrize("fault", ["gone", "cut", "garbage"])
-def test_what_cannot_be_read_back_is_computed_again(tmp_path, fault):
-    engine = swapping(tmp_path)
-    names, ended = swapped_out(engine)
-    for path in tmp_path.rglob("tmp*"):
-        if fault == "gone":
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[:90] if fault == "cut" else b"garbage" * 30)
-    check_ended(engine, names, ended)
-    assert engine.memory.failures >= 1
-
-
-def test_a_full_disk_costs_a_computation_and_leaves_no_file(tmp_path, monkeypatch):
-    engine = swapping(tmp_path)
-    names = [engine.submit([n, 2 * n, 3] * 3, greedy(22)) for n in range(1, 5)]
-
-    def full(file, array, **_):
-        file.write(array.tobytes()[:5])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    check_ended(engine, names, {})
-    assert engine.memory.failures == engine.stats().preemptions >= 2
-    assert engine.stats().swaps == 0 and not list(tmp_path.rglob("tmp*"))
 
 
 def test_what_a_failed_request_computed_is_not_found_again():
