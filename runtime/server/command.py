@@ -63,7 +63,7 @@ def name_artifacts(artifacts: Sequence[Artifact], names: Sequence[str]) -> dict[
 
 def artifact_service(artifacts: dict[str, Artifact], settings: Settings) -> Service:
     """The service of named artifacts."""
-    longest = max(a.plan_report().max_context for a in artifacts.values())
+    longest = max(1, *(a.plan_report().max_context for a in artifacts.values()))
     metrics = ServerMetrics(longest)
     served = [_served(name, a, settings, metrics) for name, a in artifacts.items()]
     return Service(Models(served), settings, metrics)

@@ -9,6 +9,7 @@ from ..errors import QueueFullError, RequestError
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
+    408: "timeout_error",
     429: "overloaded_error",
     500: "server_error",
     503: "unavailable_error",

@@ -4,6 +4,7 @@ A field that is null counts as not given, whatever it is called. Values are not 
 in quotes is an error.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
@@ -28,6 +29,19 @@ class Body(BaseModel):
         return {k: v for k, v in values.items() if v is not None}
 
 
+class Whole(Body):
+    """A whole body: no text in it may hold half a surrogate pair, which no tokenizer takes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, values: Any) -> Any:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text that is no Unicode: {error.reason}") from None
+        return values
+
+
 class StreamOptions(Body):
     """What a stream says beside its text."""
 
@@ -35,7 +49,7 @@ class StreamOptions(Body):
     continuous_usage_stats: StrictBool = False
 
 
-class Sampling(Body):
+class Sampling(Whole):
     """The fields that go to the engine's sampling parameters under the same name."""
 
     temperature: Number | None = None
@@ -170,7 +184,7 @@ class ChatBody(Generation):
     documents: list[dict[str, Any]] | None = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(Whole):
     """The body of /tokenize: a prompt, or messages for the chat template."""
 
     model: StrictStr | None = None
@@ -183,7 +197,7 @@ class TokenizeBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(Whole):
     """The body of /detokenize."""
 
     model: StrictStr | None = None
@@ -191,7 +205,7 @@ class DetokenizeBody(Body):
     skip_special_tokens: StrictBool = False
 
 
-class EmbeddingBody(Body):
+class EmbeddingBody(Whole):
     """The body of /v1/embeddings."""
 
     model: StrictStr | None = None

@@ -1,5 +1,6 @@
 """What every request passes: its log line, its key, its size."""
 
+import asyncio
 import hmac
 import json
 import logging
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
 from .settings import Settings
-from .streams import ClientGone
+from .streams import ClientGone, finite
 
 OPEN = frozenset(
     {"/", "/page.css", "/page.js", "/health", "/ready", "/version", "/metrics", "/openapi.json"}
@@ -74,16 +75,26 @@ class Gate:
             raise ApiError(413, message, code="request_too_large")
 
     def _counted(self, receive: Receive) -> Receive:
-        size = 0
+        size, more = 0, True
 
         async def receiving() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, more
+            # After the body the next message is that the client has gone: that may take its time.
+            message = await (self._in_time(receive) if more else receive())
+            more = bool(message.get("more_body"))
             size += len(message.get("body", b""))
             self._check_size(size)
             return message
 
         return receiving
+
+    async def _in_time(self, receive: Receive) -> Message:
+        seconds = finite(self._settings.request_seconds)
+        try:
+            return await asyncio.wait_for(receive(), seconds)
+        except TimeoutError:
+            message = f"nothing of the body came for {seconds:g} seconds"
+            raise ApiError(408, message, code="timeout") from None
 
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         client = scope.get("client")

@@ -23,6 +23,7 @@ from .fields import (
     TextPart,
     Tool,
     ToolCall,
+    Whole,
 )
 from .generation import Choice, Run, fitted, new_id
 from .models import ServedModel
@@ -70,7 +71,7 @@ class Reasoning(Body):
     effort: StrictStr | None = None
 
 
-class ResponseBody(Body):
+class ResponseBody(Whole):
     """The body of /v1/responses."""
 
     model: StrictStr | None = None

@@ -68,10 +68,11 @@ class Service:
             if body.stream:
                 return EventStream(guarded(form.events(run), ends=form.ends), seconds, close)
             await until_gone(run.finish(), request, seconds)
+            close()
             return JSONResponse(form.whole(run))
-        finally:
-            if not body.stream:
-                close()
+        except BaseException:
+            close()
+            raise
 
 
 class Form:

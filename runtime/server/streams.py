@@ -39,7 +39,7 @@ async def until_gone(work: Coroutine[Any, Any, T], request: Request, seconds: fl
     watch = asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait(
-            (task, watch), timeout=_finite(seconds), return_when=asyncio.FIRST_COMPLETED
+            (task, watch), timeout=finite(seconds), return_when=asyncio.FIRST_COMPLETED
         )
         if task.done():
             return task.result()
@@ -74,7 +74,7 @@ class EventStream(Response):
             # Time for the error event after the limit itself.
             await asyncio.wait(
                 (sending, watch),
-                timeout=_finite(self._seconds + 1.0),
+                timeout=finite(self._seconds + 1.0),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if sending.done():
@@ -91,7 +91,7 @@ class EventStream(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         try:
-            async with asyncio.timeout(_finite(self._seconds)):
+            async with asyncio.timeout(finite(self._seconds)):
                 async for text in self._events:
                     await _send_text(send, text)
         except TimeoutError:
@@ -121,7 +121,8 @@ async def guarded(events: Events, *, ends: bool = True) -> Events:
         yield done()
 
 
-def _finite(seconds: float) -> float | None:
+def finite(seconds: float) -> float | None:
+    """A time limit as asyncio has it: None for one that never ends."""
     return seconds if seconds != float("inf") else None
 
 

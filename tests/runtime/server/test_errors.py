@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import socket
 
 import openai
 import pytest
+from ferrule.runtime.errors import RequestError
 from ferrule.runtime.server.settings import Settings
-from scripted import ScriptRunner, serving
+from scripted import ScriptRunner, serving, wait_for
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
@@ -127,6 +129,34 @@ def test_sizes(tokenizer):
         connection.request("POST", "/v1/completions", pieces(), headers, encode_chunked=True)
         assert connection.getresponse().status == 413
         connection.close()
+
+
+def test_a_body_that_does_not_come(tokenizer):
+    with (
+        serving(tokenizer, settings=Settings(request_seconds=0.3)) as running,
+        socket.create_connection(("127.0.0.1", running.port), timeout=10) as client,
+    ):
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n"
+        client.sendall(head + b"content-type: application/json\r\n\r\n{")
+        assert b" 408 " in client.recv(1000)
+
+
+def test_prompts_are_queued_all_or_none(tokenizer):
+    with serving(tokenizer, {"fox": slow()}) as running:
+        front = running.service.models.fronts["fox"]
+        submit = front.engine.submit
+
+        def second_fails(prompt, params, request_id, **options):
+            if request_id.endswith("-1"):
+                raise RequestError("not this one")
+            return submit(prompt, params, request_id, **options)
+
+        front.engine.submit = second_fails
+        for stream in (False, True):
+            body = {"prompt": ["a", "b", "c"], "max_tokens": 900, "stream": stream}
+            status, answer = post(running, "/v1/completions", body)
+            assert (status, answer["error"]["message"]) == (400, "not this one")
+            wait_for(lambda: not front.requests and not front.engine.has_work)
 
 
 def test_a_full_queue_refuses_at_once(tokenizer):

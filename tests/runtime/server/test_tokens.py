@@ -1,10 +1,12 @@
 """/tokenize, /detokenize, /v1/embeddings."""
 
 import base64
+import shutil
 
 import numpy as np
 import openai
 import pytest
+from ferrule.runtime.server.command import artifact_service
 from ferrule.runtime.server.metrics import ServerMetrics
 from ferrule.runtime.server.models import Models, ServedModel
 from ferrule.runtime.server.service import Service
@@ -61,3 +63,56 @@ def test_embeddings(tokenizer):
         assert values.tolist() == [1.0, 97.0]
         with pytest.raises(openai.BadRequestError, match="does not generate"):
             client.completions.create(model="vec", prompt="a")
+
+
+@pytest.mark.slow
+def test_embeddings_of_a_compiled_encoder(tokenizer, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("tvm")
+    import ferrule
+
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=40,
+    )
+    torch.manual_seed(5)
+    bert = transformers.BertModel(config, add_pooling_layer=False).eval()
+    encoder = last_hidden(torch, bert)
+    length = {"input_ids": {1: torch.export.Dim("S", min=1, max=40)}}
+    ids = torch.randint(0, 256, (1, 9))
+    compiled = ferrule.compile(encoder, args=(ids,), dynamic_shapes=length, progress=False)
+    path = compiled.artifact.save(tmp_path / "bert")
+    shutil.copytree(tokenizer, path / "tokenizer")
+    service = artifact_service({"bert": ferrule.load(path, threads=1)}, Settings())
+    with (
+        Running(service) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="x") as client,
+    ):
+        texts = ["a short text", "b"]
+        done = client.embeddings.create(model="bert", input=texts, encoding_format="float")
+        for text, found in zip(texts, done.data, strict=True):
+            with torch.no_grad():
+                mean = encoder(torch.tensor([list(text.encode())]))[0].mean(0)
+            np.testing.assert_allclose(found.embedding, mean / mean.norm(), atol=1e-4)
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="bert", input="x" * 41)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def last_hidden(torch, model):
+    """The last hidden states of a model as a module of its own."""
+
+    class LastHidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids):
+            return self.model(input_ids=input_ids).last_hidden_state
+
+    return LastHidden()
