@@ -76,7 +76,9 @@ def refused(error: RequestError) -> ApiError:
 
 
 def failed(error: Exception) -> ApiError:
-    """A generation that failed in the engine."""
+    """A generation that failed in the engine; 400 where the request's own rules are why."""
+    if isinstance(error, RequestError):
+        return ApiError(400, f"the generation failed: {error}", code="generation_failed")
     return ApiError(500, f"the generation failed: {error}", code="generation_failed")
 
 

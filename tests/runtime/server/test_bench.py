@@ -1,11 +1,13 @@
 """Benchmarks measure what happened: counts are exact, times add up."""
 
 import asyncio
+import json
 
 import numpy as np
 import pytest
 from ferrule.runtime.bench.http import HttpError, Target
 from ferrule.runtime.bench.load import Load, Served, arrivals, measure, report
+from ferrule.runtime.bench.local import latency, startup, throughput
 from ferrule.runtime.bench.prompts import Ask, RandomPrompts, file_asks
 from ferrule.runtime.bench.statistics import percentiles_of, summary
 from ferrule.runtime.errors import RequestError
@@ -97,3 +99,35 @@ def test_prompts_of_a_file(tmp_path):
     path.write_text("[]\n")
     with pytest.raises(RequestError, match=r"prompts\.jsonl:1: wanted an object"):
         file_asks(path, 2, 9)
+
+
+def test_the_command_writes_its_result(server, tmp_path):
+    from ferrule.compiler.cli import app
+    from typer.testing import CliRunner
+
+    command = ["bench", "serve", "--base-url", server.url, "--num-prompts", "3", "--model", "fox"]
+    command += ["--random-input-len", "5", "--random-output-len", "4", "--vocabulary", "200"]
+    path = tmp_path / "result.json"
+    done = CliRunner().invoke(app, [*command, "--goodput", "ttft:9000", "-o", str(path)])
+    assert done.exit_code == 0 and "output_throughput" in done.output, done.output
+    assert json.loads(path.read_text())["total_output_tokens"] == 12
+    wrong = CliRunner().invoke(app, [*command, "--goodput", "speed:1"])
+    assert wrong.exit_code == 2
+    failing = CliRunner().invoke(app, [*command, "--vocabulary", "90000"])
+    assert failing.exit_code == 1 and "3 requests failed" in failing.output
+
+
+def test_local_benchmarks_of_an_artifact(toy):
+    import ferrule
+
+    artifact = ferrule.load(toy, threads=1)
+    asks = RandomPrompts(3, 5, 4, vocabulary=60).asks()
+    found = throughput(artifact, asks)
+    assert (found["num_requests"], found["total_num_tokens"]) == (3, 27)
+    assert found["requests_per_second"] == pytest.approx(3 / found["elapsed_time"])
+    found = latency(artifact, asks, iterations=3, warmups=1)
+    assert len(found["latencies"]) == 3
+    assert found["avg_latency"] == pytest.approx(np.mean(found["latencies"]))
+    found = startup(toy, iterations=1)
+    (cold,) = found["cold_total_startup_time"]
+    assert cold > found["cold_load_time"][0] > 0

@@ -43,6 +43,52 @@ VALUES = st.recursive(
 )
 
 
+# Values that are often good, so that half of the requests get through to the engine.
+LIKELY = {
+    "temperature": st.floats(0, 3),
+    "top_p": st.floats(0.01, 1),
+    "top_k": st.integers(-1, 300),
+    "min_p": st.floats(0, 1),
+    "n": st.integers(1, 3),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "stop": st.lists(st.sampled_from(["e", "qu", "the", " "]), max_size=2),
+    "max_tokens": st.integers(1, 5),
+    "min_tokens": st.integers(0, 5),
+    "logprobs": st.integers(0, 20) | st.booleans(),
+    "top_logprobs": st.integers(0, 20),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "repetition_penalty": st.floats(0.1, 2),
+    "logit_bias": st.dictionaries(st.integers(0, 257).map(str), st.floats(-100, 100), max_size=3),
+    "bad_words": st.lists(st.sampled_from(["e", "the"]), max_size=2),
+    "allowed_token_ids": st.lists(st.integers(0, 257), min_size=1, max_size=4),
+    "echo": st.booleans(),
+    "stream": st.booleans(),
+    "ignore_eos": st.booleans(),
+    "user": st.text(min_size=1, max_size=3),
+    "priority": st.integers(-2, 2),
+    "prompt": st.text(max_size=9) | st.lists(st.text(min_size=1, max_size=3), max_size=3),
+    "input": st.text(max_size=9),
+    "tokens": st.lists(st.integers(0, 257), max_size=5),
+    "stream_options": st.just({"include_usage": True}),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    "tool_choice": st.sampled_from(["none", "auto", "required"]),
+    "tools": st.just([{"type": "function", "function": {"name": "f"}}]),
+}
+
+
+@st.composite
+def likely(draw):
+    """A good body with fields that are probably good."""
+    path = draw(st.sampled_from(sorted(ENDPOINTS)))
+    kind, good = ENDPOINTS[path]
+    names = [name for name in LIKELY if name in kind.model_fields]
+    if not names:
+        return path, good
+    chosen = draw(st.lists(st.sampled_from(names), max_size=4, unique=True))
+    return path, {**good, **{name: draw(LIKELY[name]) for name in chosen}}
+
+
 @st.composite
 def requests(draw):
     """A good body with a few fields replaced by anything."""
@@ -92,7 +138,7 @@ def application(tokenizer):
 @settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(requests())
+@given(requests() | likely())
 def test_any_body_is_answered(application, request_):
     path, body = request_
     status, answer = application.post(path, json.dumps(body).encode())

@@ -43,9 +43,17 @@ def ask(running, kind, generator):
             answer.read(200)
             return answer.status, None
         text = answer.read().decode()
-        return answer.status, text.endswith("data: [DONE]\n\n") and '"error"' not in text
+        return answer.status, answer.status == 200 and is_whole(text, body.get("n", 1))
     finally:
         connection.close()
+
+
+def is_whole(text, sequences):
+    """Whether a stream has an end for each of its sequences, no error, and its last event."""
+    *events, last = [block.removeprefix("data: ") for block in text.split("\n\n")[:-1]]
+    bodies = [json.loads(event) for event in events]
+    ends = [c for b in bodies for c in b.get("choices", ()) if c["finish_reason"]]
+    return last == "[DONE]" and len(ends) == sequences and all("error" not in b for b in bodies)
 
 
 @pytest.mark.slow

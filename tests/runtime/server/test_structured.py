@@ -90,6 +90,16 @@ def test_a_bad_grammar_fails_its_own_request(client, given):
     assert client.completions.create(model="fox", prompt="a", max_tokens=1).choices
 
 
+def test_rules_that_leave_no_token_are_the_clients_fault(client):
+    body = {"response_format": {"type": "json_object"}, "allowed_token_ids": [0]}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="fox", prompt="a", extra_body=body)
+    assert caught.value.code == "generation_failed"
+    stream = client.completions.create(model="fox", prompt="a", extra_body=body, stream=True)
+    with pytest.raises(openai.APIError, match="leave no token"):
+        list(stream)
+
+
 def test_two_constraints_are_one_too_many(client):
     wanted = {"type": "json_object"}
     for extra in ({"tool_choice": "required", "tools": TOOLS}, {}):
