@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from torch import nn
 
+from ..passes.quantize import Recipe
 from .build import Options, build_in_temporary
 from .module import CompiledModule, build_module
 
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
 
 
+__all__ = ["Given", "Recipe", "compile"]
+
+
 class Given(TypedDict, total=False):
     """The options of `compile`, with the defaults of `Options`."""
 
     target: str
     dtype: str
+    quantize: Recipe | str | None
     max_context: int | None
     max_batch: int
     chunk: int
@@ -63,10 +68,12 @@ def compile(
     leaves open.
 
     Options: `target` ("cpu" is this machine), `dtype` ("auto" is the checkpoint's; "float32",
-    "bfloat16", "float16"), `max_context` (tokens of a sequence), `max_batch` (sequences in a step),
-    `chunk` (tokens in a step), `block` (tokens in a block of the cache), `tokenizer` (a folder, or
-    a transformers tokenizer, for a model in memory), `dump` (a folder for the graph after every
-    pass), `parity` (compare with eager at the end), `progress` (bars on a terminal).
+    "bfloat16", "float16"), `quantize` (None, a weight format such as "int8", "int8-g64", "int4",
+    "int4-g64", or a Recipe that chooses by parameter), `max_context` (tokens of a sequence),
+    `max_batch` (sequences in a step), `chunk` (tokens in a step), `block` (tokens in a block of the
+    cache), `tokenizer` (a folder, or a transformers tokenizer, for a model in memory), `dump` (a
+    folder for the graph after every pass), `parity` (compare with eager at the end), `progress`
+    (bars on a terminal).
 
     Raises CompileError, with the model's source line, where a model cannot be compiled, and where
     the built model's logits depart from eager PyTorch's.

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LENGTHS = (9, 4)
 PASS_TOLERANCE = 1e-5  # of the largest logit, in float64: what passes fold is rounded to float32
 
+QUANTIZED_TOLERANCE = 0.5  # weights and activations of few bits move logits by design
+
 
 @dataclass(frozen=True)
 class Bisection:
@@ -94,9 +96,11 @@ def _findings(opened: Opened, options: Options, artifact: Artifact) -> Iterator[
         yield _pass_finding(ran, replay)
     *_, last = seen
     backend = cpu_backend(target_of(options.target))
-    kernels = Kernels.of(made.graph, backend, recorder, artifact.plan.limits)
-    packing, grouping = seen[seen.index(last) + 1 :]
-    yield _pass_finding(packing, replay)
+    recipe = options.recipe
+    kernels = Kernels.of(made.graph, backend, recorder, artifact.plan.limits, recipe=recipe)
+    *packing, grouping = seen[seen.index(last) + 1 :]
+    for ran in packing:
+        yield _pass_finding(ran, replay, QUANTIZED_TOLERANCE if recipe else PASS_TOLERANCE)
     prepared = PreparedWeights(kernels.preparation, made.weights)
     yield _pass_finding(grouping, Replay(sequences, prepared, options.block))
     for where, error, tolerance in kernel_departures(artifact, kernels.bodies, sequences):
@@ -111,14 +115,14 @@ def _import_finding(opened: Opened, captured: Graph, replay: Replay) -> Finding:
     return Finding("capture and import", error, TOLERANCES[opened.dtype].relative)
 
 
-def _pass_finding(ran: Ran, replay: Replay) -> Finding:
+def _pass_finding(ran: Ran, replay: Replay, tolerance: float = PASS_TOLERANCE) -> Finding:
     where = f"pass {ran.index} {ran.done.name!r}"
     if ran.after is ran.before:
-        return Finding(where, 0.0, PASS_TOLERANCE)
+        return Finding(where, 0.0, tolerance)
     error = relative_error(replay.logits(ran.before), replay.logits(ran.after))
-    departs = not error <= PASS_TOLERANCE
-    node = first_departure(replay, ran.before, ran.after, PASS_TOLERANCE) if departs else ""
-    return Finding(where, error, PASS_TOLERANCE, node)
+    departs = not error <= tolerance
+    node = first_departure(replay, ran.before, ran.after, tolerance) if departs else ""
+    return Finding(where, error, tolerance, node)
 
 
 def _vocabulary(graph: Graph) -> int:

@@ -10,18 +10,20 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..codegen.backend import Backend, KernelBody, KernelReport, cpu_backend
+from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..ir.text import print_graph
 from ..passes.plan_memory import plan_memory
+from ..passes.quantize import Recipe, unquantized
 from ..passes.split_preparation import split_preparation
 from ..runtime.artifact import KERNELS, PLAN, WEIGHTS, Artifact
 from ..runtime.library import bundle_runtime
@@ -34,7 +36,8 @@ from .errors import CompileError
 from .evaluator import evaluator
 from .import_aten import import_captured
 from .models import Opened, open_model
-from .pipeline import Recorder, Sizes, grouping, language_model, laying_out
+from .parity import tolerance_of
+from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
 from .report import Clock, build_report, versions
 from .writing import copy_text_files, save_tokenizer, write_config, write_weights
 
@@ -48,7 +51,7 @@ TOKENIZER = "tokenizer"
 @dataclass(frozen=True)
 class Options:
     """What a build is asked for; `max_context` None is the model's own limit, or DEFAULT_CONTEXT
-    if that is less.
+    if that is less. `quantize` is a weight format for all linears and tables, or a Recipe.
     """
 
     target: str = "cpu"
@@ -62,6 +65,12 @@ class Options:
     stop_after: str | None = None
     parity: bool = True
     progress: bool = True
+    quantize: Recipe | str | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe that `quantize` is or names."""
+        return Recipe(self.quantize) if isinstance(self.quantize, str) else self.quantize
 
     def __post_init__(self) -> None:
         for name, least in (("max_batch", 1), ("chunk", 1), ("block", 1), ("max_context", 2)):
@@ -73,6 +82,10 @@ class Options:
                 f"a step of {self.chunk} tokens (chunk) has no room for {self.max_batch} "
                 "sequences (max_batch)"
             )
+        try:
+            _ = self.recipe
+        except IRError as error:
+            raise CompileError(f"quantize: {error}") from error
 
 
 class StoppedError(CompileError):
@@ -129,7 +142,8 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             opened = open_model(model, options.dtype)
         recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
         made = serve(opened, options, recorder, clock, shown)
-        kernels = Kernels.of(made.graph, cpu_backend(target), recorder, _limits(made.sizes))
+        backend, limits = cpu_backend(target), _limits(made.sizes)
+        kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
         reports = kernels.write(folder, target, clock, shown)
         with clock("weights"):
             write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, made.weights, shown)
@@ -138,17 +152,19 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
         if options.parity:
             shown.stage("parity", 2)
             with clock("parity"):
-                parity = check_parity(opened, folder, kernels.plan, shown)
+                tolerance = tolerance_of(opened.dtype, options.recipe)
+                parity = check_parity(opened, folder, kernels.plan, shown, tolerance)
     write_manifest(
         folder,
         manifest_fields(opened.name, target, made.graph)
         | {
             "source": str(opened.folder.resolve()) if opened.folder else None,
             "dtype": opened.dtype,
-            "limits": _limits(made.sizes),
+            "limits": limits,
             "options": _given(options),
             "parity": parity.to_json() if parity else None,
-            "report": build_report(recorder, reports, kernels.plan, clock),
+            "report": build_report(recorder, reports, kernels.plan, clock)
+            | {"unquantized": list(kernels.unquantized)},
         },
     )
 
@@ -201,6 +217,7 @@ class Kernels:
     preparation: Graph
     plan: Plan
     bodies: Mapping[str, KernelBody]
+    unquantized: tuple[str, ...] = ()
 
     @staticmethod
     def of(
@@ -209,15 +226,20 @@ class Kernels:
         recorder: Recorder,
         limits: Mapping[str, int],
         entries: tuple[str, ...] = ("decode", "mixed"),
+        recipe: Recipe | None = None,
     ) -> Kernels:
-        """Lay out the weights, split off their preparation, group kernels, plan memory."""
-        packed = recorder.run(graph, laying_out(backend))
+        """Quantize and lay out the weights, split off their preparation, group kernels, plan
+        memory.
+        """
+        whole = recorder.run(graph, quantizing(recipe))
+        packed = recorder.run(whole, laying_out(backend))
         step, preparation = split_preparation(packed)
         grouped = recorder.run(step, grouping(backend))
         _check_not_stopped(recorder)
         planned = plan_memory(grouped, entries=entries, limits=limits)
         bodies = {n: KernelBody(k.body, k.template) for n, k in planned.kernels.items()}
-        return Kernels(step, preparation, planned.plan, bodies)
+        left = unquantized(whole, recipe) if recipe else ()
+        return Kernels(step, preparation, planned.plan, bodies, left)
 
     def write(
         self, folder: Path, target: Target, clock: Clock, shown: Progress
@@ -280,7 +302,8 @@ def _limits(sizes: Sizes) -> dict[str, int]:
 
 def _given(options: Options) -> dict[str, Any]:
     names = ("target", "dtype", "max_context", "max_batch", "chunk", "block")
-    return {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in names}
+    return given | {"quantize": asdict(options.recipe) if options.recipe else None}
 
 
 def target_of(text: str) -> Target:

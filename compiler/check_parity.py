@@ -21,6 +21,7 @@ from .parity import (
     TOLERANCES,
     Parity,
     Rows,
+    Tolerance,
     blocks_needed,
     built_rows,
     check,
@@ -31,14 +32,20 @@ from .parity import (
 )
 
 
-def check_parity(opened: Opened, folder: Path, plan: Plan, shown: Progress) -> Parity:
-    """The comparison; raises CompileError where it is beyond the dtype's tolerance."""
-    parity = measure_parity(opened, folder, plan, shown)
-    check(parity, opened.dtype)
+def check_parity(
+    opened: Opened, folder: Path, plan: Plan, shown: Progress, tolerance: Tolerance | None = None
+) -> Parity:
+    """The comparison; raises CompileError where it is beyond the tolerance, the dtype's by
+    default.
+    """
+    parity = measure_parity(opened, folder, plan, shown, tolerance)
+    check(parity, opened.dtype, tolerance)
     return parity
 
 
-def measure_parity(opened: Opened, folder: Path, plan: Plan, shown: Progress) -> Parity:
+def measure_parity(
+    opened: Opened, folder: Path, plan: Plan, shown: Progress, tolerance: Tolerance | None = None
+) -> Parity:
     """How far the kernels in a folder depart from the eager model, on text where there is a
     tokenizer.
     """
@@ -51,7 +58,7 @@ def measure_parity(opened: Opened, folder: Path, plan: Plan, shown: Progress) ->
     shown.step("eager")
     built = _built(folder, plan, sequences)
     shown.step("built")
-    return compare(eager, built, TOLERANCES[opened.dtype].relative)
+    return compare(eager, built, (tolerance or TOLERANCES[opened.dtype]).relative)
 
 
 def _built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]]) -> Rows:

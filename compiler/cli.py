@@ -52,6 +52,9 @@ def compile_command(
         str, typer.Option(help="cpu (this machine), cpu:x86-64-v3, cpu:znver5, ...")
     ] = "cpu",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantize: Annotated[
+        str | None, typer.Option(help="int8, int8-g64, int4, int4-g32, int4-g64, int4-g128.")
+    ] = None,
     max_context: Annotated[int | None, typer.Option(help="The longest sequence in tokens.")] = None,
     max_batch: Annotated[int, typer.Option(help="The most sequences in one step.")] = 32,
     chunk: Annotated[int, typer.Option(help="The most tokens in one step.")] = 512,
@@ -75,6 +78,7 @@ def compile_command(
     options = Options(
         target=target,
         dtype=dtype,
+        quantize=quantize,
         max_context=max_context,
         max_batch=max_batch,
         chunk=chunk,
@@ -220,11 +224,11 @@ def verify(
         found = bisect_artifact(folder, model)
         typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
         raise typer.Exit(0 if found.agrees else 1)
-    report, dtype = verify_artifact(folder, model)
+    report, dtype, tolerance = verify_artifact(folder, model)
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
     from .parity import check
 
-    check(report, dtype)
+    check(report, dtype, tolerance)
 
 
 def _load(folder: Path, threads: int | None, kv_memory: str | None) -> Artifact:

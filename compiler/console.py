@@ -154,6 +154,8 @@ def print_build(manifest: dict[str, Any], place: str) -> None:
     print(f"  kernels: {len(report['kernels'])}; files: {size_text(_total(manifest))}; {seconds}")
     for line in report["left"]:
         print(f"  left: {line}")
+    for line in report.get("unquantized", ()):
+        print(f"  unquantized: {line}")
     if manifest.get("parity"):
         print(f"  parity with eager: {_parity_text(manifest['parity'])}")
 

@@ -87,6 +87,11 @@ def build_module(
     options: Options,
 ) -> CompiledModule:
     """Compile a module at the shapes of its arguments, and check it against eager on them."""
+    if options.quantize is not None:
+        raise CompileError(
+            f"quantize={options.quantize!r}: weights are quantized for language models, "
+            f"{type(module).__name__} is compiled as a plain module"
+        )
 
     def make(folder: Path) -> None:
         _build(module, args, kwargs, dynamic_shapes, options, folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..passes.quantize import NONE, Format, Recipe
 from ..runtime.executor import Batch, StepRunner
 from .errors import CompileError
 
@@ -36,12 +37,14 @@ class Tolerance:
 
     `relative` is the largest difference of a row's logits over the row's largest magnitude;
     `outliers` is the share of rows that may exceed it (a router that is nearly undecided flips at
-    the slightest rounding); `kl` bounds the mean divergence.
+    the slightest rounding); `kl` bounds the mean divergence; `top1` is the least share of rows
+    with the same best token.
     """
 
     relative: float
     outliers: float
     kl: float
+    top1: float = 0.0
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -49,6 +52,20 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "f16": Tolerance(3e-2, 0.1, 5e-3),
     "bf16": Tolerance(1.5e-1, 0.1, 3e-2),
 }
+
+QUANTIZED: Mapping[int, Tolerance] = {
+    # Weights of few bits move every logit: what counts is the distribution.
+    8: Tolerance(float("inf"), 0.0, 2e-2, top1=0.8),
+    4: Tolerance(float("inf"), 0.0, 3e-1, top1=0.5),
+}
+"""By the fewest bits of a weight."""
+
+
+def tolerance_of(dtype: str, recipe: Recipe | None = None) -> Tolerance:
+    """What a build may differ by: that of its dtype, or, quantized, of its coarsest format."""
+    formats = [] if recipe is None else [recipe.default, *(f for _, f in recipe.rules)]
+    bits = [Format.parse(f).bits for f in formats if f != NONE]
+    return QUANTIZED[min(bits)] if bits else TOLERANCES[dtype]
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,14 @@ def _log_softmax(x: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def check(parity: Parity, dtype: str) -> None:
-    """Raise CompileError where a build differs from eager by more than its dtype excuses."""
-    tolerance = TOLERANCES[dtype]
+def check(parity: Parity, dtype: str, tolerance: Tolerance | None = None) -> None:
+    """Raise CompileError where a build differs from eager by more than its tolerance, which is
+    that of its dtype where none is given.
+    """
+    tolerance = tolerance or TOLERANCES[dtype]
     faults = []
+    if not parity.top1 >= tolerance.top1:
+        faults.append(f"top-1 agreement {parity.top1:.0%}, at least {tolerance.top1:.0%} wanted")
     if not parity.kl <= tolerance.kl:
         faults.append(f"mean KL {parity.kl:.3g}, at most {tolerance.kl:g} wanted")
     if not parity.outliers <= tolerance.outliers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..passes.quantize import Recipe
 from ..runtime.artifact import Artifact, load
 from .bisect import Bisection, bisect
 from .build import Options
@@ -12,14 +13,16 @@ from .check_parity import measure_parity
 from .console import Silent
 from .errors import CompileError
 from .models import Opened, open_model
-from .parity import Parity
+from .parity import Parity, Tolerance, tolerance_of
 
 
-def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str]:
-    """The parity of an artifact, measured anew, and the dtype whose tolerance it is held to."""
+def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str, Tolerance]:
+    """The parity of an artifact, measured anew, its dtype, and the tolerance it is held to."""
     artifact = load(folder)
     opened = _source(artifact, model)
-    return measure_parity(opened, artifact.path, artifact.plan, Silent()), opened.dtype
+    tolerance = tolerance_of(opened.dtype, options_of(artifact.manifest).recipe)
+    parity = measure_parity(opened, artifact.path, artifact.plan, Silent(), tolerance)
+    return parity, opened.dtype, tolerance
 
 
 def bisect_artifact(folder: Path, model: str | None = None) -> Bisection:
@@ -43,4 +46,8 @@ def _source(artifact: Artifact, model: str | None) -> Opened:
 
 def options_of(manifest: dict[str, Any]) -> Options:
     """The options that an artifact was built with."""
-    return Options(**manifest["options"], parity=False, progress=False)
+    given = dict(manifest["options"])
+    if given.get("quantize"):
+        rules = tuple((glob, text) for glob, text in given["quantize"]["rules"])
+        given["quantize"] = Recipe(given["quantize"]["default"], rules)
+    return Options(**given, parity=False, progress=False)

@@ -64,9 +64,11 @@ def as_stored(value: torch.Tensor, dtype: str) -> Array:
     if whole.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         whole = whole.view(torch.uint16 if whole.dtype is torch.bfloat16 else torch.uint8)
     array: Array = whole.numpy()
+    if BITS[dtype] < 8 and array.dtype.itemsize == 1:
+        return _packed(array, BITS[dtype])
     if array.dtype != STORAGE[dtype] and array.dtype != np.bool_:
         raise CompileError(f"a weight is {value.dtype}, {dtype} was wanted")
-    return _packed(array, BITS[dtype]) if BITS[dtype] < 8 else array
+    return array
 
 
 def _packed(values: Array, bits: int) -> Array:

@@ -1,8 +1,8 @@
 """Ferrule binds a language model written in PyTorch to a machine.
 
-`compile` makes an `Artifact` from a model, `load` opens one from disk; both generate text. Every name
-is imported when it is first used, so that `import ferrule` costs nothing and an artifact runs where no
-compiler is installed.
+`compile` makes an `Artifact` from a model, `load` opens one from disk; both generate text. Every
+name is imported when it is first used, so that `import ferrule` costs nothing and an artifact runs
+where no compiler is installed.
 """
 
 # The mapped folders are beside this one in a source tree and inside it once installed.
@@ -13,18 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .compiler.api import compile
+    from .compiler.api import Recipe, compile
     from .ir.target import Target
     from .runtime.artifact import Artifact, load
     from .runtime.engine import Completion
     from .runtime.sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Completion", "SamplingParams", "Target", "__version__", "compile", "load"]
+__all__ = [
+    "Artifact",
+    "Completion",
+    "Recipe",
+    "SamplingParams",
+    "Target",
+    "__version__",
+    "compile",
+    "load",
+]
 
 _HOMES = {
     "Artifact": ".runtime.artifact",
     "Completion": ".runtime.engine",
+    "Recipe": ".compiler.api",
     "SamplingParams": ".runtime.sampling",
     "Target": ".ir.target",
     "compile": ".compiler.api",
