@@ -2,4 +2,6 @@
 
 
 class CompileError(Exception):
-    """A model, checkpoint or option that cannot be compiled: says what was given, what was wanted, and where."""
+    """A model, checkpoint or option that cannot be compiled: says what was given, what was wanted,
+    and where.
+    """
