@@ -141,8 +141,8 @@ def _check_bounds(captured: Captured) -> None:
     open_ = [name for name, (_, high) in captured.bounds.items() if high >= 1 << 31]
     if open_:
         raise CompileError(
-            f"{len(open_)} dims of {captured.name} have no upper bound, and memory is planned for the "
-            "largest: give one, torch.export.Dim(..., max=...)"
+            f"{len(open_)} dims of {captured.name} have no upper bound, and memory is planned "
+            "for the largest: give one, torch.export.Dim(..., max=...)"
         )
 
 
