@@ -22,7 +22,8 @@ from .replay import prefill
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
 
-TOLERANCES = {"f64": 1e-9, "f32": 1e-3, "f16": 2e-2, "bf16": 4e-2}
+# i8: a value between two codes may take either, which is one step of 127.
+TOLERANCES = {"f64": 1e-9, "f32": 1e-3, "f16": 2e-2, "bf16": 4e-2, "i8": 1e-2}
 Departure = tuple[str, float, float]  # (which call, relative error, what it may be)
 
 
@@ -68,5 +69,10 @@ def _departure(kernel: Any, tensors: Any, call: Call, made: KernelBody) -> tuple
 
 def as_torch(array: Any, argument: Argument) -> torch.Tensor:
     """A copy of a kernel's array with the dtype that the plan says it has."""
+    if argument.dtype == "u4":
+        both = np.stack([array & 15, array >> 4], -1)  # low bits first
+        size = argument.shape[-1]
+        assert isinstance(size, int), argument
+        return torch.from_numpy(both.reshape(*array.shape[:-1], -1)[..., :size].copy())
     wanted = DTYPES[argument.dtype]
     return torch.from_numpy(array.copy()).view(wanted)

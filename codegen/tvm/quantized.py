@@ -45,11 +45,12 @@ def wide_tiles(isa: Isa) -> tuple[Tile, Tile, Tile]:
     return Tile(1, 2), Tile(2, 1), Tile(4, 1)
 
 
-def integer_tiles(groups: int) -> tuple[Tile, Tile, Tile]:
+def integer_tiles(groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
     """Row tiles for integer dots: the sums of rows leave the registers where they are touched
     once, and stay where they are touched for every group.
     """
-    return Tile(1, 4), Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
+    one = Tile(1, 2) if pairs == 1 else Tile(1, 4)
+    return one, Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
 
 
 # -- codes widened to float32
@@ -142,7 +143,11 @@ def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
     if not kernel.isa.has_integer_dot:
         raise CodegenError("packed_integer_linear needs avx512_vnni, which the target lacks")
     layout = Layout.parse(node["layout"])
-    scheme = Scheme(integer_tiles(int(node.inputs[0].shape[-2])), _over_integer_groups, bias_from=4)
+    scheme = Scheme(
+        integer_tiles(int(node.inputs[0].shape[-2]), layout.pairs),
+        _over_integer_groups,
+        bias_from=4,
+    )
     emit_scheme(kernel, node, node.inputs[0], layout, results, scheme)
 
 
