@@ -55,8 +55,8 @@ def test_codes_and_scales_are_near_the_weight(text: str):
     assert int(q.max()) < 2 * offset
     assert torch.equal(back[3], value[3])
     step = s.float().abs()[..., None].expand(q.shape).flatten(1)[:, :77]
-    # Half a step; a whole one where the grid has no code beyond 7/8 of the largest value.
-    assert bool(((back - value).abs() <= step * (0.51 if offset == 128 else 1.01) + 1e-6).all())
+    # Half a step; a whole one (and what rounds the scale) beyond 7/8 of the largest value.
+    assert bool(((back - value).abs() <= step * (0.51 if offset == 128 else 1.05) + 1e-6).all())
 
 
 @pytest.mark.parametrize("text", FORMATS)
