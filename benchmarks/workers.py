@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -95,10 +96,15 @@ STACKS: Mapping[str, Callable[[str], Any]] = {"ferrule": Ferrule, "hf-eager": Hu
 def serve(stack: Stack, loaded: float) -> None:
     """Answer requests until the input ends."""
     _say({"loaded": loaded})
+    chosen = random.Random(0)
     for line in sys.stdin:
         request = json.loads(line)
-        row = [1 + i % 999 for i in range(request["prompt"])]
-        timing = stack.generate([row] * request["sequences"], request["new"])
+        # Fresh tokens for every sequence: a prefix cache would answer repeated ones from memory.
+        prompt = [
+            [chosen.randrange(3, 1000) for _ in range(request["prompt"])]
+            for _ in range(request["sequences"])
+        ]
+        timing = stack.generate(prompt, request["new"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         _say({"prefill": timing.prefill, "decode": timing.decode, "peak_bytes": peak})
 
