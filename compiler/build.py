@@ -142,7 +142,7 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             opened = open_model(model, options.dtype)
         recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
         made = serve(opened, options, recorder, clock, shown)
-        backend, limits = cpu_backend(target), _limits(made.sizes)
+        backend, limits = cpu_backend(target), _limits(made.sizes, made.graph)
         kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
         reports = kernels.write(folder, target, clock, shown)
         with clock("weights"):
@@ -296,8 +296,17 @@ def manifest_fields(name: str, target: Target, graph: Graph) -> dict[str, Any]:
     }
 
 
-def _limits(sizes: Sizes) -> dict[str, int]:
-    return {"max_context": sizes.max_context, "max_batch": sizes.max_batch, "chunk": sizes.chunk}
+def _limits(sizes: Sizes, graph: Graph) -> dict[str, int]:
+    limits = {"max_context": sizes.max_context, "max_batch": sizes.max_batch, "chunk": sizes.chunk}
+    return limits | {"window": widest_window(graph)}
+
+
+def widest_window(graph: Graph) -> int:
+    """How many tokens back any attention sees, counted with the token itself; 0 where one sees
+    all.
+    """
+    windows = [n["window"] for n in graph.nodes() if n.op.name == "paged_attention"]
+    return max(windows) if windows and all(windows) else 0
 
 
 def _given(options: Options) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class Engine:
             budget=token_budget,
             beside_decodes=beside_decodes,
             prefix_caching=prefix_caching,
+            window=runner.window,
         )
         self.steps = self.prompt_tokens = self.generated_tokens = 0
         self._requests: dict[str, Request] = {}
@@ -352,7 +353,7 @@ class Engine:
 
     def _fail(self, track: Track, error: Exception) -> Delta:
         # What a failed request computed may be what failed it: nobody else is to find it.
-        self.pool.unname(track.sequence.blocks)
+        self.pool.unname(track.sequence.held)
         self._drop(track.request)
         return Delta(
             track.request.name,

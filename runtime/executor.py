@@ -48,6 +48,7 @@ class StepRunner(Protocol):
     max_rows: int
     max_context: int
     vocabulary: int
+    window: int
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step: argmax i32[R] and logits f32[R, V], good until the next step."""
@@ -92,6 +93,7 @@ class Executor:
         self.max_rows = bound_of(plan, "R")
         self.table_width = -(-context_limit(plan) // plan.block)
         self.max_context = min(context_limit(plan), blocks * plan.block)
+        self.window = plan.limits.get("window", 0)
         self._library = library
         self._caches = {
             c.name: allocate(c.dtype, (blocks, plan.block, *c.entry)) for c in plan.caches

@@ -16,7 +16,7 @@ from .blocks import BlockPool, extend_chain
 from .executor import Batch
 from .memory import BlockMemory
 from .policies import FirstCome, Key, Policy
-from .sequence import Sequence
+from .sequence import NO_BLOCK, Sequence
 
 _SPARE = 4  # running sequences for which one block is kept free
 
@@ -114,7 +114,8 @@ class Scheduler:
     A step has at most `budget` tokens (`chunk`, what the executor can run, where it is None), and
     at most `beside_decodes` of prompts where others decode. `rows` bounds the tokens that get
     logits. `memory` moves blocks; without one nothing is forked and preempted sequences are
-    computed again.
+    computed again. Where every layer sees at most `window` tokens back (0: some see all), blocks
+    that are out of sight are given back while the sequence runs.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Scheduler:
         budget: int | None = None,
         beside_decodes: int | None = None,
         prefix_caching: bool = True,
+        window: int = 0,
     ) -> None:
         self.pool, self.block, self.memory = pool, block, memory
         self.max_batch, self.chunk = max_batch, min(chunk, budget or chunk)
@@ -137,7 +139,7 @@ class Scheduler:
         self.beside_decodes = beside_decodes or self.chunk
         limits = f"chunk {self.chunk}, rows {self.rows}"
         assert max_batch <= min(self.chunk, self.rows), f"max_batch {max_batch} over {limits}"
-        self.prefix_caching = prefix_caching
+        self.prefix_caching, self.window = prefix_caching, window
         self.policy = policy or FirstCome()
         self.waiting = Waiting(self.policy)
         self.running: list[Sequence] = []
@@ -171,8 +173,8 @@ class Scheduler:
             return
         child.computed = parent.computed
         child.blocks = parent.blocks[: self.blocks_of(child.computed)]
-        child.keys = list(parent.keys)
-        self.pool.retain(child.blocks)
+        child.keys, child.freed = list(parent.keys), parent.freed
+        self.pool.retain(child.held)
         self.running.append(child)
 
     def remove(self, sequence: Sequence) -> None:
@@ -322,15 +324,17 @@ class Scheduler:
         self.running.remove(sequence)
         if self.memory and sequence.computed:
             blocks = sequence.blocks[: self.blocks_of(sequence.computed)]
-            sequence.saved = self.memory.save(blocks, sequence.computed)
+            # What was given back is saved as any block: nothing will read it.
+            held = [max(b, 0) for b in blocks]
+            sequence.saved = self.memory.save(held, sequence.computed)
         self._vacate(sequence)
         self.waiting.push(sequence)
 
     def _vacate(self, sequence: Sequence) -> None:
         # The end first: of a prefix that is cached the beginning is of use to the most.
-        self.pool.release(reversed(sequence.blocks))
+        self.pool.release(reversed(sequence.held))
         sequence.blocks.clear()
-        sequence.computed = 0
+        sequence.computed = sequence.freed = 0
 
     def commit(self, step: Step) -> None:
         """The step has run: its tokens are in the cache. Call before new tokens are appended."""
@@ -339,9 +343,19 @@ class Scheduler:
             sequence.computed += count
             if sequence.computed % self.block < count and self.prefix_caching:
                 self._name(sequence, sequence.computed - count)
+            if self.window:
+                self._free_unseen(sequence)
             if charges and sequence.computed == len(sequence.tokens) >= sequence.charged:
                 sequence.charged = len(sequence.tokens) + 1
                 self.policy.charge(sequence, 0, 1)
+
+    def _free_unseen(self, sequence: Sequence) -> None:
+        """Give back the blocks that lie wholly before what the next token sees."""
+        first_seen = max(0, sequence.computed - self.window + 1) // self.block
+        if first_seen > sequence.freed:
+            self.pool.release(sequence.blocks[sequence.freed : first_seen])
+            sequence.blocks[:first_seen] = [NO_BLOCK] * first_seen
+            sequence.freed = first_seen
 
     def _name(self, sequence: Sequence, before: int) -> None:
         """Make the blocks that are full now known to the prefix cache."""
@@ -367,7 +381,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError unless every block and every sequence is accounted for."""
-        self.pool.check(s.blocks for s in self.sequences())
+        self.pool.check(s.held for s in self.sequences())
         held = [s.id for s in self.waiting if s.blocks or s.computed]
         assert not held, f"waiting sequences hold blocks or computed tokens: {held}"
         for sequence in self.running:
@@ -415,7 +429,8 @@ def _batch(parts: tuple[Part, ...], block: int) -> Batch:
         positions=positions,
         query_start=starts,
         context_length=lengths,
-        block_table=[p.sequence.blocks for p in parts],
+        # No kernel reads what is out of sight; its place in the table only has to be a block.
+        block_table=[[max(b, 0) for b in s.blocks] if s.freed else s.blocks for s, _, _ in parts],
         slots=slots,
         # Kernels take at least one row; where no part ends, nobody reads it.
         logit_rows=rows or [len(tokens) - 1],

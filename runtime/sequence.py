@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from .memory import Saved
 
+NO_BLOCK = -1
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -11,8 +13,10 @@ class Sequence:
 
     `tokens` holds prompt and output, `computed` counts those whose keys and values are in `blocks`.
     `limit` bounds the output; `salt` separates prefix caches; `keys` are the contents of the full
-    blocks; `cached` counts prompt tokens that were found in the prefix cache, `charged` those that
-    a policy has charged to the client. With `all_rows` every token of the prompt gets logits.
+    blocks, the first `freed` of which are given back (NO_BLOCK stands for each), because no later
+    token sees them; `cached` counts prompt tokens that were found in the prefix cache, `charged`
+    those that a policy has charged to the client. With `all_rows` every token of the prompt gets
+    logits.
     """
 
     id: str
@@ -21,6 +25,7 @@ class Sequence:
     arrival: int = 0
     computed: int = 0
     blocks: list[int] = field(default_factory=list[int])
+    freed: int = 0
     client: str = ""
     priority: int = 0
     limit: int = 16
@@ -32,6 +37,11 @@ class Sequence:
     cached: int | None = None
     charged: int = 0
     saved: Saved | None = None
+
+    @property
+    def held(self) -> list[int]:
+        """The blocks that the sequence holds, first to last."""
+        return self.blocks[self.freed :]
 
     @property
     def pending(self) -> int:

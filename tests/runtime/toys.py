@@ -100,12 +100,12 @@ class FakeRunner:
     """Runs steps in plain Python over a paged cache, and checks everything it is given."""
 
     def __init__(
-        self, *, block=4, blocks=16, chunk=8, max_batch=4, max_rows=None, max_context=None
+        self, *, block=4, blocks=16, chunk=8, max_batch=4, max_rows=None, max_context=None, window=0
     ):
         self.block, self.blocks, self.chunk, self.max_batch = block, blocks, chunk, max_batch
         self.max_rows = max_rows or max_batch
         self.max_context = max_context or blocks * block
-        self.vocabulary = VOCABULARY
+        self.vocabulary, self.window = VOCABULARY, window
         self.cache = np.full((blocks, block), -1)
         self.batches: list[Batch] = []
         self.fails_on = None  # a token that no step with it survives
@@ -142,7 +142,8 @@ class FakeRunner:
         assert position == batch.context_length[n] - (batch.query_start[n + 1] - row)
         blocks = batch.block_table[n]
         known = [
-            int(self.cache[blocks[j // self.block], j % self.block]) for j in range(position + 1)
+            int(self.cache[blocks[j // self.block], j % self.block])
+            for j in range(max(0, position + 1 - (self.window or position + 1)), position + 1)
         ]
         if self.not_finite is not None and known[-1] == self.not_finite:
             return np.full(VOCABULARY, np.nan, np.float32)
