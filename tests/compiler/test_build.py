@@ -41,7 +41,7 @@ def test_an_artifact_says_what_it_is_and_how_it_was_made(tmp_path: Path):
     manifest = load(tmp_path / "built").manifest
     assert made.path == tmp_path / "built"
     assert manifest["source"] == str(source)
-    assert manifest["limits"] == {"max_context": 96, "max_batch": 3, "chunk": 24}
+    assert manifest["limits"] == {"max_context": 96, "max_batch": 3, "chunk": 24, "window": 0}
     assert manifest["dims"]["T"] == [1, 24]
     assert manifest["parity"]["top1"] == 1.0
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
