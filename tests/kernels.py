@@ -18,29 +18,13 @@ import tvm
 from ferrule.codegen.backend import KernelBody
 from ferrule.codegen.tvm import build_library
 from ferrule.compiler.reference import evaluate
+from ferrule.compiler.reference.context import DTYPES as TORCH
 from ferrule.ir.dims import Dim, dim, substitute
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, input_
 from ferrule.ir.target import Target
 from ferrule.ir.types import CacheType, TensorType
 
-TORCH = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f8e4m3": torch.float8_e4m3fn,
-    "f8e5m2": torch.float8_e5m2,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "i16": torch.int16,
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "bool": torch.bool,
-    "i4": torch.int8,
-    "u4": torch.uint8,
-    "i2": torch.int8,
-}
 TOLERANCE = {"f64": 1e-12, "f32": 1e-5, "f16": 2e-3, "bf16": 1e-2}
 """Largest error relative to the largest value of an output."""
 
