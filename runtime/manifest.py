@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from .errors import ArtifactError
 from .library import available_cores
+from .tiles import allow_tiles, tiles_refused
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -99,12 +100,17 @@ def check_machine(directory: Path, manifest: Manifest) -> None:
         raise ArtifactError(
             f"{directory}: built for {target.get('kind')!r}, this runtime serves 'cpu'"
         )
-    have = cpu_features()
-    missing = sorted(set(cast("list[str]", target.get("features", []))) - have)
+    have, needed = cpu_features(), set(cast("list[str]", target.get("features", [])))
+    missing = sorted(needed - have)
     if missing:
         raise ArtifactError(
             f"{directory}: built for {target.get('arch')}, which needs {', '.join(missing)};"
             f" this machine ({cpu_name()}) has not. Compile it again here, or for an older target"
+        )
+    if "amx_tile" in needed and not allow_tiles():
+        raise ArtifactError(
+            f"{directory}: built for {target.get('arch')}, whose tile registers the system does"
+            f" not let this process use ({tiles_refused()}). Compile it for an older target"
         )
 
 

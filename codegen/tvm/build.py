@@ -17,9 +17,9 @@ from ..backend import KernelBody, KernelReport
 from ..cost import cost_of
 from .dense import DENSE
 from .expert import EXPERT
+from .floats import LINEAR
 from .function import Anchor, build_function
 from .isa import Isa, isa_of, tvm_target
-from .linear import LINEAR
 from .lower import compile_functions
 from .paged import PAGED, RAGGED
 from .pull import CodegenError

@@ -12,9 +12,10 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import product
 from ...ir.node import Node
 from ..backend import Layout
+from .floats import operand
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES
-from .linear import load_vector, operand
+from .linear import load_vector
 from .loops import Place, Work, flat_index
 from .pull import CodegenError
 from .values import Expr, bind, cast, const, i64, vectorized

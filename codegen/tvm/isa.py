@@ -43,32 +43,50 @@ class Tile:
 
 @dataclass(frozen=True)
 class Isa:
-    """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template."""
+    """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template.
 
-    has_bf16_dot: bool
-    has_integer_dot: bool
+    `has_bf16_tiles` and `has_integer_tiles` speak of AMX.
+    """
+
     registers: int
     cores: int
     one: Tile
     few: Tile
     many: Tile
+    has_bf16_dot: bool = False
+    has_integer_dot: bool = False
+    has_bf16_tiles: bool = False
+    has_integer_tiles: bool = False
 
 
 def isa_of(target: Target) -> Isa:
     """The templates' view of a target; tiles fill the vector registers without spilling."""
-    features = target.features
-    dot = "avx512_bf16" in features and "avx512f" in features
-    integer = target.has("avx512f", "avx512_vnni")
-    if "avx512f" in features:
-        tiles = Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)
-        return Isa(dot, integer, 32, target.cores, *tiles)
-    if "avx2" in features:
+    if target.has("avx512f"):
+        return Isa(
+            32,
+            target.cores,
+            *(Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)),
+            has_bf16_dot=target.has("avx512_bf16"),
+            has_integer_dot=target.has("avx512_vnni"),
+            has_bf16_tiles=target.has("avx512_bf16", "amx_tile", "amx_bf16"),
+            has_integer_tiles=target.has("avx512_vnni", "amx_tile", "amx_int8"),
+        )
+    if target.has("avx2"):
         # 16 registers of 8 floats: a column vector takes two of them.
-        return Isa(False, False, 16, target.cores, Tile(1, 1, 4), Tile(4, 1), Tile(6, 1))
-    return Isa(False, False, 16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
+        return Isa(16, target.cores, Tile(1, 1, 4), Tile(4, 1), Tile(6, 1))
+    return Isa(16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
 
 
 def tvm_target(target: Target) -> tvm.target.Target:
-    """TVM's form of a CPU target."""
-    description = {"kind": "llvm", "mcpu": target.arch, "num-cores": max(1, target.cores)}
+    """TVM's form of a CPU target.
+
+    What AMD's processors alone have is left out: a target's features, by which a machine is let or
+    refused, do not speak of it.
+    """
+    description = {
+        "kind": "llvm",
+        "mcpu": target.arch,
+        "mattr": ["-sse4a"] if target.arch.startswith("znver") else [],
+        "num-cores": max(1, target.cores),
+    }
     return tvm.target.Target(description)

@@ -1,10 +1,10 @@
 """The linear template: y[t, n] = epilogue(sum_k prologue(x)[t, k] w[n, k] + b[n]) over packed
-weights.
+weights, whatever a scheme makes its sums of.
 
-Weights lie in blocks of 16 columns, k after k (n16), or pairs of k for the bfloat16 dot
-instruction (n16k2). Blocks are shared out among the threads, each streaming its own part of the
-weights once; rows go through register tiles inside a block, where x stays in cache. Three
-variants by the number of rows: one, few, many.
+Weights lie in blocks of 16 columns. Blocks are shared out among the threads, each streaming its own
+part of the weights once; rows go through register tiles inside a block, where x stays in cache.
+Three variants by the number of rows: one, few, many. The sums are those of floats.py and
+quantized.py; tiles.py has another way for many rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from tvm.script.ir_builder import tirx as T
 
 from ...ir.dims import Shape, equal_shapes, product
 from ...ir.node import Node
-from ...ir.ops import tensor as t
 from ..backend import Layout
-from .function import Anchor, Kernel
-from .isa import DOT_BF16, LANES, Tile
+from .function import Kernel
+from .isa import LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
-from .pull import BY_INDEX, CodegenError, NotRowwise
+from .pull import BY_INDEX, NotRowwise
 from .rows import kept_nodes
 from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
@@ -33,12 +32,14 @@ PARALLEL_FROM = 1 << 18
 @dataclass(frozen=True)
 class Scheme:
     """How a kind of linear sums: its row tiles (one, few, many), the loops over k that fill a
-    tile's sums, and which inputs come before the bias.
+    tile's sums, and which inputs come before the bias; `by_tiles` does many rows where the
+    target has tile registers.
     """
 
     tiles: tuple[Tile, Tile, Tile]
     over_depth: Callable[[Linear, Tile, Sums, list[Expr], list[list[Expr]]], None]
     bias_from: int = 2
+    by_tiles: Callable[[Linear, Expr], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Linear:
         return self.node.shape[:-1]
 
     @property
-    def uses_dot(self) -> bool:
-        """Whether sums are made by the bfloat16 dot instruction."""
-        return self.layout.depth == 2
+    def codes(self) -> Node:
+        """The packed weight, or its codes."""
+        return self.node.inputs[2 if self.node.op.name == "packed_integer_linear" else 1]
 
     @property
     def depth(self) -> int:
@@ -79,44 +80,6 @@ class Linear:
     def sum_dtype(self) -> str:
         """The type that sums are gathered in."""
         return "float64" if self.node.dtype == "f64" else "float32"
-
-
-def operand(kernel: Kernel, node: Node) -> Node:
-    """x as the kernel reads it: for the dot instruction an odd K gets a zero at the end."""
-    x = node.inputs[0]
-    layout = Layout.parse(node["layout"])
-    if int(x.shape[-1]) % layout.depth == 0:
-        return x
-    after = (0,) * (len(x.shape) - 1) + (layout.depth - int(x.shape[-1]) % layout.depth,)
-    return t.pad(x, before=(0,) * len(x.shape), after=after, value=0.0)
-
-
-def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
-    layout = Layout.parse(node["layout"])
-    x = operand(kernel, node)
-    if layout.depth == 2:
-        return {x: "bf16"}
-    return {x: "f64" if node.dtype == "f64" else "f32"}
-
-
-def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
-    """Emit a packed_linear and, where they can be computed from its accumulators, the results
-    behind it.
-    """
-    layout = Layout.parse(node["layout"])
-    if layout.columns != LANES or layout.depth not in (1, 2):
-        raise CodegenError(
-            f"packed_linear: layout {node['layout']!r}; the CPU templates know n16 and n16k2"
-        )
-    if layout.depth == 2:
-        if not kernel.isa.has_bf16_dot:
-            raise CodegenError(
-                "packed_linear: layout n16k2 needs avx512_bf16, which the target lacks"
-            )
-        kernel.snippets.add(DOT_BF16)
-    isa = kernel.isa
-    scheme = Scheme((isa.one, isa.few, isa.many), _over_depth)
-    emit_scheme(kernel, node, operand(kernel, node), layout, results, scheme)
 
 
 def emit_scheme(
@@ -137,9 +100,16 @@ def _emit_variants(linear: Linear) -> None:
     rows = linear.kernel.dims.expr(product(linear.rows))
     one, few, many = linear.scheme.tiles
     count = product(linear.rows)
+
+    def more() -> None:
+        if linear.scheme.by_tiles is not None:
+            return linear.scheme.by_tiles(linear, rows)
+        return _variant(linear, many, rows)
+
     if isinstance(count, int):
-        tile = one if count == 1 else few if count <= few.rows else many
-        return _variant(linear, tile, rows)
+        if count > few.rows:
+            return more()
+        return _variant(linear, one if count == 1 else few, rows)
     with T.If(tirx.EQ(rows, i64(1))):
         with T.Then():
             _variant(linear, one, rows)
@@ -147,7 +117,7 @@ def _emit_variants(linear: Linear) -> None:
             with T.Then():
                 _variant(linear, few, rows)
             with T.Else():
-                _variant(linear, many, rows)
+                more()
 
 
 # -- epilogue
@@ -295,12 +265,33 @@ def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows
         (o, c): _set_aside(sums, tile, o, c) for o in linear.offsets for c in range(tile.columns)
     }
     for c in range(tile.columns):
-        with _guard(tirx.LE(group * i64(tile.columns) + i64(c), last_block), needed=c > 0):
-            mine = {o: sides[o, c] for o in linear.offsets}
-            with T.serial(i64(0), tirx.min(rows - start, i64(tile.rows))) as r:
-                inside = work.within(r, 0, tile.rows)
-                index = flat_index(inside, bind(start + r), linear.rows)
-                _store(linear, inside, mine, r, index, block[c])
+        mine = {o: sides[o, c] for o in linear.offsets}
+        place = group * i64(tile.columns) + i64(c) if c else None
+        store_rows(linear, work, mine, (start, tile.rows, rows), block[c], within=place)
+
+
+def store_rows(
+    linear: Linear,
+    work: Work,
+    sums: Mapping[int, tirx.Buffer],
+    span: tuple[Expr, int, Expr],
+    block: Expr,
+    *,
+    within: Expr | None,
+) -> None:
+    """The results of `count` rows from `start` on, of `rows` in all, in one column vector; none of
+    them where `within`, if given, is past the last block.
+    """
+    start, count, rows = span
+    last = i64(-(-linear.columns // LANES) - 1)
+    held = tirx.LE(i64(0) if within is None else within, last)
+    with (
+        _guard(held, needed=within is not None),
+        T.serial(i64(0), tirx.min(rows - start, i64(count))) as r,
+    ):
+        inside = work.within(r, 0, count)
+        index = flat_index(inside, bind(start + r), linear.rows)
+        _store(linear, inside, sums, r, index, block)
 
 
 def _set_aside(sums: Sums, tile: Tile, offset: int, column: int) -> tirx.Buffer:
@@ -338,46 +329,6 @@ def _zeros(linear: Linear) -> tirx.Buffer:
     return buffer
 
 
-def _over_depth(
-    linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
-) -> None:
-    whole, rest = divmod(linear.depth, tile.unroll)
-    if whole:
-        with T.serial(i64(0), i64(whole)) as k:
-            for u in range(tile.unroll):
-                _step(linear, sums, u, block, at, k * i64(tile.unroll) + i64(u))
-    for u in range(rest):
-        _step(linear, sums, u, block, at, i64(whole * tile.unroll + u))
-
-
-def _step(
-    linear: Linear, sums: Sums, u: int, block: list[Expr], at: list[list[Expr]], k: Expr
-) -> None:
-    """One k (or pair): a vector of weights for each column, a broadcast of x for each row."""
-    x = [_broadcast_x(linear, row, k) for row in at]
-    for o in linear.offsets:
-        for c, b in enumerate(block):
-            w = _weights(linear, b + i64(o // LANES), k)
-            for r, value in enumerate(x):
-                _multiply_add(linear, sums.parts[(o, r, c)][u], value, w)
-
-
-def _broadcast_x(linear: Linear, row: list[Expr], k: Expr) -> Expr:
-    place = linear.kernel.places[linear.x]
-    if not linear.uses_dot:
-        return bind(cast(place.read([*row, k]), linear.sum_dtype))
-    pair = place.buffer[(*row, T.ramp(k * i64(2), i64(1), 2))]
-    return bind(tirx.op.reinterpret("int32", pair))
-
-
-def _weights(linear: Linear, block: Expr, k: Expr) -> Expr:
-    w = linear.kernel.places[linear.node.inputs[1]]
-    if linear.uses_dot:
-        bits = w.buffer[(block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
-        return bind(tirx.op.reinterpret("int16x32", bits))
-    return load_vector(w, (block, k), linear.sum_dtype)
-
-
 def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:
     """Sixteen weights that lie side by side, widened."""
     bits = w.buffer[(*at, T.ramp(i64(0), i64(1), LANES))]
@@ -387,16 +338,6 @@ def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:
         )
         return bind(tirx.op.reinterpret("float32x16", wide))
     return bind(bits if w.dtype in ("f32", "f64") else tirx.Cast(f"{dtype}x16", bits))
-
-
-def _multiply_add(linear: Linear, total: tirx.Buffer, x: Expr, w: Expr) -> None:
-    lanes = T.ramp(0, 1, LANES)
-    if linear.uses_dot:
-        pairs = tirx.op.reinterpret("int16x32", T.broadcast(x, LANES))
-        value = T.call_extern("float32x16", "ferrule_dot_bf16", total[lanes], w, pairs)
-    else:
-        value = total[lanes] + T.broadcast(x, LANES) * w
-    T.buffer_store(total, value, [lanes])
 
 
 def _store(
@@ -449,6 +390,3 @@ def _store_element(
     pull = work.with_sources({linear.node: read}).pull()
     for n, place in linear.results.items():
         place.store([*row, j], pull.value(n, [*row, j]))
-
-
-LINEAR = Anchor(_needs, emit_linear)

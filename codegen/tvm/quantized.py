@@ -16,11 +16,13 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.node import Node
 from ...ir.ops import tensor as t
 from ..backend import Layout
+from .amx import ROWS
 from .function import Anchor, Kernel
 from .isa import LANES, Isa, Tile
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
-from .loops import Place
+from .loops import Place, flat_index
 from .pull import CodegenError
+from .tiles import Codes, Panel, Steps, emit_groups, emit_whole
 from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
@@ -147,6 +149,7 @@ def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
         integer_tiles(int(node.inputs[0].shape[-2]), layout.pairs),
         _over_integer_groups,
         bias_from=4,
+        by_tiles=_by_tiles if kernel.isa.has_integer_tiles else None,
     )
     emit_scheme(kernel, node, node.inputs[0], layout, results, scheme)
 
@@ -212,6 +215,63 @@ def _dot(total: tirx.Buffer, codes: Expr, four: Expr) -> None:
     name = "llvm.x86.avx512.vpdpbusd.512"
     value = T.call_llvm_pure_intrin("int32x16", name, total[lanes], codes, x)
     T.buffer_store(total, value, [lanes])
+
+
+# -- many rows by tiles
+
+
+def _by_tiles(linear: Linear, rows: Expr) -> None:
+    groups, length = (int(d) for d in linear.node.inputs[0].shape[-2:])
+    if groups == 1 and linear.codes.dtype == "u8":
+        steps = Steps(groups, length, size=64, width=1)
+        return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
+    size = 64 if length % 64 == 0 else 32
+    codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
+    return emit_groups(linear, rows, Steps(groups, length, size, width=1), codes)
+
+
+def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
+    """A sum less the codes' offset, times the scales of its row and column."""
+    linear = panel.linear
+    node, places = linear.node, linear.kernel.places
+    row = flat_index(
+        linear.kernel.work(),
+        bind(tirx.min(tile * i64(ROWS) + r, panel.rows - i64(1))),
+        linear.rows,
+    )
+    total = bind(places[group_sums(node)].read([*row, i64(0)]) * const(node["offset"], "int32"))
+    factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
+    offset, block = panel.vectors[vector]
+    at = [block + i64(offset // LANES), i64(0), lane]
+    scale = places[node.inputs[3]].read(at)
+    whole = panel.sums[tile, i64(vector), r, lane] - total
+    return tirx.Cast("float32", whole) * (scale * factor)
+
+
+def _tile_scale(panel: Panel, vector: int, group: Expr) -> Expr:
+    offset, block = panel.vectors[vector]
+    place = panel.linear.kernel.places[panel.linear.node.inputs[3]]
+    return load_vector(place, (block + i64(offset // LANES), group), "float32")
+
+
+def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
+    place = linear.kernel.places[linear.node.inputs[1]]
+    return lambda row, group: place.read([*row, group])
+
+
+def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """A group's codes less their offset, as signed bytes, run of four k after run of four."""
+    linear = panel.linear
+    offset, block = panel.vectors[vector]
+    pairs = linear.layout.pairs
+    steps = panel.steps.length // (4 * pairs)
+    less = T.broadcast(const(linear.node["offset"], "uint8"), 4 * LANES)
+    with T.serial(i64(0), i64(steps)) as s:
+        codes = _bytes(linear, block + i64(offset // LANES), bind(group * i64(steps) + s))
+        for half in range(pairs):
+            part = codes if pairs == 1 else _nibble(codes, half, 4 * LANES)
+            value = tirx.op.reinterpret(f"int8x{4 * LANES}", part - less)
+            put(bind(s * i64(pairs) + i64(half)), value)
 
 
 # -- what both share

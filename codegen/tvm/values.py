@@ -117,7 +117,7 @@ def bind(value: Expr) -> Expr:
         return value
     dtype = dtype_of(value)
     # A vector written out (x16) is made of loads, which the analyzer does not follow.
-    written_out = dtype.endswith(("x16", "x32"))
+    written_out = dtype.endswith(("x16", "x32", "x64"))
     return (
         T.bind(value)
         if written_out or (dtype == "int64" and not _in_lanes(value))

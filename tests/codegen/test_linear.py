@@ -38,6 +38,13 @@ def plain(make: Make) -> Graph:
     return Graph("plain", (x, w), (y,))
 
 
+def long(make: Make) -> Graph:
+    """More steps along k than a chunk of tiles."""
+    x = given("x", make[0], T, 1205)
+    w, y = linear(make, x, "w", 40)
+    return Graph("long", (x, w), (y,))
+
+
 def residual(make: Make) -> Graph:
     x, b, r = given("x", make[0], T, 100), given("b", make[0], 70), given("r", make[0], T, 70)
     w, y = linear(make, x, "w", 70, b)
@@ -96,6 +103,7 @@ MAKES: dict[str, Make] = {
 }
 BODIES = {
     "plain": plain,
+    "long": long,
     "residual": residual,
     "gated": lambda m: gated(m, 48),
     "uneven": lambda m: gated(m, 21),
@@ -108,6 +116,8 @@ SMALL = ("residual", "gated", "experts")
 TARGETS = {
     "cpu": [(m, b) for m in ("f32", "bf16") for b in BODIES]
     + [("f16", "residual"), ("f64", "plain")],
+    "cpu:sapphirerapids": [("bf16", b) for b in BODIES],
+    "cpu:znver4": [("bf16", b) for b in ("plain", "residual", "gated")],
     "cpu:x86-64-v4": [("f32", "gated"), ("wide", "residual"), ("wide", "experts")],
     "cpu:x86-64-v3": [("f32", "gated"), ("wide", "residual"), ("f16", "residual")],
     "cpu:x86-64": [("f32", "gated"), ("wide", "residual")],
@@ -123,6 +133,8 @@ def libraries() -> dict[str, Kernels]:
 
 @pytest.mark.parametrize(("target", "name"), CASES)
 def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
+    if Target.parse(target).missing_on(Target.parse("cpu")):
+        pytest.skip(f"the machine is no {target}")
     if "bf16" in name and not Target.parse(target).has("avx512_bf16"):
         pytest.skip("the machine has no bfloat16 dot instruction")
     if target not in libraries:
@@ -132,7 +144,7 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
             if m != "bf16" or Target.parse(target).has("avx512_bf16")
         ]
         libraries[target] = Kernels(target, {f"{b}_{m}": BODIES[b](MAKES[m]) for m, b in wanted})
-    for rows in (1, 3, 5, 19):
+    for rows in (1, 3, 5, 19, 48):
         libraries[target].check(name, {"index": below(5)}, T=rows, B=2)
 
 

@@ -15,7 +15,7 @@ from ferrule.passes.layout_codes import PackedCodes
 from ferrule.passes.quantize import Format
 from kernels import Kernels, T, given
 
-TARGETS = ("cpu:znver4", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
+TARGETS = ("cpu:sapphirerapids", "cpu:znver4", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
 CASES = (
     ("int8", "residual"),
     ("int8", "gated"),
@@ -23,6 +23,10 @@ CASES = (
     ("int4-g32", "plain"),
     ("int4-g32", "gated"),
     ("int4-g128", "residual"),
+    ("int8", "long"),
+    ("int4-g32", "long"),
+    ("int4-g24", "long"),
+    ("int8-g64", "long"),
 )
 
 
@@ -60,6 +64,10 @@ class Maker:
             x = given("x", self.dtype, T, 37)
             more, y = self.linear(x, 70)
             return self._graph(x, more, y)
+        if name == "long":  # more steps along k than a chunk of tiles
+            x = given("x", self.dtype, T, 1400)
+            more, y = self.linear(x, 50)
+            return self._graph(x, more, y)
         if name == "residual":
             b, r = given("b", self.dtype, 70), given("r", self.dtype, T, 70)
             more, y = self.linear(x, 70, b)
@@ -82,7 +90,7 @@ def test_values(target: str, dtype: str) -> None:
     bodies = {f"{b}_{f}": Maker(target, f, dtype).body(b) for f, b in wanted}
     library = Kernels(target, {n.replace("-", "_"): g for n, g in bodies.items()})
     for name in library.bodies:
-        for rows in (1, 3, 19):
+        for rows in (1, 3, 19, 48):
             library.check(name, T=rows)
 
 

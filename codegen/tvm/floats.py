@@ -1,0 +1,124 @@
+"""The linear template over float weights: float32 sums, or sums of pairs by the bfloat16 dot
+instruction.
+
+Weights lie k after k (n16), or pairs of k after one another for the dot instruction (n16k2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.node import Node
+from ...ir.ops import tensor as t
+from ..backend import Layout
+from .function import Anchor, Kernel
+from .isa import DOT_BF16, LANES, Tile
+from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
+from .loops import Place
+from .pull import CodegenError
+from .tiles import Steps, emit_whole, plain
+from .values import Expr, bind, cast, i64
+
+
+def operand(kernel: Kernel, node: Node) -> Node:
+    """x as the kernel reads it: for the dot instruction an odd K gets a zero at the end."""
+    x = node.inputs[0]
+    layout = Layout.parse(node["layout"])
+    if int(x.shape[-1]) % layout.depth == 0:
+        return x
+    after = (0,) * (len(x.shape) - 1) + (layout.depth - int(x.shape[-1]) % layout.depth,)
+    return t.pad(x, before=(0,) * len(x.shape), after=after, value=0.0)
+
+
+def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
+    layout = Layout.parse(node["layout"])
+    x = operand(kernel, node)
+    if layout.depth == 2:
+        return {x: "bf16"}
+    return {x: "f64" if node.dtype == "f64" else "f32"}
+
+
+def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a packed_linear and, where they can be computed from its accumulators, the results
+    behind it.
+    """
+    layout = Layout.parse(node["layout"])
+    if layout.columns != LANES or layout.depth not in (1, 2):
+        raise CodegenError(
+            f"packed_linear: layout {node['layout']!r}; the CPU templates know n16 and n16k2"
+        )
+    if layout.depth == 2:
+        if not kernel.isa.has_bf16_dot:
+            raise CodegenError(
+                "packed_linear: layout n16k2 needs avx512_bf16, which the target lacks"
+            )
+        kernel.snippets.add(DOT_BF16)
+    isa = kernel.isa
+    tiled = _by_tiles if isa.has_bf16_tiles and layout.depth == 2 else None
+    scheme = Scheme((isa.one, isa.few, isa.many), _over_depth, by_tiles=tiled)
+    emit_scheme(kernel, node, operand(kernel, node), layout, results, scheme)
+
+
+def _by_tiles(linear: Linear, rows: Expr) -> None:
+    steps = Steps(groups=1, length=int(linear.x.shape[-1]), size=32, width=2)
+    emit_whole(linear, rows, "tdpbf16ps", steps, plain)
+
+
+def _uses_dot(linear: Linear) -> bool:
+    return linear.layout.depth == 2
+
+
+def _over_depth(
+    linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
+) -> None:
+    whole, rest = divmod(linear.depth, tile.unroll)
+    if whole:
+        with T.serial(i64(0), i64(whole)) as k:
+            for u in range(tile.unroll):
+                _step(linear, sums, u, block, at, k * i64(tile.unroll) + i64(u))
+    for u in range(rest):
+        _step(linear, sums, u, block, at, i64(whole * tile.unroll + u))
+
+
+def _step(
+    linear: Linear, sums: Sums, u: int, block: list[Expr], at: list[list[Expr]], k: Expr
+) -> None:
+    """One k (or pair): a vector of weights for each column, a broadcast of x for each row."""
+    x = [_broadcast_x(linear, row, k) for row in at]
+    for o in linear.offsets:
+        for c, b in enumerate(block):
+            w = _weights(linear, b + i64(o // LANES), k)
+            for r, value in enumerate(x):
+                _multiply_add(linear, sums.parts[(o, r, c)][u], value, w)
+
+
+def _broadcast_x(linear: Linear, row: list[Expr], k: Expr) -> Expr:
+    place = linear.kernel.places[linear.x]
+    if not _uses_dot(linear):
+        return bind(cast(place.read([*row, k]), linear.sum_dtype))
+    pair = place.buffer[(*row, T.ramp(k * i64(2), i64(1), 2))]
+    return bind(tirx.op.reinterpret("int32", pair))
+
+
+def _weights(linear: Linear, block: Expr, k: Expr) -> Expr:
+    w = linear.kernel.places[linear.node.inputs[1]]
+    if _uses_dot(linear):
+        bits = w.buffer[(block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
+        return bind(tirx.op.reinterpret("int16x32", bits))
+    return load_vector(w, (block, k), linear.sum_dtype)
+
+
+def _multiply_add(linear: Linear, total: tirx.Buffer, x: Expr, w: Expr) -> None:
+    lanes = T.ramp(0, 1, LANES)
+    if _uses_dot(linear):
+        pairs = tirx.op.reinterpret("int16x32", T.broadcast(x, LANES))
+        value = T.call_extern("float32x16", "ferrule_dot_bf16", total[lanes], w, pairs)
+    else:
+        value = total[lanes] + T.broadcast(x, LANES) * w
+    T.buffer_store(total, value, [lanes])
+
+
+LINEAR = Anchor(_needs, emit_linear)
