@@ -46,7 +46,9 @@ def fingerprint(target: Target, machine: Host | None = None) -> str:
 def measure(target: Target) -> Hardware:
     """Measure the machine at hand, with code for the target; takes a few seconds."""
     from ..codegen.tvm.probes import peak_operations, read_bandwidth
+    from ..runtime.tiles import allow_tiles
 
+    allow_tiles()
     probed = min(max(4 * target.l3_bytes, 128 << 20), MOST_PROBED)
     rate = read_bandwidth(target, probed)
     return Hardware(fingerprint(target), rate, peak_operations(target))

@@ -14,9 +14,13 @@ import numpy as np
 import tvm
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as B
 
 from ...ir.target import Target
-from .isa import DOT_BF16, tvm_target
+from . import amx
+from .isa import DOT_BF16, isa_of, tvm_target
+from .values import i64
 
 LANES = 16
 ROUNDS = 1 << 20  # multiply-adds of one chain in one call: milliseconds
@@ -63,18 +67,49 @@ def _read_rate(target: Target, threads: int, bytes_: int, clock: Callable[[], fl
 def peak_operations(target: Target) -> dict[str, float]:
     """Operations a second of all cores, by the dtypes that the target has dot instructions for.
 
-    A multiply-add is two operations. f32 is always there. One core is measured, in its own time of
-    use, so that other work on the machine does not count.
+    A multiply-add is two operations. f32 is always there. All cores run at once: what one computes
+    alone is not theirs to multiply where two share the units of one. The process must have been
+    allowed the tile registers of a target that has them.
     """
-    return {
-        dtype: max(1, target.cores) * _rate(target, probe)
-        for dtype, probe in _probes(target).items()
-    }
+    rates = {dtype: _rate(target, probe) for dtype, probe in _probes(target).items()}
+    for dtype, kind in _tile_kinds(target).items():
+        rates[dtype] = max(rates[dtype], _tile_rate(target, kind))
+    return rates
+
+
+def _tile_kinds(target: Target) -> Mapping[str, str]:
+    isa = isa_of(target)
+    found = {"bf16": "tdpbf16ps"} if isa.has_bf16_tiles else {}
+    return found | ({"i8": "tdpbssd"} if isa.has_integer_tiles else {})
+
+
+def _tile_rate(target: Target, kind: str) -> float:
+    """Operations a second of products of tiles, four independent sums at a time."""
+    cores = max(1, target.cores)
+    kernel = _compiled(_tile_chains(kind, cores), target)
+    result = tvm.runtime.tensor(np.zeros((cores, amx.ROWS, LANES), "int32"))
+    best = _best(lambda: kernel(result), time.perf_counter, SECONDS / 2)
+    depth = amx.ROW_BYTES // (2 if kind == "tdpbf16ps" else 1)
+    return cores * (ROUNDS >> 2) * len(amx.SUMS) * 2 * amx.ROWS * LANES * depth / best
+
+
+def _tile_chains(kind: str, cores: int) -> tirx.PrimFunc:
+    with IRBuilder() as builder, B.prim_func():
+        B.func_name("probe")
+        result = B.arg("R", B.buffer((cores, amx.ROWS, LANES), "int32"))
+        with B.parallel(i64(0), i64(cores)) as t, amx.configured():
+            for tile in (*amx.SUMS, *amx.X, *amx.W):
+                amx.zero(tile)
+            with B.serial(i64(0), i64(ROUNDS >> 2)):
+                for number, tile in enumerate(amx.SUMS):
+                    amx.multiply(kind, tile, amx.X[number // 2], amx.W[number % 2])
+            amx.store(amx.SUMS[0], result[t, i64(0), i64(0)])
+    return builder.get()
 
 
 def _rate(target: Target, probe: Probe) -> float:
-    chains = {512: 10, 256: 5, 128: 3}[target.vector_bits]
-    function = _chains(chains, probe.accumulator, probe.step)
+    chains, cores = {512: 10, 256: 5, 128: 3}[target.vector_bits], max(1, target.cores)
+    function = _chains(cores, chains, probe.accumulator, probe.step)
     if probe.snippet:
         text = tvm.ir.StringImm(probe.snippet)
         pragma = tirx.IntImm("int32", 0)
@@ -82,9 +117,9 @@ def _rate(target: Target, probe: Probe) -> float:
             tirx.AttrStmt(pragma, "pragma_import_llvm", text, function.body)
         )
     kernel = _compiled(function, target)
-    result = tvm.runtime.tensor(np.zeros((chains, LANES), probe.accumulator))
-    best = _best(lambda: kernel(result), time.thread_time, SECONDS / 8)
-    return chains * ROUNDS * probe.operations / best
+    result = tvm.runtime.tensor(np.zeros((cores, chains, LANES), probe.accumulator))
+    best = _best(lambda: kernel(result), time.perf_counter, SECONDS / 2)
+    return cores * chains * ROUNDS * probe.operations / best
 
 
 def _probes(target: Target) -> Mapping[str, Probe]:
@@ -116,19 +151,20 @@ def _dot_int8(a: object) -> object:
     return T.call_llvm_pure_intrin("int32x16", DOT_INT8, a, unsigned, signed)
 
 
-def _chains(chains: int, dtype: str, step: Step) -> tirx.PrimFunc:
-    """result[c] = step applied ROUNDS times to what it held, for every chain c, on one core."""
+def _chains(cores: int, chains: int, dtype: str, step: Step) -> tirx.PrimFunc:
+    """result[t, c] = step applied ROUNDS times to what it held, for every chain, on every core."""
 
     @T.prim_func
-    def probe(R: T.Buffer((chains, LANES), dtype)) -> None:
-        a = T.alloc_buffer((chains, LANES), dtype)
-        for c in T.unroll(chains):
-            a[c, T.ramp(0, 1, LANES)] = R[c, T.ramp(0, 1, LANES)]
-        for _ in T.serial(ROUNDS):
+    def probe(R: T.Buffer((cores, chains, LANES), dtype)) -> None:
+        for t in T.parallel(cores):
+            a = T.alloc_buffer((chains, LANES), dtype)
             for c in T.unroll(chains):
-                a[c, T.ramp(0, 1, LANES)] = step(a[c, T.ramp(0, 1, LANES)])
-        for c in T.unroll(chains):
-            R[c, T.ramp(0, 1, LANES)] = a[c, T.ramp(0, 1, LANES)]
+                a[c, T.ramp(0, 1, LANES)] = R[t, c, T.ramp(0, 1, LANES)]
+            for _ in T.serial(ROUNDS):
+                for c in T.unroll(chains):
+                    a[c, T.ramp(0, 1, LANES)] = step(a[c, T.ramp(0, 1, LANES)])
+            for c in T.unroll(chains):
+                R[t, c, T.ramp(0, 1, LANES)] = a[c, T.ramp(0, 1, LANES)]
 
     return probe
 
