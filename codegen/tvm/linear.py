@@ -32,14 +32,15 @@ PARALLEL_FROM = 1 << 18
 @dataclass(frozen=True)
 class Scheme:
     """How a kind of linear sums: its row tiles (one, few, many), the loops over k that fill a
-    tile's sums, and which inputs come before the bias; `by_tiles` does many rows where the
-    target has tile registers.
+    tile's sums, and which inputs come before the bias; `by_tiles` does more than
+    `tiles_above` rows, where the target has tile registers.
     """
 
     tiles: tuple[Tile, Tile, Tile]
     over_depth: Callable[[Linear, Tile, Sums, list[Expr], list[list[Expr]]], None]
     bias_from: int = 2
     by_tiles: Callable[[Linear, Expr], None] | None = None
+    tiles_above: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,18 @@ def _emit_variants(linear: Linear) -> None:
     one, few, many = linear.scheme.tiles
     count = product(linear.rows)
 
+    by_tiles, above = linear.scheme.by_tiles, max(few.rows, linear.scheme.tiles_above)
+
     def more() -> None:
-        if linear.scheme.by_tiles is not None:
-            return linear.scheme.by_tiles(linear, rows)
-        return _variant(linear, many, rows)
+        if by_tiles is None:
+            return _variant(linear, many, rows)
+        if above == few.rows:
+            return by_tiles(linear, rows)
+        with T.If(tirx.LE(rows, i64(above))):
+            with T.Then():
+                _variant(linear, many, rows)
+            with T.Else():
+                by_tiles(linear, rows)
 
     if isinstance(count, int):
         if count > few.rows:

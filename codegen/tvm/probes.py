@@ -104,7 +104,9 @@ def _tile_chains(kind: str, cores: int) -> tirx.PrimFunc:
                 for number, tile in enumerate(amx.SUMS):
                     amx.multiply(kind, tile, amx.X[number // 2], amx.W[number % 2])
             amx.store(amx.SUMS[0], result[t, i64(0), i64(0)])
-    return builder.get()
+    function = builder.get()
+    assert isinstance(function, tirx.PrimFunc), function
+    return function
 
 
 def _rate(target: Target, probe: Probe) -> float:

@@ -27,6 +27,8 @@ from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
 WIDE_WORDS = {"u8": "n16", "u4": "n16k2"}
+GROUPS_ABOVE = 16
+"""Rows up to which scaled groups go faster through registers than through tiles."""
 _UNROLL = 8  # steps written out of a group's loop
 Parts = Mapping[tuple[int, int, int], tirx.Buffer]
 Step = Callable[[Linear, Parts, list[Expr], list[list[Expr]], Expr, Expr], None]
@@ -150,6 +152,7 @@ def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
         _over_integer_groups,
         bias_from=4,
         by_tiles=_by_tiles if kernel.isa.has_integer_tiles else None,
+        tiles_above=0 if int(node.inputs[0].shape[-2]) == 1 else GROUPS_ABOVE,
     )
     emit_scheme(kernel, node, node.inputs[0], layout, results, scheme)
 
@@ -227,7 +230,7 @@ def _by_tiles(linear: Linear, rows: Expr) -> None:
         return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
     size = 64 if length % 64 == 0 else 32
     codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
-    return emit_groups(linear, rows, Steps(groups, length, size, width=1), codes)
+    return emit_groups(linear, rows, Steps(groups, length, size, width=1, together=True), codes)
 
 
 def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
@@ -244,7 +247,7 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
     offset, block = panel.vectors[vector]
     at = [block + i64(offset // LANES), i64(0), lane]
     scale = places[node.inputs[3]].read(at)
-    whole = panel.sums[tile, i64(vector), r, lane] - total
+    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)] - total
     return tirx.Cast("float32", whole) * (scale * factor)
 
 

@@ -1,8 +1,9 @@
 """The linear template by AMX tiles, for more rows than registers serve well.
 
-x is laid out once as tiles: 16 rows by one step of k (64 bytes) lie together. Threads take panels
-of columns, two vectors wide; in a panel, k goes in chunks whose weights stay in the first cache
-while all rows pass. Sums of a panel wait in memory between chunks. Two forms:
+x is laid out once as tiles: 16 rows by one step of k (64 bytes) lie together. A panel is two
+vectors of columns; k goes in chunks. The weights of a panel's chunk stay in the first cache while
+all rows pass; the rows' chunk stays in the second while the panels of a run pass; the sums of a
+run wait there between chunks. Threads take runs. Two forms:
 
 - whole: a tile of sums runs over all of k. bfloat16, and bytes with one scale a row of w.
 - groups: bytes or half bytes with a scale for each group of k. The codes of a chunk are unpacked
@@ -23,8 +24,13 @@ from .linear import Linear, store_rows
 from .loops import Work, flat_index
 from .values import Expr, bind, const, i64, vectorized
 
-CHUNK = 16
-"""Steps of k in a chunk: 16 KiB of weights for each column vector of a panel."""
+CHUNK = 8
+"""Steps of k in a chunk: 8 KiB of weights for each column vector of a panel."""
+RUN = 8
+"""Panels of a run, where there are enough of them for all threads."""
+
+AHEAD = 4
+"""Groups whose products are under way at once."""
 
 Value = Callable[[int, Expr, Expr], Expr]
 """value(vector, r, lane): a sum of the row tile at work, as float32."""
@@ -33,13 +39,14 @@ Value = Callable[[int, Expr, Expr], Expr]
 @dataclass(frozen=True)
 class Steps:
     """How k is cut: `groups` of `length` elements, each of `count` steps of `size` elements of
-    `width` bytes.
+    `width` bytes. `together`: a chunk holds whole groups.
     """
 
     groups: int
     length: int
     size: int
     width: int
+    together: bool = False
 
     @property
     def count(self) -> int:
@@ -51,11 +58,30 @@ class Steps:
         """Bytes of a step's row."""
         return self.size * self.width
 
+    @property
+    def chunk(self) -> int:
+        """Steps of a chunk."""
+        if not self.together:
+            return CHUNK
+        within = CHUNK * amx.ROW_BYTES // (self.count * self.bytes)
+        return self.count * min(self.groups, max(1, within))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of all of k."""
+        return max(1, -(-self.groups * self.count // self.chunk))
+
+    def place(self, tile: Expr, step: Expr) -> list[Expr]:
+        """Where a tile of x begins, of all groups' steps in a row; but for its rows."""
+        chunk = i64(self.chunk)
+        return [tirx.floordiv(step, chunk), tile, tirx.floormod(step, chunk)]
+
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel at work: the linear, steps, tiles of x [tile, group, step, 16, size], the column
-    vectors as (offset, block), and the sums [tile, vector, 16, 16].
+    """A panel at work: the linear, steps, tiles of x [chunk, tile, step, 16, size], the column
+    vectors as (offset, block), the sums [place, tile, vector, 16, 16] with its place in them, and
+    room [offset, 16, 16] for what leaves tiles.
     """
 
     linear: Linear
@@ -63,6 +89,8 @@ class Panel:
     x: tirx.Buffer
     vectors: tuple[tuple[int, Expr], ...]
     sums: tirx.Buffer
+    aside: tirx.Buffer
+    place: Expr
     tiles: Expr
     rows: Expr
     group: Expr
@@ -72,36 +100,67 @@ class Panel:
         """Column vectors for each offset."""
         return len(self.vectors) // len(self.linear.offsets)
 
+    def aside_at(self, number: int, dtype: str) -> tirx.Buffer:
+        """One of the rooms of 16 rows aside, for elements of 4 bytes."""
+        rows = (amx.ROWS, LANES)
+        start = number * amx.ROWS * LANES
+        return T.decl_buffer(rows, dtype, data=self.aside.data, elem_offset=i64(start))
 
-Body = Callable[[Panel, Work], None]
+    def row_of_sums(self, tile: Expr, vector: int, r: Expr | int = 0) -> list[Expr]:
+        """The index of a row of sums, but for its lane."""
+        return [self.place, tile, i64(vector), i64(r)]
+
+
+Body = Callable[[Panel, Work, Expr, bool], None]
+"""body(panel, work, chunk, last): one chunk of k of one panel; the last one stores the results."""
 
 
 def emit_panels(linear: Linear, rows: Expr, steps: Steps, sum_dtype: str, body: Body) -> None:
-    """All rows and columns of a linear: x as tiles, then `body` for every panel of columns, which
-    fills the panel's sums and stores its results.
-    """
+    """All rows and columns of a linear: x as tiles, then `body` for every chunk and panel."""
     tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
     x = _tiled(linear, rows, steps, tiles)
     blocks = -(-linear.columns // LANES)
     wide = min(blocks, 2 if len(linear.offsets) == 1 else 1)
-    last = i64(blocks - 1)
     panels = -(-blocks // wide)
-    with T.parallel(i64(0), i64(panels)) as group:
-        work = linear.kernel.work().within(group, 0, panels)
-        vectors = tuple(
-            (o, bind(tirx.min(group * i64(wide) + i64(c), last)))
-            for o in linear.offsets
-            for c in range(wide)
-        )
-        sums = amx.buffer((tiles, len(vectors), amx.ROWS, LANES), sum_dtype)
+    run = max(1, min(RUN, panels // (4 * linear.kernel.isa.cores)))
+    runs = -(-panels // run)
+    with T.parallel(i64(0), i64(runs)) as at:
+        work = linear.kernel.work().within(at, 0, runs)
+        shape = (run, tiles, wide * len(linear.offsets), amx.ROWS, LANES)
+        sums = amx.buffer(shape, sum_dtype)
+        # Made here, not where it is used: at a kilobyte and more the workspace allocates it.
+        rooms = max(AHEAD, len(linear.offsets))
+        aside = amx.buffer((rooms, amx.ROWS, LANES), "float32")
+        first = bind(at * i64(run))
+        count = bind(tirx.min(i64(panels) - first, i64(run)))
+
+        def over_panels(chunk: Expr, last: bool) -> None:
+            with T.serial(i64(0), count) as place:
+                group = bind(first + place)
+                vectors = _vectors(linear, group, wide)
+                panel = Panel(linear, steps, x, vectors, sums, aside, place, tiles, rows, group)
+                body(panel, work.within(place, 0, run), chunk, last)
+
         with amx.configured(steps.bytes):
-            body(Panel(linear, steps, x, vectors, sums, tiles, rows, group), work)
+            if steps.chunks > 1:
+                with T.serial(i64(0), i64(steps.chunks - 1)) as chunk:
+                    over_panels(chunk, last=False)
+            over_panels(i64(steps.chunks - 1), last=True)
+
+
+def _vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], ...]:
+    last = i64(-(-linear.columns // LANES) - 1)
+    return tuple(
+        (o, bind(tirx.min(group * i64(wide) + i64(c), last)))
+        for o in linear.offsets
+        for c in range(wide)
+    )
 
 
 def _tiled(linear: Linear, rows: Expr, steps: Steps, tiles: Expr) -> tirx.Buffer:
-    """x as [tile, group, step, 16, size], with zeros past the last row and past the end of k."""
+    """x as [chunk, tile, step, 16, size], with zeros past the last row and past the end of k."""
     source = linear.kernel.places[linear.x].buffer
-    shape = (tiles, i64(steps.groups), i64(steps.count), i64(amx.ROWS), i64(steps.size))
+    shape = (i64(steps.chunks), tiles, i64(steps.chunk), i64(amx.ROWS), i64(steps.size))
     made = amx.buffer(shape, str(source.dtype))
     zero = T.broadcast(const(0, str(source.dtype)), steps.size)
     lanes = T.ramp(i64(0), i64(1), steps.size)
@@ -110,12 +169,8 @@ def _tiled(linear: Linear, rows: Expr, steps: Steps, tiles: Expr) -> tirx.Buffer
         with T.If(tirx.LT(at, rows)):
             with T.Then():
                 _tile_row(linear, steps, source, made, at, (tile, r))
-            with (
-                T.Else(),
-                T.serial(i64(0), i64(steps.groups)) as g,
-                T.serial(i64(0), i64(steps.count)) as s,
-            ):
-                T.buffer_store(made, zero, [tile, g, s, r, lanes])
+            with T.Else(), T.serial(i64(0), i64(steps.groups * steps.count)) as s:
+                T.buffer_store(made, zero, [*steps.place(tile, s), r, lanes])
     return made
 
 
@@ -137,13 +192,15 @@ def _tile_row(
         if whole:
             with T.serial(i64(0), i64(whole)) as s:
                 part = T.ramp(s * i64(steps.size), i64(1), steps.size)
-                T.buffer_store(made, source[(*index, part)], [tile, g, s, r, lanes])
+                at_step = steps.place(tile, bind(g * i64(steps.count) + s))
+                T.buffer_store(made, source[(*index, part)], [*at_step, r, lanes])
         if rest:
             zero = T.broadcast(const(0, str(source.dtype)), steps.size)
-            T.buffer_store(made, zero, [tile, g, i64(whole), r, lanes])
+            last = steps.place(tile, bind(g * i64(steps.count) + i64(whole)))
+            T.buffer_store(made, zero, [*last, r, lanes])
             with T.serial(i64(0), i64(rest)) as i:
                 value = source[(*index, i64(whole * steps.size) + i)]
-                T.buffer_store(made, value, [tile, g, i64(whole), r, i])
+                T.buffer_store(made, value, [*last, r, i])
 
 
 def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
@@ -152,7 +209,7 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
     for c in range(panel.wide):
         sides: dict[int, tirx.Buffer] = {}
         for i, o in enumerate(linear.offsets):
-            sides[o] = T.alloc_buffer((amx.ROWS, LANES), "float32")
+            sides[o] = panel.aside_at(i, "float32")
             with T.serial(i64(0), i64(amx.ROWS)) as r, vectorized(LANES) as lane:
                 T.buffer_store(sides[o], value(i * panel.wide + c, r, lane), [r, lane])
         block = panel.vectors[c][1]
@@ -169,46 +226,45 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
 # -- whole rows
 
 
-def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
-    """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
-
-    def body(panel: Panel, work: Work) -> None:
-        _whole(panel, work, kind, value)
-
-    emit_panels(linear, rows, steps, "float32" if kind == "tdpbf16ps" else "int32", body)
-
-
 Scaled = Callable[[Panel, Expr, int, Expr, Expr], Expr]
 """scaled(panel, tile, vector, r, lane): a sum as float32."""
 
 
+def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
+    """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
+    chunks = steps.chunks
+
+    def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
+        if last:
+            return _last_chunk(panel, work, kind, chunks, value)
+        span = (bind(chunk * i64(CHUNK)), bind(chunk * i64(CHUNK) + i64(CHUNK)))
+
+        def block(tile: Expr, count: int) -> None:
+            _block(panel, kind, (tile, count), span, tirx.EQ(chunk, i64(0)), None)
+
+        _over_tiles(panel, block)
+
+    dtype = "float32" if kind == "tdpbf16ps" else "int32"
+    emit_panels(linear, rows, steps, dtype, body)
+
+
 def plain(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
     """A sum as it is."""
-    return panel.sums[tile, i64(vector), r, lane]
+    return panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
 
 
-def _whole(panel: Panel, work: Work, kind: str, value: Scaled) -> None:
-    depth = panel.linear.depth
-    whole, short = divmod(depth, amx.ROWS)
+def _last_chunk(panel: Panel, work: Work, kind: str, chunks: int, value: Scaled) -> None:
+    whole, short = divmod(panel.linear.depth, amx.ROWS)
     tail = _tail(panel, whole, short) if short else None
-    last = max(0, -(-whole // CHUNK) - 1)
-    if last:
-        with T.serial(i64(0), i64(last)) as chunk:
-            span = (chunk * i64(CHUNK), chunk * i64(CHUNK) + i64(CHUNK))
 
-            def more(tile: Expr, count: int) -> None:
-                _block(panel, kind, (tile, count), span, tirx.EQ(chunk, i64(0)), None)
-
-            _over_tiles(panel, more)
-
-    def finish(tile: Expr, count: int) -> None:
-        span = (i64(last * CHUNK), i64(whole))
-        _block(panel, kind, (tile, count), span, None if last else True, tail)
+    def block(tile: Expr, count: int) -> None:
+        span = (i64((chunks - 1) * CHUNK), i64(whole))
+        _block(panel, kind, (tile, count), span, True if chunks == 1 else None, tail)
         for i in range(count):
             at = bind(tile + i64(i))
             _store_tile(panel, work, at, lambda v, r, lane, at=at: value(panel, at, v, r, lane))
 
-    _over_tiles(panel, finish)
+    _over_tiles(panel, block)
 
 
 def _over_tiles(panel: Panel, block: Callable[[Expr, int], None]) -> None:
@@ -246,7 +302,7 @@ def _block(
         tails = [tail[i64(v), i64(0), i64(0)] for v in range(columns)]
         _products(panel, kind, register, first, at, tails.__getitem__)
     for i, v, t in sums:
-        amx.store(t, panel.sums[first + i64(i), i64(v), i64(0), i64(0)])
+        amx.store(t, panel.sums[(*panel.row_of_sums(first + i64(i), v), i64(0))])
 
 
 def _begin(
@@ -258,7 +314,7 @@ def _begin(
 
     def load() -> None:
         for i, v, t in sums:
-            amx.load(t, panel.sums[first + i64(i), i64(v), i64(0), i64(0)])
+            amx.load(t, panel.sums[(*panel.row_of_sums(first + i64(i), v), i64(0))])
 
     if start is True:
         return zero()
@@ -288,7 +344,7 @@ def _products(
 ) -> None:
     columns = len(panel.vectors)
     for i, x in enumerate(register.x):
-        amx.load(x, panel.x[first + i64(i), i64(0), step, i64(0), i64(0)])
+        amx.load(x, panel.x[(*panel.steps.place(first + i64(i), step), i64(0), i64(0))])
         for v, w in enumerate(register.w):
             if i == 0:
                 amx.load(w, weights(v))
@@ -332,8 +388,11 @@ def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
     tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
     factors = _factors(linear, rows, steps, tiles, codes)
 
-    def body(panel: Panel, work: Work) -> None:
-        _groups(panel, work, codes, factors)
+    def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
+        _groups(panel, codes, factors, (chunk, steps.chunk // steps.count))
+        if last:
+            with T.serial(i64(0), panel.tiles) as tile:
+                _store_tile(panel, work, tile, lambda v, r, lane: plain(panel, tile, v, r, lane))
 
     emit_panels(linear, rows, steps, "float32", body)
 
@@ -349,24 +408,20 @@ def _factors(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, codes: Codes
     return made
 
 
-def _groups(panel: Panel, work: Work, codes: Codes, factors: tirx.Buffer) -> None:
+def _groups(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, int]) -> None:
+    """All rows' sums with a chunk's groups more."""
+    number, groups = chunk
     steps = panel.steps
-    size = steps.count * steps.size * LANES
-    chunk = min(steps.groups, max(1, CHUNK * 1024 // size))
-    shape = (len(panel.vectors), chunk, steps.count, steps.size // 4, 4 * LANES)
+    shape = (len(panel.vectors), groups, steps.count, steps.size // 4, 4 * LANES)
     held = amx.buffer(shape, "int8")
-    chunks = -(-steps.groups // chunk)
-    with T.serial(i64(0), i64(chunks)) as c:
-        low = bind(c * i64(chunk))
-        count = bind(tirx.min(i64(steps.groups) - low, i64(chunk)))
+    low = bind(number * i64(groups))
+    count = bind(tirx.min(i64(steps.groups) - low, i64(groups)))
+    for v in range(len(panel.vectors)):
+        with T.serial(i64(0), count) as g:
+            _unpack(panel, codes, held, v, low, g)
+    with T.serial(i64(0), panel.tiles) as tile:
         for v in range(len(panel.vectors)):
-            with T.serial(i64(0), count) as g:
-                _unpack(panel, codes, held, v, low, g)
-        with T.serial(i64(0), panel.tiles) as tile:
-            for v in range(len(panel.vectors)):
-                _scaled_groups(panel, codes, factors, held, (v, tile, low, count, c))
-            with T.If(tirx.EQ(c, i64(chunks - 1))), T.Then():
-                _store_tile(panel, work, tile, lambda v, r, lane: plain(panel, tile, v, r, lane))
+            _scaled_groups(panel, codes, factors, held, (v, tile, low, count, number))
 
 
 def _unpack(panel: Panel, codes: Codes, held: tirx.Buffer, vector: int, low: Expr, g: Expr) -> None:
@@ -388,7 +443,7 @@ def _scaled_groups(
 ) -> None:
     """The sums of a row tile and a vector with a chunk's groups more, each scaled by its own."""
     v, tile, low, count, chunk = place
-    steps, lanes = panel.steps, T.ramp(0, 1, LANES)
+    lanes = T.ramp(0, 1, LANES)
     totals = [T.alloc_buffer((LANES,), "float32") for _ in range(amx.ROWS)]
     with T.If(tirx.EQ(chunk, i64(0))):
         with T.Then():
@@ -396,20 +451,44 @@ def _scaled_groups(
                 T.buffer_store(total, T.broadcast(const(0, "float32"), LANES), [lanes])
         with T.Else():
             for r, total in enumerate(totals):
-                T.buffer_store(total, panel.sums[tile, i64(v), i64(r), lanes], [lanes])
-    whole = amx.buffer((amx.ROWS, LANES), "int32")
-    with T.serial(i64(0), count) as g:
-        at = bind(low + g)
-        amx.zero(amx.SUMS[0])
-        with T.serial(i64(0), i64(steps.count)) as s:
-            amx.load(amx.X[0], panel.x[tile, at, s, i64(0), i64(0)], steps.size)
-            amx.load(amx.W[0], held[i64(v), g, s, i64(0), i64(0)])
-            amx.multiply("tdpbssd", amx.SUMS[0], amx.X[0], amx.W[0])
-        amx.store(amx.SUMS[0], whole[i64(0), i64(0)])
-        scale = codes.scale(panel, v, at)
-        for r, total in enumerate(totals):
-            both = scale * T.broadcast(factors[tile, at, i64(r)], LANES)
-            value = tirx.Cast(f"float32x{LANES}", whole[i64(r), lanes])
-            T.buffer_store(total, total[lanes] + value * both, [lanes])
+                T.buffer_store(total, panel.sums[(*panel.row_of_sums(tile, v, r), lanes)], [lanes])
+    rooms = [panel.aside_at(number, "int32") for number in range(AHEAD)]
+
+    def some(first: Expr, number: int) -> None:
+        for n in range(number):
+            _group_product(panel, held, (v, tile), (bind(first + i64(n)), low), (n, rooms[n]))
+        for n in range(number):
+            at = bind(low + first + i64(n))
+            scale = codes.scale(panel, v, at)
+            for r, total in enumerate(totals):
+                both = scale * T.broadcast(factors[tile, at, i64(r)], LANES)
+                value = tirx.Cast(f"float32x{LANES}", rooms[n][i64(r), lanes])
+                T.buffer_store(total, total[lanes] + value * both, [lanes])
+
+    pairs = bind(tirx.floordiv(count, i64(AHEAD)))
+    with T.serial(i64(0), pairs) as pair:
+        some(bind(pair * i64(AHEAD)), AHEAD)
+    with T.serial(pairs * i64(AHEAD), count) as g:
+        some(g, 1)
     for r, total in enumerate(totals):
-        T.buffer_store(panel.sums, total[lanes], [tile, i64(v), i64(r), lanes])
+        T.buffer_store(panel.sums, total[lanes], [*panel.row_of_sums(tile, v, r), lanes])
+
+
+def _group_product(
+    panel: Panel,
+    held: tirx.Buffer,
+    place: tuple[int, Expr],
+    group: tuple[Expr, Expr],
+    into: tuple[int, tirx.Buffer],
+) -> None:
+    """The whole numbers of one group in a tile, stored."""
+    (v, tile), (g, low), (number, room) = place, group, into
+    steps, sums = panel.steps, amx.SUMS[number]
+    amx.zero(sums)
+    with T.serial(i64(0), i64(steps.count)) as s:
+        step = bind((low + g) * i64(steps.count) + s)
+        x = panel.x[(*steps.place(tile, step), i64(0), i64(0))]
+        amx.load(amx.X[number % 2], x, steps.size)
+        amx.load(amx.W[number % 2], held[i64(v), g, s, i64(0), i64(0)])
+        amx.multiply("tdpbssd", sums, amx.X[number % 2], amx.W[number % 2])
+    amx.store(sums, room[i64(0), i64(0)])
