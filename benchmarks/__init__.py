@@ -1,1 +1,1 @@
-"""Side-by-side measurement; each script says what it needs and prints what it found."""
+"""Side-by-side measurement of Ferrule and its peers, and perplexity by weight format."""

@@ -1,154 +1,110 @@
-"""`make bench`: Ferrule beside Hugging Face eager, on random weights of a given shape.
+"""`make bench`: Ferrule beside its peers, on random weights of given shapes.
 
-    python -m benchmarks [--work DIR] [--rounds 5] [--prompt 512] [--new 64]
+    python -m benchmarks [--shapes llama-1b ...] [--formats bf16 int8 int4] [--stacks NAME ...]
+        [--cases pp512 tg128 ...] [--rounds 5] [--peer NAME=PYTHON ...] [--work DIR]
 
-Compiles the shape from its checkpoint (seconds, peak memory), then runs both stacks in processes of
-their own, alternating, after one warm-up each, with two threads; prints medians and ratios.
+One checkpoint a shape, converted for each stack into the same number of bits. Stacks run in
+processes of their own, in turn, after a warm-up each; a stack that is not installed is skipped by
+name. Prints a table of medians: tokens a second, and in brackets the share of the limit that the
+same run measured (see cases.py for what a case must at least read and compute), seconds from the
+start of a process to its first token with its files in memory, and the most memory of a process
+that loads the model, reads 512 tokens and generates 16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoints import LLAMA_1B, write_checkpoint
-from .workers import STACKS, THREADS
+from . import limits, report
+from .cases import CASES, Case, Room, Shape
+from .checkpoints import SHAPES, checkpoint_of
+from .models import model_of
+from .rounds import Figures, measure_cold, measure_warm
+from .stacks import FORMATS, STACKS, Installed, find, interpreters
+
+COLD = "cold"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One measurement: its name, tokens of the prompt, new tokens, sequences at once."""
-
-    name: str
-    prompt: int
-    new: int
-    sequences: int
-
-
-class Worker:
-    """A stack in a process of its own."""
-
-    def __init__(self, stack: str, path: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.workers", stack, str(path)]
-        env = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-        self.name = stack
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        self.loaded = self._answer()["loaded"]
-
-    def ask(self, case: Case) -> dict[str, float]:
-        """Seconds of one run of a case."""
-        assert self.process.stdin
-        request = {"prompt": case.prompt, "new": case.new, "sequences": case.sequences}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def compile_shape(checkpoint: Path, artifact: Path) -> tuple[float, int]:
-    """Seconds and peak bytes of compiling a checkpoint in a process of its own."""
-    script = (
-        "import sys, resource, ferrule; from pathlib import Path\n"
-        "a = ferrule.compile(sys.argv[1], max_context=1024, max_batch=8, progress=False)\n"
-        "a.save(sys.argv[2])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)\n"
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(checkpoint), str(artifact)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return time.perf_counter() - begin, int(done.stdout.split()[-1])
+    usual = [name for name, stack in STACKS.items() if not stack.needs_asking]
+    parser.add_argument("--work", type=Path, default=Path("build/bench"))
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["llama-1b"])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--stacks", nargs="+", choices=list(STACKS), default=usual)
+    names = [*CASES, COLD]
+    parser.add_argument("--cases", nargs="+", choices=names, default=names)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    return parser.parse_args(given)
 
 
-def alternate(workers: list[Worker], case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of each stack over rounds in turn, after one warm-up each."""
-    for worker in workers:
-        worker.ask(case)
-    taken: dict[str, list[dict[str, float]]] = {w.name: [] for w in workers}
-    for _ in range(rounds):
-        for worker in workers:
-            taken[worker.name].append(worker.ask(case))
-    return {
-        n: {k: statistics.median(r[k] for r in runs) for k in runs[0]} for n, runs in taken.items()
-    }
+def measure_group(
+    options: argparse.Namespace, shape: str, form: str, installed: Sequence[Installed]
+) -> report.Group:
+    """Make the models of one shape in one format and measure them."""
+    work: Path = options.work
+    checkpoint = checkpoint_of(work / shape, SHAPES[shape])
+    cases = chosen_cases(options)
+    room = Room.of(cases, options.rounds, options.threads)
+    all_ = [Figures(i, model_of(i, form, checkpoint, room, work)) for i in installed]
+    targets = dict.fromkeys(i.stack.target for i in installed)
+    found = {t: limits.measured(t, options.threads) for t in targets}
+    for hardware in found.values():
+        print(f"limits of {limits.line(hardware)}", flush=True)
+    logs = work / "logs" / f"{shape}-{form}"
+    logs.mkdir(parents=True, exist_ok=True)
+    if COLD in options.cases:
+        measure_cold(all_, room, options.rounds, logs)
+        print(f"{shape} {form} {COLD}: done", flush=True)
+    tell = lambda case: print(f"{shape} {form} {case}: done", flush=True)  # noqa: E731
+    measure_warm(all_, cases, room, options.rounds, logs, tell)
+    return report.Group(shape, Shape.of(SHAPES[shape]), form, options.rounds, found, all_)
 
 
-def report(case: Case, medians: dict[str, dict[str, float]]) -> list[str]:
-    """Lines of the table for one case: tokens a second, and the ratio to Hugging Face eager."""
-    lines: list[str] = []
-    base = medians.get("hf-eager")
-    for name, row in medians.items():
-        prefill = case.prompt * case.sequences / row["prefill"]
-        decode = (case.new - 1) * case.sequences / row["decode"]
-        ratios = ["-", "-"]
-        if base:
-            ratios = [f"{base[k] / row[k]:.2f}" for k in ("prefill", "decode")]
-        lines.append(
-            f"| {case.name} | {name} | {prefill:.1f} | {ratios[0]} | {decode:.1f} | {ratios[1]} | "
-            f"{row['peak_bytes'] / 2**30:.2f} |"
-        )
-    return lines
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    """The warm cases in the order of their table."""
+    return [case for name, case in CASES.items() if name in options.cases]
 
 
 def main() -> None:
-    """Make the checkpoint and the artifact where they are missing, measure, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/bench"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--stacks", nargs="+", default=list(STACKS), choices=list(STACKS))
-    args = parser.parse_args()
-    checkpoint, artifact = args.work / "llama-1b", args.work / "llama-1b-artifact"
-    if not (checkpoint / "model.safetensors").exists():
-        write_checkpoint(checkpoint, LLAMA_1B)
-    print(f"{platform.processor() or platform.machine()}, {THREADS} threads, {time.strftime('%F')}")
-    seconds, peak = compile_shape(checkpoint, artifact)
-    weights = (artifact / "weights.safetensors").stat().st_size
-    print(
-        f"compile {seconds:.1f} s, peak {peak / 2**30:.2f} GiB, weights {weights / 2**30:.2f} GiB"
-    )
-    paths = {"ferrule": artifact, "hf-eager": checkpoint}
-    workers = [Worker(stack, paths[stack]) for stack in args.stacks]
-    for worker in workers:
-        print(f"{worker.name} loaded in {worker.loaded:.2f} s")
-    cases = [
-        Case("one sequence", args.prompt, args.new, 1),
-        Case("eight sequences", 64, args.new, 8),
-    ]
-    print("| case | stack | prefill tok/s | ratio | decode tok/s | ratio | peak GiB |")
-    print("|---|---|---|---|---|---|---|")
-    for case in cases:
-        print("\n".join(report(case, alternate(workers, case, args.rounds))), flush=True)
-    for worker in workers:
-        worker.close()
+    """Measure every shape in every format, then print one table a shape."""
+    options = arguments()
+    options.work.mkdir(parents=True, exist_ok=True)
+    installed, skipped = find(options.stacks, interpreters(options.peer))
+    print(report.heading(options.threads, options.rounds))
+    print("\n".join(skipped), flush=True)
+    groups: list[report.Group] = []
+    for shape in options.shapes:
+        for form in options.formats:
+            offering = [i for i in installed if form in i.stack.layouts]
+            for name in sorted(
+                {i.stack.name for i in installed} - {i.stack.name for i in offering}
+            ):
+                print(f"skipped {name} in {form}: it is not measured in this format")
+            groups.append(measure_group(options, shape, form, offering))
+        _show([g for g in groups if g.shape == shape], chosen_cases(options))
+    results = options.work / f"results-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    results.write_text(json.dumps([report.as_json(g) for g in groups], indent=1), encoding="utf-8")
+    print(f"every run is in {results}")
+
+
+def _show(groups: Sequence[report.Group], cases: Sequence[Case]) -> None:
+    print(f"\n{groups[0].shape}:\n")
+    print("\n".join(report.table_head(cases)))
+    for group in groups:
+        print("\n".join(report.table_rows(group, cases)))
+    print()
+    for group in groups:
+        print("\n".join(report.notes(group)), flush=True)
 
 
 if __name__ == "__main__":

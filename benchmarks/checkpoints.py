@@ -1,10 +1,10 @@
 """Makes random checkpoints in the Hugging Face format, one tensor in memory at a time.
 
-    python -m benchmarks.checkpoints /tmp/llama-1b
+    python -m benchmarks.checkpoints /tmp/llama-1b [--shape llama-1b]
 
-The default is a Llama shape of 1.2 billion parameters in bfloat16, with the embedded model's
-tokenizer beside it, so that every command works on it; its vocabulary is larger than the
-tokenizer's, its text is noise.
+Weights are bfloat16 of standard deviation 0.02, with the embedded model's tokenizer beside them,
+so that every command works on a checkpoint; its vocabulary is larger than the tokenizer's, its
+text is noise.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from ferrule.ir.plan import TensorSpec
-from ferrule.runtime.weights import WeightsWriter
-
 TOKENIZER = Path(__file__).resolve().parent.parent / "examples/models/tiny-llama"
+_EVERY = {
+    "max_position_embeddings": 131072,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "dtype": "bfloat16",
+}
+_LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+_QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 LLAMA_1B = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
+    **_LLAMA,
     "hidden_size": 2048,
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
@@ -30,23 +34,69 @@ LLAMA_1B = {
     "intermediate_size": 8192,
     "vocab_size": 128256,
     "tie_word_embeddings": True,
-    "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "dtype": "bfloat16",
+    **_EVERY,
+}
+QWEN2_HALF_B = {
+    **_QWEN2,
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 4864,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    **_EVERY,
+}
+TINYLLAMA_1B = {
+    **_LLAMA,
+    "hidden_size": 2048,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "intermediate_size": 5632,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    **_EVERY,
+}
+SHAPES: Mapping[str, Mapping[str, object]] = {
+    "llama-1b": LLAMA_1B,
+    "qwen2-0.5b": QWEN2_HALF_B,
+    "tinyllama-1.1b": TINYLLAMA_1B,
 }
 
 
-def write_checkpoint(folder: Path, config: dict[str, object], seed: int = 0) -> Path:
-    """The folder, holding the config, a tokenizer and random bfloat16 weights of standard
-    deviation 0.02.
+def checkpoint_of(folder: Path, config: Mapping[str, object]) -> Path:
+    """The folder, holding a checkpoint of this shape: the one that is there, or a new one.
+
+    One of another shape is an error: its figures would be taken for this one's.
     """
+    if not (folder / "model.safetensors").is_file():
+        return write_checkpoint(folder, config)
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if differing := [k for k, v in config.items() if found.get(k) != v]:
+        raise SystemExit(f"{folder}: a checkpoint of another shape ({', '.join(differing)} differ)")
+    return folder
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, object], seed: int = 0) -> Path:
+    """The folder, holding the config, a tokenizer and random bfloat16 weights of standard
+    deviation 0.02; norms are ones.
+    """
+    import torch
+    from ferrule.ir.plan import TensorSpec
+    from ferrule.runtime.weights import WeightsWriter
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(TOKENIZER / name, folder / name)
     with torch.device("meta"):
@@ -56,23 +106,24 @@ def write_checkpoint(folder: Path, config: dict[str, object], seed: int = 0) -> 
     torch.manual_seed(seed)
     with WeightsWriter(folder / "model.safetensors", specs) as writer:
         for name, shape in shapes.items():
-            writer.write(name, _random(name, shape).view(torch.uint16).numpy())
+            value = torch.empty(shape, dtype=torch.bfloat16)
+            is_norm = name.endswith("norm.weight")
+            value = value.fill_(1.0) if is_norm else value.normal_(0, 0.02)
+            writer.write(name, value.view(torch.uint16).numpy())
     return folder
-
-
-def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
 
 
 def main() -> None:
     """Write the checkpoint that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=LLAMA_1B["num_hidden_layers"])
+    parser.add_argument("--shape", choices=list(SHAPES), default="llama-1b")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
     given = parser.parse_args()
-    folder = write_checkpoint(given.folder, {**LLAMA_1B, "num_hidden_layers": given.layers})
+    config = dict(SHAPES[given.shape])
+    if given.layers:
+        config["num_hidden_layers"] = given.layers
+    folder = write_checkpoint(given.folder, config)
     size = (folder / "model.safetensors").stat().st_size
     print(f"{folder}: {size / 1e9:.2f} GB of random weights")
 

@@ -1,0 +1,1 @@
+"""Makes the model files of each stack from one checkpoint, in the environment of that stack."""
