@@ -60,10 +60,12 @@ class Room:
 
     @staticmethod
     def of(cases: Iterable[Case], rounds: int, threads: int) -> Room:
-        """Room for every case; never less than a cold start needs."""
+        """Room for every case and a cold start, in steps of 512 tokens: what is built for it is
+        good for other rounds too.
+        """
         chosen = [*cases, *COLD]
         tokens = max(case.room(rounds) for case in chosen)
-        return Room(tokens, max(case.sequences for case in chosen), threads)
+        return Room(-(-tokens // 512) * 512, max(case.sequences for case in chosen), threads)
 
 
 @dataclass(frozen=True)
