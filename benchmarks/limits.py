@@ -8,6 +8,7 @@ prints them as JSON: bytes a second that the cores read, operations a second by 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,8 @@ MULTIPLIED_IN = {"bf16": "bf16", "int8": "i8", "int4": "i8"}
 def measured(target: str, threads: int) -> Hardware:
     """The limits for code of a target on so many threads; takes some seconds."""
     command = [sys.executable, "-m", "benchmarks.limits", target, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = os.environ | {"TVM_NUM_THREADS": str(threads)}  # its own guess halves the cores
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise SystemExit(f"the limits of {target} were not measured:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])

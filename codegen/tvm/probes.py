@@ -23,6 +23,7 @@ from .isa import DOT_BF16, isa_of, tvm_target
 from .values import i64
 
 LANES = 16
+STREAMS = 4  # places in memory that a core reads from at once
 ROUNDS = 1 << 20  # multiply-adds of one chain in one call: milliseconds
 SECONDS = 0.6  # a busy machine has quiet moments: the best of the calls in this time counts
 DOT_INT8 = "llvm.x86.avx512.vpdpbusd.512"
@@ -54,14 +55,14 @@ def read_bandwidth(target: Target, bytes_: int) -> float:
 
 
 def _read_rate(target: Target, threads: int, bytes_: int, clock: Callable[[], float]) -> float:
-    chunk = max(1, bytes_ // (4 * threads * 8 * LANES))
+    chunk = max(1, bytes_ // (4 * threads * STREAMS * 4 * LANES))
     kernel = _compiled(_read(threads, chunk), target)
     # Not numpy's memory: it has huge pages, which memory-mapped weights have not.
-    source = tvm.runtime.tensor(np.ones((threads, chunk, 8 * LANES), "float32"))
+    source = tvm.runtime.tensor(np.ones((threads, STREAMS, chunk, 4 * LANES), "float32"))
     result = tvm.runtime.tensor(np.full((threads, LANES), np.nan, "float32"))
     best = _best(lambda: kernel(source, result), clock, SECONDS)
-    assert (result.numpy() == 8 * chunk).all(), f"the sums of ones are {result.numpy()}"
-    return 4 * threads * chunk * 8 * LANES / best
+    assert (result.numpy() == STREAMS * 4 * chunk).all(), f"the sums of ones are {result.numpy()}"
+    return 4 * threads * STREAMS * chunk * 4 * LANES / best
 
 
 def peak_operations(target: Target) -> dict[str, float]:
@@ -172,11 +173,13 @@ def _chains(cores: int, chains: int, dtype: str, step: Step) -> tirx.PrimFunc:
 
 
 def _read(threads: int, chunk: int) -> tirx.PrimFunc:
-    """result[t] = the sum of the vectors of thread t's chunk."""
+    """result[t] = the sum of the vectors of thread t's streams, read side by side: a core that
+    follows one place in memory waits at every page.
+    """
 
     @T.prim_func
     def probe(
-        X: T.Buffer((threads, chunk, 8 * LANES), "float32"),
+        X: T.Buffer((threads, STREAMS, chunk, 4 * LANES), "float32"),
         R: T.Buffer((threads, LANES), "float32"),
     ) -> None:
         for t in T.parallel(threads):
@@ -184,10 +187,12 @@ def _read(threads: int, chunk: int) -> tirx.PrimFunc:
             for c in T.unroll(8):
                 a[c, T.ramp(0, 1, LANES)] = T.broadcast(T.float32(0), LANES)
             for k in T.serial(chunk):
-                for c in T.unroll(8):
-                    a[c, T.ramp(0, 1, LANES)] = (
-                        a[c, T.ramp(0, 1, LANES)] + X[t, k, T.ramp(c * LANES, 1, LANES)]
-                    )
+                for s in T.unroll(STREAMS):
+                    for c in T.unroll(4):
+                        a[4 * (s % 2) + c, T.ramp(0, 1, LANES)] = (
+                            a[4 * (s % 2) + c, T.ramp(0, 1, LANES)]
+                            + X[t, s, k, T.ramp(c * LANES, 1, LANES)]
+                        )
             R[t, T.ramp(0, 1, LANES)] = T.broadcast(T.float32(0), LANES)
             for c in T.unroll(8):
                 R[t, T.ramp(0, 1, LANES)] = R[t, T.ramp(0, 1, LANES)] + a[c, T.ramp(0, 1, LANES)]
