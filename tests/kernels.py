@@ -59,7 +59,7 @@ class Kernels:
     ) -> None:
         """Run a kernel on random inputs (or those given) at some dims, and compare every result."""
         body = self.bodies[name]
-        values = [_value(i, inputs or {}, dims) for i in body.inputs]
+        values = [value_of(i, inputs or {}, dims) for i in body.inputs]
         wanted = evaluate(body, [v.clone() for v in values], {}, dims, wide=True)
         results = self.run(name, values, [tuple(w.shape) for w in wanted])
         for node, have, want in zip(body.outputs, results, wanted, strict=True):
@@ -112,9 +112,10 @@ def size(d: Dim, dims: Mapping[str, int]) -> int:
     return int(substitute(d, dims))
 
 
-def _value(
+def value_of(
     node: Node, inputs: Mapping[str, torch.Tensor | Make], dims: Mapping[str, int]
 ) -> torch.Tensor:
+    """The value of an input: the one given, or a random one."""
     t = node.type
     if isinstance(t, CacheType):
         shape: tuple[int, ...] = (dims["C"], t.block, *t.entry)

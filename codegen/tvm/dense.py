@@ -10,10 +10,11 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
-from .attention import Attention, Item, emit_item, pulled_once, result_place
+from .attention import Attention, Item, pulled_once, result_place
 from .function import Anchor, Kernel
 from .loops import Place, Work
-from .values import Expr, bind, const, i64
+from .prefill import emit_tokens
+from .values import Expr, bind, i64
 
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
@@ -40,12 +41,9 @@ def emit_dense(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         shape = (*q.shape[:3], k.shape[2])
         return pull.value(mask, pull.broadcast(mask, shape, (item.sequence, h, item.query + i, j)))
 
-    def visible(w: Work, item: Item, i: Expr, h: Expr, j: Expr) -> Expr:
-        seen: Expr = tirx.LE(j, item.position + i) if node["causal"] else const(1, "bool")
-        if not boolean:
-            return seen
-        held = bind(tirx.min(j, item.high - i64(1)))
-        return tirx.And(seen, masked(w, item, i, h, held))
+    def seen(item: Item, i: Expr) -> tuple[Expr, Expr]:
+        end = bind(item.position + i + i64(1)) if node["causal"] else item.high
+        return i64(0), bind(tirx.min(end, item.high))
 
     attention = Attention(
         kernel=kernel,
@@ -56,11 +54,13 @@ def emit_dense(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         scale=float(node["scale"]),
         softcap=float(node["softcap"]),
         slot=lambda item, j: j,
+        run=0,
         key=lambda w, item, s, d: w.pull().value(k, [item.sequence, item.group, s, d]),
         value=lambda w, item, s, e: w.pull().value(v, [item.sequence, item.group, s, e]),
         query=lambda w, item, i, h, d: w.pull().value(q, [item.sequence, h, item.query + i, d]),
         store=lambda item, i, h, e, x: place.store([item.sequence, h, item.query + i, e], x),
-        visible=visible,
+        seen=seen,
+        visible=masked if boolean else None,
         bias=masked if mask is not None and not boolean else None,
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
@@ -84,7 +84,7 @@ def _items(kernel: Kernel, node: Node, a: Attention) -> None:
         high = bind(tirx.min(position + count, keys)) if node["causal"] else keys
         sequence = bind(tirx.floordiv(rest, i64(a.groups)))
         group = bind(tirx.floormod(rest, i64(a.groups)))
-        emit_item(a, work, Item(sequence, group, query, position, count, i64(0), high))
+        emit_tokens(a, work, Item(sequence, group, query, position, count, i64(0), high))
 
 
 DENSE = Anchor(_needs, emit_dense)

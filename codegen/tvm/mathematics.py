@@ -42,6 +42,17 @@ def _keep_nan(x: Expr, y: Expr) -> Expr:
     return bind_opaque(tirx.Select(is_nan(x), x, y))
 
 
+_EXP_TAIL = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+"""e^r = 1 + r + r^2 (these, highest power first)."""
+
+
 def exp(x: Expr) -> Expr:
     """e^x = 2^n e^r, |r| <= ln 2 / 2, e^r by a polynomial of degree 7 (Cephes)."""
     if _is_double(x):
@@ -50,19 +61,24 @@ def exp(x: Expr) -> Expr:
     clipped = bind_opaque(tirx.min(tirx.max(x, _f(-87.33654)), _f(88.72283)))
     n = bind_opaque(tirx.floor(clipped * _f(1.4426950408889634) + _f(0.5)))
     r = bind_opaque(clipped - n * _f(0.693359375) - n * _f(-2.12194440e-4))
-    tail = (
-        1.9875691500e-4,
-        1.3981999507e-3,
-        8.3334519073e-3,
-        4.1665795894e-2,
-        1.6666665459e-1,
-        5.0000001201e-1,
-    )
-    p = bind_opaque(_horner(r, tail) * r * r + r + _f(1.0))
+    p = bind_opaque(_horner(r, _EXP_TAIL) * r * r + r + _f(1.0))
     y = bind_opaque(_scale(p, n))
     y = tirx.Select(tirx.GT(x, _f(88.72283)), _f(float("inf")), y)
     y = tirx.Select(tirx.LT(x, _f(-87.33654)), _f(0.0), y)
     return _keep_nan(x, y)
+
+
+def exp_below(x: Expr) -> Expr:
+    """e^x of a float32 x <= 0, NaN or -inf: exp without its upper end; 0 below the normal
+    numbers.
+    """
+    x = bind_opaque(x)
+    clipped = tirx.max(x, _f(-87.33654))
+    n = bind_opaque(tirx.floor(clipped * _f(1.4426950408889634) + _f(0.5)))
+    r = bind_opaque(x - n * _f(0.693359375) - n * _f(-2.12194440e-4))
+    p = bind_opaque(_horner(r, _EXP_TAIL) * r * r + r + _f(1.0))
+    y = bind_opaque(p * _power_of_two(tirx.Cast("int32", n)))
+    return bind_opaque(tirx.Select(tirx.LT(x, _f(-87.33654)), _f(0.0), y))
 
 
 def _scale(p: Expr, n: Expr) -> Expr:

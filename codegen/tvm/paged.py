@@ -11,9 +11,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
-from .attention import Attention, Item, emit_item, pulled_once, result_place
+from .attention import SPACE, Attention, Item, pulled_once, result_place, splits
+from .decode import Partials, emit_fold, emit_split
 from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
+from .prefill import emit_tokens
+from .schedule import Schedule, Share
 from .values import Expr, bind, cast, const, i64
 
 
@@ -66,6 +69,8 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         groups=k_cache.type.entry[0],
         value_width=node["value_size"],
         slot=slot,
+        run=block,
+        longest=kernel.dims.expr(table.shape[1]) * i64(block),
         key=lambda w, item, s, d: caches[0].read([s, item.group, d]),
         value=lambda w, item, s, e: caches[1].read([s, item.group, e + start]),
         first_extra=6,
@@ -88,6 +93,8 @@ def emit_ragged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
         groups=int(k.shape[1]),
         value_width=int(v.shape[2]),
         slot=lambda item, j: batch.read(starts, item.sequence) + j,
+        run=0,
+        longest=i64(1),
         key=lambda w, item, s, d: w.pull().value(k, [s, item.group, d]),
         value=lambda w, item, s, e: w.pull().value(v, [s, item.group, e]),
         first_extra=4,
@@ -108,6 +115,8 @@ def _emit(
     groups: int,
     value_width: int,
     slot: Callable[[Item, Expr], Expr],
+    run: int,
+    longest: Expr,
     key: Callable[[Work, Item, Expr, Expr], Expr],
     value: Callable[[Work, Item, Expr, Expr], Expr],
     first_extra: int,
@@ -125,35 +134,96 @@ def _emit(
         scale=float(node["scale"]),
         softcap=float(node["softcap"]),
         slot=slot,
+        run=run,
         key=key,
         value=value,
         query=lambda w, item, i, h, d: w.pull().value(q, [item.query + i, h, d]),
         store=lambda item, i, h, e, x: place.store([item.query + i, h, e], x),
-        visible=lambda w, item, i, h, j: _visible(node, item.position + i, j),
+        seen=lambda item, i: _seen(node, item, i),
+        visible=None,
         bias=_bias(node, first_extra),
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
-    tiles = tirx.floordiv(kernel.dims.expr(q.shape[0]), i64(attention.tokens)) + batch.sequences
-    count = bind(tiles)
-
-    def item(work: Work, at: Expr) -> None:
-        _one(batch, attention, work, tirx.floordiv(at, count), tirx.floormod(at, count))
-
-    with T.parallel(i64(0), count * i64(groups)) as w:
-        item(kernel.work(), w)
+    _over_items(batch, attention, longest)
     kernel.places.update(done)
 
 
-def _visible(node: Node, position: Expr, j: Expr) -> Expr:
-    seen: Expr = const(1, "bool")
-    if node["causal"]:
-        seen = tirx.LE(j, position)
+def _over_items(batch: _Batch, a: Attention, longest: Expr) -> None:
+    """Sequences with one new token by their splits, others by tiles of tokens and groups; no
+    sequence with one new token has more than `longest` keys.
+    """
+    kernel, work = batch.kernel, batch.kernel.work()
+    schedule = Schedule.of(kernel, batch.sequences, a.groups, lambda n: _share(batch, a, n))
+    # By the shapes alone: TVM moves allocations in front of what is computed.
+    partials = Partials.scratch(
+        a, batch.sequences * tirx.floordiv(longest + i64(SPACE.keys - 1), i64(SPACE.keys))
+    )
+
+    def one(n: Expr, at: Expr) -> None:
+        with T.If(tirx.EQ(_tokens(batch, n), i64(1))):
+            with T.Then():
+                _split(batch, a, work, schedule, partials, n, at)
+            with T.Else():
+                tiles = tirx.floordiv(_tokens(batch, n) + i64(a.tokens - 1), i64(a.tokens))
+                # The last tokens see the most keys: their tiles go first.
+                tile = bind(tiles - i64(1) - tirx.floordiv(at, i64(a.groups)))
+                group = bind(tirx.floormod(at, i64(a.groups)))
+                emit_tokens(a, work, _item(batch, a, group, n, tile))
+
+    schedule.run(kernel, one)
+
+
+def _tokens(batch: _Batch, n: Expr) -> Expr:
+    return bind(batch.read(batch.starts, n + i64(1)) - batch.read(batch.starts, n))
+
+
+def _share(batch: _Batch, a: Attention, n: Expr) -> Share:
+    tokens = _tokens(batch, n)
+    single = tirx.EQ(tokens, i64(1))
+    tiles = tirx.floordiv(tokens + i64(a.tokens - 1), i64(a.tokens)) * i64(a.groups)
+    first, last = splits(_item(batch, a, i64(0), n, i64(0)))
+    return Share(
+        bind(tirx.Select(single, i64(0), tiles)), bind(tirx.Select(single, last - first, i64(0)))
+    )
+
+
+def _split(
+    batch: _Batch,
+    a: Attention,
+    work: Work,
+    schedule: Schedule,
+    partials: Partials,
+    n: Expr,
+    at: Expr,
+) -> None:
+    """One part of one split of a sequence; the last to be done folds them all."""
+    item = _item(batch, a, i64(0), n, i64(0))
+    first, last = (bind(s) for s in splits(item))
+    split, part = (
+        bind(tirx.truncdiv(at, schedule.parts)),
+        bind(tirx.truncmod(at, schedule.parts)),
+    )
+    low = bind(tirx.truncdiv(part * i64(a.groups), schedule.parts))
+    high = bind(tirx.truncdiv((part + i64(1)) * i64(a.groups), schedule.parts))
+    number = bind(schedule.splits[n] + split)
+    emit_split(a, work, item, bind(first + split), (low, high), partials, number)
+    with T.If(schedule.is_last(n)), T.Then():
+        emit_fold(a, work, item, partials, bind(schedule.splits[n]), bind(last - first))
+
+
+def _seen(node: Node, item: Item, i: Expr) -> tuple[Expr, Expr]:
+    """The range of keys that token i of an item sees."""
+    position = bind(item.position + i)
+    low: Expr = i64(0)
+    high: Expr = bind(position + i64(1)) if node["causal"] else item.high
     if node["window"]:
-        seen = tirx.And(seen, tirx.LT(position - j, i64(node["window"])))
+        low = bind(tirx.max(position - i64(node["window"] - 1), i64(0)))
     if node["chunk"]:
         chunk = i64(node["chunk"])
-        seen = tirx.And(seen, tirx.EQ(tirx.floordiv(j, chunk), tirx.floordiv(position, chunk)))
-    return seen
+        begin = bind(tirx.floordiv(position, chunk) * chunk)
+        low = bind(tirx.max(low, begin))
+        high = bind(tirx.min(high, begin + chunk))
+    return low, high
 
 
 def _bias(node: Node, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], Expr] | None:
@@ -176,25 +246,6 @@ def _bias(node: Node, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], Ex
     return read
 
 
-def _one(batch: _Batch, a: Attention, work: Work, group: Expr, tile: Expr) -> None:
-    """Find the tile's sequence and tokens, then attend; tiles past the end of the batch do
-    nothing.
-    """
-    left, found = T.alloc_buffer((1,), "int64"), T.alloc_buffer((1,), "int64")
-    T.buffer_store(left, tile, [0])
-    T.buffer_store(found, i64(-1), [0])
-    with T.serial(i64(0), batch.sequences) as n, T.If(tirx.LT(found[0], i64(0))), T.Then():
-        tokens = batch.read(batch.starts, n + i64(1)) - batch.read(batch.starts, n)
-        tiles = bind(tirx.floordiv(tokens + i64(a.tokens - 1), i64(a.tokens)))
-        with T.If(tirx.LT(left[0], tiles)):
-            with T.Then():
-                T.buffer_store(found, n, [0])
-            with T.Else():
-                T.buffer_store(left, left[0] - tiles, [0])
-    with T.If(tirx.GE(found[0], i64(0))), T.Then():
-        emit_item(a, work, _item(batch, a, group, bind(found[0]), bind(left[0])))
-
-
 def _item(batch: _Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item:
     node = batch.node
     start, end = batch.read(batch.starts, n), batch.read(batch.starts, n + i64(1))
@@ -204,11 +255,9 @@ def _item(batch: _Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item
     position = bind(length - (end - query))
     high = bind(position + count) if node["causal"] else length
     low: Expr = i64(0)
-    if node["window"]:
-        low = bind(tirx.max(position - i64(node["window"] - 1), i64(0)))
-    if node["chunk"] and node["causal"]:
-        chunk = i64(node["chunk"])
-        low = bind(tirx.max(low, tirx.floordiv(position, chunk) * chunk))
+    if node["window"] or node["chunk"]:
+        whole = Item(n, group, query, position, count, low, high)
+        low, _ = _seen(node, whole, i64(0))
     return Item(n, group, query, position, count, low, high)
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ferrule.codegen.tvm.attention import SPACE
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.ops import model, serving
 from ferrule.ir.ops import tensor as t
-from kernels import Kernels, T, cache, given
+from ferrule.ir.types import CacheType
+from kernels import Kernels, T, cache, given, value_of
 
 N, M, S, B = dim("N"), dim("M"), dim("S"), dim("B")
 
@@ -23,12 +25,13 @@ def paged(
     values: int,
     *,
     shared: bool = False,
+    block: int = 16,
     **options: object,
 ) -> Graph:
     """A paged attention whose result is given as [T, heads * values]."""
     q = given("q", dtype, T, heads, width)
-    keys = cache("k", dtype, groups, width)
-    stored = keys if shared else cache("v", dtype, groups, values)
+    keys = cache("k", dtype, groups, width, block=block)
+    stored = keys if shared else cache("v", dtype, groups, values, block=block)
     table, starts, lengths = (
         given("table", "i32", N, M),
         given("starts", "i32", N + 1),
@@ -85,6 +88,10 @@ BODIES = {
     "sinks": paged("f16", 4, 2, 20, 20, chunk=16, extras=("sinks",)),
     "slopes": paged("bf16", 5, 5, 16, 16, extras=("slopes",)),
     "bias": paged("f32", 2, 1, 16, 16, causal=False, extras=("bias",)),
+    "wide": paged("bf16", 6, 2, 80, 80),
+    "one group": paged("f32", 20, 1, 48, 16),
+    "small blocks": paged("bf16", 3, 1, 32, 32, block=5, window=40),
+    "large blocks": paged("f16", 2, 2, 96, 24, block=32, softcap=9.0),
     "ragged": ragged(),
     "dense": dense(causal=True),
     "masked": dense(mask="bool"),
@@ -92,8 +99,8 @@ BODIES = {
 }
 TARGETS = {
     "cpu": tuple(BODIES),
-    "cpu:x86-64-v4": ("latent",),
-    "cpu:x86-64-v3": ("plain",),
+    "cpu:x86-64-v4": ("latent", "wide"),
+    "cpu:x86-64-v3": ("plain", "wide"),
     "cpu:x86-64": ("odd",),
 }
 CASES = [(target, name) for target, names in TARGETS.items() for name in names]
@@ -108,9 +115,7 @@ def libraries() -> dict[str, Kernels]:
 
 @pytest.mark.parametrize(("target", "name"), CASES)
 def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
-    if target not in libraries:
-        libraries[target] = Kernels(target, {n: BODIES[n] for n in TARGETS[target]})
-    kernels = libraries[target]
+    kernels = of_target(libraries, target)
     if name in ("dense", "masked", "added"):
         diagonal = (
             {"mask": lambda s: torch.rand(s).ge(0.3) | torch.eye(s[-1]).bool()}
@@ -121,18 +126,80 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
             kernels.check(name, diagonal, B=2, S=length)
         return
     for new, old in BATCHES:
-        inputs, dims = batch(new, old)
+        inputs, dims = batch(new, old, blocks_of(name))
         if name == "ragged":
             inputs = {"starts": inputs["starts"]}
         kernels.check(name, inputs, **dims)
 
 
-def batch(new: list[int], old: list[int]) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+@pytest.mark.parametrize("name", ["plain", "wide", "small blocks"])
+def test_lengths_around_the_edges_of_blocks_and_splits(
+    libraries: dict[str, Kernels], name: str
+) -> None:
+    kernels = of_target(libraries, "cpu")
+    whole = list(range(1, 41))
+    edges = [SPACE.keys + d for d in (-17, -1, 0, 1)] + [2 * SPACE.keys, 2 * SPACE.keys + 1]
+    for new, old in (
+        ([1] * 40, [n - 1 for n in whole]),
+        (whole, [0] * 40),
+        ([1] * 6, [e - 1 for e in edges]),
+        ([3] * 6, [e - 2 for e in edges]),
+        ([SPACE.keys + 19, 1, 2], [SPACE.keys - 9, 3 * SPACE.keys, 0]),
+    ):
+        inputs, dims = batch(new, old, blocks_of(name))
+        kernels.check(name, inputs, **dims)
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "wide"])
+def test_a_row_does_not_depend_on_what_it_is_computed_with(
+    libraries: dict[str, Kernels], name: str
+) -> None:
+    kernels = of_target(libraries, "cpu")
+    length = 2 * SPACE.keys + 37
+    q, *rest = drawn_inputs(kernels, name, [length], [0])
+    whole = kernels.run(name, [q, *rest], [(length, result_width(name))])[0]
+    for new, old in (([1, 1, 1], [length - 1, 9, SPACE.keys]), ([5, 40], [length - 5, 3])):
+        rows = torch.cat([torch.arange(o, o + n) for n, o in zip(new, old, strict=True)])
+        lengths = torch.tensor([n + o for n, o in zip(new, old, strict=True)], dtype=torch.int32)
+        starts = torch.tensor([0, *torch.tensor(new).cumsum(0)], dtype=torch.int32)
+        table = rest[2].expand(len(new), -1).contiguous()
+        values = [q[rows], *rest[:2], table, starts, lengths]
+        part = kernels.run(name, values, [(len(rows), result_width(name))])[0]
+        assert torch.equal(part, whole[rows])
+
+
+def drawn_inputs(kernels: Kernels, name: str, new: list[int], old: list[int]) -> list[torch.Tensor]:
+    """Values of a paged body for a batch, in order."""
+    inputs, dims = batch(new, old)
+    body = kernels.bodies[name]
+    return [value_of(i, inputs, dims) for i in body.inputs]
+
+
+def blocks_of(name: str) -> int:
+    """Slots of a block in a body's caches."""
+    kinds = [i.type for i in BODIES[name].inputs]
+    return next((k.block for k in kinds if isinstance(k, CacheType)), 16)
+
+
+def result_width(name: str) -> int:
+    return int(BODIES[name].outputs[0].shape[1])
+
+
+def of_target(libraries: dict[str, Kernels], target: str) -> Kernels:
+    """The library of a target, made when it is first asked for."""
+    if target not in libraries:
+        libraries[target] = Kernels(target, {n: BODIES[n] for n in TARGETS[target]})
+    return libraries[target]
+
+
+def batch(
+    new: list[int], old: list[int], block: int = 16
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Inputs of a ragged batch: each sequence's new tokens and those already cached, its blocks
     scattered over the pool.
     """
     lengths = torch.tensor(new) + torch.tensor(old)
-    blocks = -(-int(lengths.max()) // 16)
+    blocks = -(-int(lengths.max()) // block)
     pool = blocks * len(new) + 3
     table = torch.randperm(pool)[: blocks * len(new)].reshape(len(new), blocks)
     starts = torch.cat([torch.zeros(1), torch.tensor(new).cumsum(0)])

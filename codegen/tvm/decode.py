@@ -1,0 +1,149 @@
+"""Attention of one token: an item is one split of the keys, of all groups or some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .attention import SPACE, Attention, Item, Span
+from .isa import LANES
+from .loops import Work
+from .scores import Floats, Rows
+from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
+from .values import Expr, bind, i64
+
+
+@dataclass(frozen=True)
+class Partials:
+    """What splits give, by their number in the step: levels, LANES heads a vector, and weighted
+    values [number, head, padded width].
+    """
+
+    heads: int
+    level: Level
+    values: tirx.Buffer
+
+    @staticmethod
+    def scratch(a: Attention, count: Expr) -> Partials:
+        """For so many splits."""
+        vectors = -(-a.heads // LANES)
+        values = T.alloc_buffer((count * i64(a.heads), i64(padded(a))), "float32")
+        return Partials(a.heads, Level.scratch(count * i64(vectors)), values)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of heads."""
+        return -(-self.heads // LANES)
+
+    def row(self, number: Expr, head: Expr) -> Expr:
+        """Where a head's values of a split lie."""
+        return bind(number * i64(self.heads) + head)
+
+
+def emit_split(
+    a: Attention,
+    work: Work,
+    item: Item,
+    split: Expr,
+    groups: tuple[Expr, Expr],
+    partials: Partials,
+    number: Expr,
+) -> None:
+    """Split `split` of an item's keys, for a range of groups, into the partials."""
+    products = Floats(a)
+    q = products.queries(a.heads)
+    scores = T.alloc_buffer((a.heads, SPACE.keys), "float32")
+    span = Span.of(split, item.low, item.high)
+    low, high = (bind(g * i64(a.repeat)) for g in groups)
+    with T.serial(low, high) as h:
+        products.put_query(work, item, q, h, (i64(0), h))
+    _score(a, products, work, item, span, groups, q, scores)
+    with T.serial(low, high) as h:
+        row = Row(scores, h, i64(0), h)
+        vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
+        largest, total = weigh(a, work, item, row, span)
+        partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
+        clear(partials.values, partials.row(number, h))
+    with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
+        part = _part(span, block)
+        first = bind(g * i64(a.repeat))
+        into = Rows(partials.values, partials.row(number, first), a.repeat)
+
+        def values(weights: Rows, to: Rows) -> None:
+            products.accumulate(work, replace(item, group=g), weights, part, to)
+
+        _by_tiles(products.row_tile, Rows(scores, first, a.repeat), into, values)
+
+
+def _score(
+    a: Attention,
+    products: Floats,
+    work: Work,
+    item: Item,
+    span: Span,
+    groups: tuple[Expr, Expr],
+    q: tirx.Buffer,
+    scores: tirx.Buffer,
+) -> None:
+    """Scores of all heads, a stretch of keys of every group before the next stretch."""
+    runs = SPACE.stream // LANES
+    kt = products.keys(runs)
+    vectors = max(1, min(runs, products.sums // min(a.repeat, products.row_tile)))
+    with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
+        own = replace(item, group=g)
+        start = bind(block * i64(SPACE.stream))
+        with T.serial(i64(0), i64(runs)) as run:
+            products.turn_keys(work, own, kt, run, bind(span.base + start + run * i64(LANES)))
+        first = bind(g * i64(a.repeat))
+
+        def tile(mine: Rows, to: Rows) -> None:
+            with T.serial(i64(0), i64(runs // vectors)) as c:
+                run = bind(c * i64(vectors))
+                products.score(mine, kt, run, vectors, to, bind(start + run * i64(LANES)))
+
+        rows = a.repeat
+        _by_tiles(products.row_tile, Rows(q, first, rows), Rows(scores, first, rows), tile)
+
+
+def _part(span: Span, block: Expr) -> Span:
+    """The keys of a span that lie in a block of the stream."""
+    start = bind(block * i64(SPACE.stream))
+    begin = bind(tirx.max(span.begin, start))
+    return Span(span.base, begin, bind(tirx.min(span.end, start + i64(SPACE.stream))))
+
+
+def _by_tiles(size: int, x: Rows, y: Rows, body: Callable[[Rows, Rows], None]) -> None:
+    """body(rows of x, rows of y) by tiles of `size` rows, and what is left."""
+    whole, rest = divmod(x.count, size)
+    if whole:
+        with T.serial(i64(0), i64(whole)) as t:
+            at = bind(t * i64(size))
+            body(*(Rows(b.buffer, bind(b.first + at), size) for b in (x, y)))
+    if rest:
+        body(*(b.part(whole * size, rest) for b in (x, y)))
+
+
+def emit_fold(
+    a: Attention, work: Work, item: Item, partials: Partials, first: Expr, count: Expr
+) -> None:
+    """A sequence's result from its splits, folded in their order."""
+    totals = Totals.scratch(a, partials.vectors, LANES)
+    factors = Factors.scratch(partials.vectors)
+    with T.serial(i64(0), i64(partials.vectors)) as v:
+        totals.level.clear(v)
+    with T.serial(i64(0), i64(a.heads)) as h:
+        totals.begin(a, work, h, h)
+    with T.serial(i64(0), count) as s:
+        number = bind(first + s)
+        with T.serial(i64(0), i64(partials.vectors)) as v:
+            at = bind(number * i64(partials.vectors) + v)
+            fold_levels(totals.level, v, partials.level, at, factors, v)
+        with T.serial(i64(0), i64(a.heads)) as h:
+            lane = (tirx.floordiv(h, i64(LANES)), tirx.floormod(h, i64(LANES)))
+            part = Rows(partials.values, partials.row(number, h), 1)
+            fold_values(padded(a), Rows(totals.values, h, 1), part, factors, lane)
+    with T.serial(i64(0), i64(a.heads)) as h:
+        totals.finish(a, work, item, h, (i64(0), h))

@@ -1,0 +1,202 @@
+"""Softmax of the attention template: the weights of a row's scores in one split, and the fold of
+splits into one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from . import mathematics as m
+from .attention import Attention, Item, Span
+from .isa import LANES
+from .loops import Work, along
+from .reductions import across, fold_of
+from .scores import Rows
+from .values import Expr, bind, cast, const, i64, vectorized
+from .vectors import filled, lanes_from
+
+NEVER = float("-inf")
+
+
+def _f(value: float) -> Expr:
+    return const(value, "float32")
+
+
+def _i(value: Expr | int) -> Expr:
+    return tirx.Cast("int32", value) if not isinstance(value, int) else const(value, "int32")
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where rows stand, LANES of them side by side: `largest` score, `total` of weights."""
+
+    largest: tirx.Buffer
+    total: tirx.Buffer
+
+    @staticmethod
+    def scratch(vectors: int | Expr) -> Level:
+        """For so many vectors of rows."""
+        shape = (i64(vectors), i64(LANES))
+        return Level(T.alloc_buffer(shape, "float32"), T.alloc_buffer(shape, "float32"))
+
+    def put(self, vector: Expr, lane: Expr, largest: Expr, total: Expr) -> None:
+        """Set a row's."""
+        T.buffer_store(self.largest, largest, [vector, lane])
+        T.buffer_store(self.total, total, [vector, lane])
+
+    def clear(self, vector: Expr) -> None:
+        """No keys seen yet, in all lanes."""
+        T.buffer_store(self.largest, T.broadcast(_f(NEVER), LANES), [vector, lanes_from(0)])
+        T.buffer_store(self.total, T.broadcast(_f(0), LANES), [vector, lanes_from(0)])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of scores at work: where it lies, whose it is."""
+
+    scores: tirx.Buffer
+    at: Expr
+    token: Expr
+    head: Expr
+
+
+def weigh(a: Attention, work: Work, item: Item, row: Row, span: Span) -> tuple[Expr, Expr]:
+    """Scores become weights over the runs that hold the span; gives (largest score, sum of
+    weights).
+
+    A row that sees none of the keys has weights of zero and -inf as its largest score.
+    """
+    low, high = a.seen(item, row.token)
+    begin = bind(_i(tirx.max(low - span.base, i64(-1))))
+    end = bind(_i(tirx.min(high - span.base, span.end)))
+    first, last = span.blocks(LANES)
+    best = filled(NEVER)
+    with T.serial(first, last) as c:
+        start = bind(c * i64(LANES))
+        with vectorized(LANES) as v:
+            score = _score(a, work, item, row, bind(span.base + start), start, v)
+            j = _i(start) + tirx.Cast("int32", v)
+            score = tirx.Select(tirx.And(tirx.GE(j, begin), tirx.LT(j, end)), score, _f(NEVER))
+            T.buffer_store(row.scores, score, [row.at, start + v])
+            T.buffer_store(best, tirx.max(best[v], row.scores[row.at, start + v]), [v])
+    largest = across(best, tirx.max, "float32")
+    level = bind(tirx.Select(tirx.EQ(largest, _f(NEVER)), _f(0), largest))
+    total = filled(0)
+    with T.serial(first, last) as c:
+        start = bind(c * i64(LANES))
+        with vectorized(LANES) as v:
+            weight = bind(m.exp_below(row.scores[row.at, start + v] - level))
+            T.buffer_store(row.scores, weight, [row.at, start + v])
+            T.buffer_store(total, total[v] + weight, [v])
+    return largest, across(total, fold_of("reduce_sum"), "float32")
+
+
+def _score(
+    a: Attention, work: Work, item: Item, row: Row, base: Expr, start: Expr, lane: Expr
+) -> Expr:
+    score = row.scores[row.at, start + lane] * _f(a.scale)
+    if a.softcap:
+        score = m.tanh(score * _f(1.0 / a.softcap)) * _f(a.softcap)
+    if a.bias is None and a.visible is None:
+        return score
+    j = bind(tirx.max(tirx.min(base + lane, item.high - i64(1)), i64(0)))
+    if a.bias:
+        score = score + a.bias(work, item, row.token, row.head, j)
+    if a.visible:
+        seen = a.visible(work, item, row.token, row.head, j)
+        score = tirx.Select(seen, score, _f(NEVER))
+    return score
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What rows' values before a split, and those of the split, are multiplied by."""
+
+    before: tirx.Buffer
+    split: tirx.Buffer
+
+    @staticmethod
+    def scratch(vectors: int) -> Factors:
+        """For so many vectors of rows."""
+        shape = (vectors, LANES)
+        return Factors(T.alloc_buffer(shape, "float32"), T.alloc_buffer(shape, "float32"))
+
+
+def fold_levels(into: Level, at: Expr, split: Level, vector: Expr, to: Factors, f: Expr) -> None:
+    """Fold a split's levels into those before it; the factors go to vector `f` of `to`."""
+    with vectorized(LANES) as v:
+        before, after = bind(into.largest[at, v]), bind(split.largest[vector, v])
+        largest = bind(tirx.max(before, after))
+        # A row that has seen no key yet has -inf on both sides; its factors must not be NaN.
+        level = bind(tirx.Select(tirx.EQ(largest, _f(NEVER)), _f(0), largest))
+        old, new = m.exp_below(before - level), m.exp_below(after - level)
+        T.buffer_store(into.total, into.total[at, v] * old + split.total[vector, v] * new, [at, v])
+        T.buffer_store(into.largest, largest, [at, v])
+        T.buffer_store(to.before, old, [f, v])
+        T.buffer_store(to.split, new, [f, v])
+
+
+def fold_values(
+    width: int, into: Rows, split: Rows, factors: Factors, at: tuple[Expr, Expr]
+) -> None:
+    """The weighted values of a row with those of a split more; `width` is a multiple of LANES."""
+    old, new = bind(factors.before[at]), bind(factors.split[at])
+    with T.serial(i64(0), i64(width // LANES)) as o:
+        e = lanes_from(o * i64(LANES))
+        before = T.broadcast(old, LANES) * into.buffer[into.first, e]
+        after = T.broadcast(new, LANES) * split.buffer[split.first, e]
+        T.buffer_store(into.buffer, before + after, [into.first, e])
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What is known of rows so far: levels, and weighted values [row, padded width]."""
+
+    level: Level
+    values: tirx.Buffer
+    per_vector: int
+
+    @staticmethod
+    def scratch(a: Attention, vectors: int, per_vector: int) -> Totals:
+        """For vectors of so many rows each."""
+        values = T.alloc_buffer((vectors * per_vector, padded(a)), "float32")
+        return Totals(Level.scratch(vectors), values, per_vector)
+
+    def begin(self, a: Attention, work: Work, row: Expr, head: Expr) -> None:
+        """A row before any key: nothing, or the sink of its head."""
+        vector = tirx.floordiv(row, i64(self.per_vector))
+        lane = tirx.floormod(row, i64(self.per_vector))
+        largest = cast(a.sink(work, head), "float32") if a.sink else _f(NEVER)
+        self.level.put(vector, lane, largest, _f(1 if a.sink else 0))
+        clear(self.values, row)
+
+    def finish(
+        self, a: Attention, work: Work, item: Item, row: Expr, source: tuple[Expr, Expr]
+    ) -> None:
+        """Store a row's result: weighted values over the sum of weights; zero where it sees no
+        key.
+        """
+        vector = tirx.floordiv(row, i64(self.per_vector))
+        total = bind(self.level.total[vector, tirx.floormod(row, i64(self.per_vector))])
+        # Not where total > 0: a NaN stays one.
+        inverse = bind(tirx.Select(tirx.EQ(total, _f(0)), _f(0), _f(1) / total))
+
+        def element(_: Work, e: Expr) -> None:
+            a.store(item, *source, e, self.values[row, e] * inverse)
+
+        along(work, a.value_width, element)
+
+
+def padded(a: Attention) -> int:
+    """The values' width, up to whole vectors."""
+    return -(-a.value_width // LANES) * LANES
+
+
+def clear(buffer: tirx.Buffer, *row: Expr) -> None:
+    """Fill a row, whole vectors wide, with zeros."""
+    width = int(buffer.shape[-1])
+    with T.serial(i64(0), i64(width // LANES)) as o:
+        T.buffer_store(buffer, T.broadcast(_f(0), LANES), [*row, lanes_from(o * i64(LANES))])
