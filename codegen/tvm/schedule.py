@@ -71,7 +71,7 @@ class Schedule:
             T.buffer_store(splits, splits[n] + share(n).splits, [n + i64(1)])
         wanted = i64(ITEMS * kernel.isa.cores)
         one = bind(tirx.max(splits[sequences], i64(1)))
-        # Truncated: a division by an unknown sign is a Let, which LLVM code generation refuses twice.
+        # Truncated: floordiv by a number of unknown sign is a Let, and code for two may clash.
         parts = bind(tirx.min(tirx.truncdiv(wanted + one - i64(1), one), i64(groups)))
         with T.serial(i64(0), sequences) as n:
             mine = share(n)
