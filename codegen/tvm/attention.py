@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
 from .function import Kernel
@@ -60,6 +61,36 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Keys or values that lie in memory as they are: [slot, group, width]."""
+
+    buffer: tirx.Buffer
+    bytes: int
+
+    def fetch(self, slot: Expr, groups: tuple[Expr, Expr]) -> None:
+        """Ask for a token's entries of a range of groups, a line of the cache at a time."""
+        width = int(self.buffer.shape[2])
+        step = max(1, LINE // self.bytes)
+        first = bind(groups[0] * i64(width))
+        count = tirx.floordiv((groups[1] - groups[0]) * i64(width) + i64(step - 1), i64(step))
+        with T.serial(i64(0), count) as line:
+            at = bind(first + line * i64(step))
+            element = self.buffer[
+                slot, tirx.floordiv(at, i64(width)), tirx.floormod(at, i64(width))
+            ]
+            read, near, as_data = (tirx.IntImm("int32", n) for n in (0, 2, 1))
+            T.evaluate(
+                T.call_llvm_intrin(
+                    "void", "llvm.prefetch", T.address_of(element), read, near, as_data
+                )
+            )
+
+
+LINE = 64
+"""Bytes of a line of the cache."""
+
+
+@dataclass(frozen=True)
 class Attention:
     """One attention op of a kernel, however its keys are stored: sizes, options, and how
     elements are read.
@@ -88,6 +119,7 @@ class Attention:
     visible: Callable[[Work, Item, Expr, Expr, Expr], Expr] | None
     bias: Callable[[Work, Item, Expr, Expr, Expr], Expr] | None
     sink: Callable[[Work, Expr], Expr] | None
+    memory: tuple[Memory, Memory] | None = None
 
     @property
     def repeat(self) -> int:

@@ -69,6 +69,8 @@ def emit_split(
         clear(partials.values, partials.row(number, h))
     with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
         part = _part(span, block)
+        following = bind((block + i64(1)) * i64(SPACE.stream))
+        _fetch(a, 1, item, span, following, SPACE.stream, groups, g)
         first = bind(g * i64(a.repeat))
         into = Rows(partials.values, partials.row(number, first), a.repeat)
 
@@ -96,6 +98,13 @@ def _score(
         own = replace(item, group=g)
         start = bind(block * i64(SPACE.stream))
         with T.serial(i64(0), i64(runs)) as run:
+            ahead = bind(start + i64(SPACE.stream) + run * i64(LANES))
+            with T.If(tirx.LT(start + i64(SPACE.stream), span.end)):
+                with T.Then():
+                    _fetch(a, 0, item, span, ahead, LANES, groups, g)
+                with T.Else():
+                    begin = bind(tirx.floordiv(span.begin, i64(SPACE.stream)) * i64(SPACE.stream))
+                    _fetch(a, 1, item, span, bind(begin + run * i64(LANES)), LANES, groups, g)
             products.turn_keys(work, own, kt, run, bind(span.base + start + run * i64(LANES)))
         first = bind(g * i64(a.repeat))
 
@@ -106,6 +115,31 @@ def _score(
 
         rows = a.repeat
         _by_tiles(products.row_tile, Rows(q, first, rows), Rows(scores, first, rows), tile)
+
+
+def _fetch(
+    a: Attention,
+    which: int,
+    item: Item,
+    span: Span,
+    start: Expr,
+    keys: int,
+    groups: tuple[Expr, Expr],
+    g: Expr,
+) -> None:
+    """Ask for a share of some keys or values that come next, all groups of each, while group g is
+    at work: in the order in which they lie.
+    """
+    if a.memory is None:
+        return
+    low, high = groups
+    count = high - low
+    first, last = (
+        bind(start + tirx.truncdiv((g - low + i64(n)) * i64(keys), count)) for n in (0, 1)
+    )
+    with T.serial(first, tirx.min(last, span.end)) as j:
+        slot = bind(a.slot(item, bind(span.base + j)))
+        a.memory[which].fetch(slot, groups)
 
 
 def _part(span: Span, block: Expr) -> Span:

@@ -11,13 +11,13 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
-from .attention import SPACE, Attention, Item, pulled_once, result_place, splits
+from .attention import SPACE, Attention, Item, Memory, pulled_once, result_place, splits
 from .decode import Partials, emit_fold, emit_split
 from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
 from .prefill import emit_tokens
 from .schedule import Schedule, Share
-from .values import Expr, bind, cast, const, i64
+from .values import Expr, bind, bytes_of, cast, const, i64
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         value_width=node["value_size"],
         slot=slot,
         run=block,
+        memory=tuple(Memory(c.buffer, int(bytes_of(c.dtype))) for c in caches),
         longest=kernel.dims.expr(table.shape[1]) * i64(block),
         key=lambda w, item, s, d: caches[0].read([s, item.group, d]),
         value=lambda w, item, s, e: caches[1].read([s, item.group, e + start]),
@@ -120,6 +121,7 @@ def _emit(
     key: Callable[[Work, Item, Expr, Expr], Expr],
     value: Callable[[Work, Item, Expr, Expr], Expr],
     first_extra: int,
+    memory: tuple[Memory, Memory] | None = None,
 ) -> None:
     kernel, node = batch.kernel, batch.node
     q = node.inputs[0]
@@ -142,6 +144,7 @@ def _emit(
         seen=lambda item, i: _seen(node, item, i),
         visible=None,
         bias=_bias(node, first_extra),
+        memory=memory,
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
     _over_items(batch, attention, longest)
