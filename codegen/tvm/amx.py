@@ -43,8 +43,10 @@ class Registers:
 
 
 @contextmanager
-def configured(depth: int = ROW_BYTES) -> Iterator[None]:
-    """Statements that may use tiles whose products go over `depth` bytes of k, up to 64."""
+def configured(depth: int = ROW_BYTES, rows: int = ROWS) -> Iterator[None]:
+    """Statements that may use tiles whose products go over `depth` bytes of k, up to 64, for so
+    many rows of x, up to 16.
+    """
     configuration = T.alloc_buffer((ROW_BYTES,), "uint8")
     with T.serial(i64(0), i64(ROW_BYTES)) as i:
         T.buffer_store(configuration, _byte(0), [i])
@@ -52,7 +54,7 @@ def configured(depth: int = ROW_BYTES) -> Iterator[None]:
     for tile in (*SUMS, *X, *W):
         width = depth if tile in X else ROW_BYTES
         T.buffer_store(configuration, _byte(width), [i64(16 + 2 * tile)])
-        T.buffer_store(configuration, _byte(depth // 4 if tile in W else ROWS), [i64(48 + tile)])
+        T.buffer_store(configuration, _byte(depth // 4 if tile in W else rows), [i64(48 + tile)])
     _statement("ldtilecfg", T.address_of(configuration[i64(0)]))
     yield
     _statement("tilerelease")

@@ -25,7 +25,7 @@ from .function import Kernel
 from .isa import LANES
 from .loops import Place, Work
 from .rows import kept_nodes
-from .values import Expr, bind, i64
+from .values import Expr, bind, bytes_of, i64
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Memory:
-    """Keys or values that lie in memory as they are: [slot, group, width]."""
+    """Keys or values that lie in memory as they are: [slot, group, width], of which the elements
+    from `start` on count.
+    """
 
     buffer: tirx.Buffer
-    bytes: int
+    dtype: str
+    start: int = 0
 
     def fetch(self, slot: Expr, groups: tuple[Expr, Expr]) -> None:
         """Ask for a token's entries of a range of groups, a line of the cache at a time."""
         width = int(self.buffer.shape[2])
-        step = max(1, LINE // self.bytes)
+        step = max(1, LINE // int(bytes_of(self.dtype)))
         first = bind(groups[0] * i64(width))
         count = tirx.floordiv((groups[1] - groups[0]) * i64(width) + i64(step - 1), i64(step))
         with T.serial(i64(0), count) as line:
@@ -97,9 +100,9 @@ class Attention:
 
     `key(work, item, slot, d)` and `value(work, item, slot, e)` read an element where
     `slot(item, j)` is key j's place; keys lie side by side in runs of `run` (0: all of them).
-    `query(work, item, i, head, d)` reads a query; `seen(item, i)` is the range of keys that
-    token i sees, `visible(work, item, i, head, j)` a further condition, `bias(work, item, i, head,
-    j)` what is added to a score; None for nothing.
+    `query(work, item, i, head, d)` reads a query, whose dtype is `dtype`; `seen(item, i)` is the
+    range of keys that token i sees, `visible(work, item, i, head, j)` a further condition,
+    `bias(work, item, i, head, j)` what is added to a score; None for nothing.
     """
 
     kernel: Kernel
@@ -119,6 +122,7 @@ class Attention:
     visible: Callable[[Work, Item, Expr, Expr, Expr], Expr] | None
     bias: Callable[[Work, Item, Expr, Expr, Expr], Expr] | None
     sink: Callable[[Work, Expr], Expr] | None
+    dtype: str
     memory: tuple[Memory, Memory] | None = None
 
     @property
@@ -138,9 +142,11 @@ class Attention:
         token = bind(tirx.floordiv(r, i64(self.repeat)))
         return token, bind(item.group * i64(self.repeat) + tirx.floormod(r, i64(self.repeat)))
 
-    def places(self, item: Item, start: Expr) -> Callable[[int | Expr], Expr]:
+    def places(
+        self, item: Item, start: Expr, *, only_own: bool = False
+    ) -> Callable[[int | Expr], Expr]:
         """The slots of the keys start, start + 1, ... of a run of LANES; keys that are not there
-        have the slot of one that is.
+        have the slot of another, of the sequence's own keys if `only_own`.
         """
         end = bind(tirx.max(item.high - i64(1), i64(0)))
         if self.run == 0:
@@ -150,6 +156,9 @@ class Attention:
             whole = lambda j: tirx.floordiv(j, i64(LANES)) * i64(LANES)  # noqa: E731
             held = bind(tirx.max(tirx.min(start, whole(end)), whole(item.low)))
             first = bind(self.slot(item, held))
+            if only_own:
+                most = bind(end - held)
+                return lambda i: first + tirx.min(i64(i), most)
             return lambda i: first + i64(i)
 
         def each(i: int | Expr) -> Expr:

@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from .attention import SPACE, Attention, Item, Span
 from .isa import LANES
 from .loops import Work
+from .pairs import products_of
 from .scores import Floats, Rows
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
 from .values import Expr, bind, i64
@@ -27,10 +28,11 @@ class Partials:
     values: tirx.Buffer
 
     @staticmethod
-    def scratch(a: Attention, count: Expr) -> Partials:
+    def scratch(products: Floats, count: Expr) -> Partials:
         """For so many splits."""
+        a = products.a
         vectors = -(-a.heads // LANES)
-        values = T.alloc_buffer((count * i64(a.heads), i64(padded(a))), "float32")
+        values = products.matrix(count * i64(a.heads), padded(a))
         return Partials(a.heads, Level.scratch(count * i64(vectors)), values)
 
     @property
@@ -53,31 +55,58 @@ def emit_split(
     number: Expr,
 ) -> None:
     """Split `split` of an item's keys, for a range of groups, into the partials."""
-    products = Floats(a)
+    products = products_of(a)
+    size = products.tile_of(a.repeat)
     q = products.queries(a.heads)
-    scores = T.alloc_buffer((a.heads, SPACE.keys), "float32")
+    scores = products.matrix(a.heads, SPACE.keys)
+    weights = products.weights(scores)
     span = Span.of(split, item.low, item.high)
     low, high = (bind(g * i64(a.repeat)) for g in groups)
     with T.serial(low, high) as h:
         products.put_query(work, item, q, h, (i64(0), h))
-    _score(a, products, work, item, span, groups, q, scores)
-    with T.serial(low, high) as h:
-        row = Row(scores, h, i64(0), h)
-        vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
-        largest, total = weigh(a, work, item, row, span)
-        partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
-        clear(partials.values, partials.row(number, h))
+    with products.ready(size):
+        _score(a, products, work, item, span, groups, q, scores)
+        with T.serial(low, high) as h:
+            row = Row(scores, weights, h, i64(0), h)
+            vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
+            largest, total = weigh(a, work, item, row, span, products.key_step)
+            partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
+            clear(partials.values, partials.row(number, h))
+        into = Rows(partials.values, partials.row(number, i64(0)), a.heads)
+        _accumulate(a, products, work, item, span, groups, weights, into)
+
+
+def _accumulate(
+    a: Attention,
+    products: Floats,
+    work: Work,
+    item: Item,
+    span: Span,
+    groups: tuple[Expr, Expr],
+    weights: tirx.Buffer,
+    into: Rows,
+) -> None:
+    """Weighted values of all heads, a stretch of keys of every group before the next stretch."""
+    v = products.value_scratch(SPACE.stream)
+    size = products.tile_of(a.repeat)
     with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
         part = _part(span, block)
-        following = bind((block + i64(1)) * i64(SPACE.stream))
-        _fetch(a, 1, item, span, following, SPACE.stream, groups, g)
-        first = bind(g * i64(a.repeat))
-        into = Rows(partials.values, partials.row(number, first), a.repeat)
+        start = bind(block * i64(SPACE.stream))
+        _fetch(a, 1, item, span, bind(start + i64(SPACE.stream)), SPACE.stream, groups, g)
+        own = replace(item, group=g)
+        if v is not None:
+            first, last = part.blocks(products.key_step)
+            keys = i64(products.key_step)
+            with T.serial(first, last) as step:
+                at = bind(step - tirx.floordiv(start, keys))
+                products.put_values(own, v, at, bind(span.base + step * keys))
+        head = bind(g * i64(a.repeat))
 
-        def values(weights: Rows, to: Rows) -> None:
-            products.accumulate(work, replace(item, group=g), weights, part, to)
+        def values(mine: Rows, to: Rows) -> None:
+            products.accumulate(work, own, mine, part, to, v, start)
 
-        _by_tiles(products.row_tile, Rows(scores, first, a.repeat), into, values)
+        to = Rows(into.buffer, bind(into.first + head), a.repeat)
+        _by_tiles(size, Rows(weights, head, a.repeat), to, values)
 
 
 def _score(
@@ -93,7 +122,8 @@ def _score(
     """Scores of all heads, a stretch of keys of every group before the next stretch."""
     runs = SPACE.stream // LANES
     kt = products.keys(runs)
-    vectors = max(1, min(runs, products.sums // min(a.repeat, products.row_tile)))
+    size = products.tile_of(a.repeat)
+    vectors = min(runs, products.vectors_of(size))
     with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
         own = replace(item, group=g)
         start = bind(block * i64(SPACE.stream))
@@ -114,7 +144,7 @@ def _score(
                 products.score(mine, kt, run, vectors, to, bind(start + run * i64(LANES)))
 
         rows = a.repeat
-        _by_tiles(products.row_tile, Rows(q, first, rows), Rows(scores, first, rows), tile)
+        _by_tiles(size, Rows(q, first, rows), Rows(scores, first, rows), tile)
 
 
 def _fetch(

@@ -62,6 +62,7 @@ def emit_dense(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         seen=seen,
         visible=masked if boolean else None,
         bias=masked if mask is not None and not boolean else None,
+        dtype=q.dtype,
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
     _items(kernel, node, attention)

@@ -15,9 +15,10 @@ from .attention import SPACE, Attention, Item, Memory, pulled_once, result_place
 from .decode import Partials, emit_fold, emit_split
 from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
+from .pairs import products_of
 from .prefill import emit_tokens
 from .schedule import Schedule, Share
-from .values import Expr, bind, bytes_of, cast, const, i64
+from .values import Expr, bind, cast, const, i64
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         value_width=node["value_size"],
         slot=slot,
         run=block,
-        memory=tuple(Memory(c.buffer, int(bytes_of(c.dtype))) for c in caches),
+        memory=(
+            Memory(caches[0].buffer, caches[0].dtype),
+            Memory(caches[1].buffer, caches[1].dtype, node["value_start"]),
+        ),
         longest=kernel.dims.expr(table.shape[1]) * i64(block),
         key=lambda w, item, s, d: caches[0].read([s, item.group, d]),
         value=lambda w, item, s, e: caches[1].read([s, item.group, e + start]),
@@ -144,6 +148,7 @@ def _emit(
         seen=lambda item, i: _seen(node, item, i),
         visible=None,
         bias=_bias(node, first_extra),
+        dtype=q.dtype,
         memory=memory,
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
@@ -159,7 +164,8 @@ def _over_items(batch: _Batch, a: Attention, longest: Expr) -> None:
     schedule = Schedule.of(kernel, batch.sequences, a.groups, lambda n: _share(batch, a, n))
     # By the shapes alone: TVM moves allocations in front of what is computed.
     partials = Partials.scratch(
-        a, batch.sequences * tirx.floordiv(longest + i64(SPACE.keys - 1), i64(SPACE.keys))
+        products_of(a),
+        batch.sequences * tirx.floordiv(longest + i64(SPACE.keys - 1), i64(SPACE.keys)),
     )
 
     def one(n: Expr, at: Expr) -> None:

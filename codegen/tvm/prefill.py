@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from .attention import SPACE, Attention, Item, Span, splits
 from .isa import LANES
 from .loops import Work
+from .pairs import products_of
 from .scores import Floats, Rows
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
 from .values import Expr, bind, i64
@@ -20,7 +21,9 @@ class _Tile:
     """Scratch of one register tile of rows, and of the split's keys."""
 
     kt: tirx.Buffer
+    v: tirx.Buffer | None
     scores: tirx.Buffer
+    weights: tirx.Buffer
     values: tirx.Buffer
     level: Level
     factors: Factors
@@ -28,33 +31,56 @@ class _Tile:
 
 def emit_tokens(a: Attention, work: Work, item: Item) -> None:
     """The whole of an item of one group: all its splits, and its results."""
-    products = Floats(a)
+    products = products_of(a)
     size = products.row_tile
+    with products.ready(size):
+        _over_splits(a, products, work, item, size)
+
+
+def _over_splits(a: Attention, products: Floats, work: Work, item: Item, size: int) -> None:
     most = -(-a.tokens * a.repeat // size)
     rows = bind(item.count * i64(a.repeat))
     tiles = bind(tirx.floordiv(rows + i64(size - 1), i64(size)))
     q, totals = products.queries(most * size), Totals.scratch(a, most, size)
     _begin(a, products, work, item, q, totals, rows, tiles)
-    tile = _Tile(
-        products.keys(SPACE.keys // LANES),
-        T.alloc_buffer((size, SPACE.keys), "float32"),
-        T.alloc_buffer((size, padded(a)), "float32"),
-        Level.scratch(1),
-        Factors.scratch(1),
-    )
-    tile.level.clear(i64(0))
+    tile = _tile(a, products, size)
     with T.serial(*splits(item)) as split:
         span = Span.of(split, item.low, item.high)
-        vectors = products.sums // size
-        first, last = span.blocks(vectors * LANES)
-        with T.serial(first * i64(vectors), last * i64(vectors)) as run:
-            products.turn_keys(work, item, tile.kt, run, bind(span.base + run * i64(LANES)))
+        _lay_out(products, work, item, span, tile, size)
         with T.serial(i64(0), tiles) as t:
             own = _own_span(a, item, span, bind(t * i64(size)), rows, size)
             with T.If(tirx.LT(own.begin, own.end)), T.Then():
                 _over_split(a, products, work, item, own, t, rows, q, tile, totals)
     with T.serial(i64(0), rows) as r:
         totals.finish(a, work, item, r, a.head(item, r))
+
+
+def _tile(a: Attention, products: Floats, size: int) -> _Tile:
+    scores = products.matrix(size, SPACE.keys)
+    tile = _Tile(
+        products.keys(SPACE.keys // LANES),
+        products.value_scratch(SPACE.keys),
+        scores,
+        products.weights(scores),
+        products.matrix(size, padded(a)),
+        Level.scratch(1),
+        Factors.scratch(1),
+    )
+    tile.level.clear(i64(0))
+    return tile
+
+
+def _lay_out(products: Floats, work: Work, item: Item, span: Span, tile: _Tile, size: int) -> None:
+    """The keys of a split turned round, and its values where products want them laid out."""
+    vectors = products.vectors_of(size)
+    first, last = span.blocks(vectors * LANES)
+    with T.serial(first * i64(vectors), last * i64(vectors)) as run:
+        products.turn_keys(work, item, tile.kt, run, bind(span.base + run * i64(LANES)))
+    if tile.v is None:
+        return
+    keys = i64(products.key_step)
+    with T.serial(*span.blocks(products.key_step)) as step:
+        products.put_values(item, tile.v, step, bind(span.base + step * keys))
 
 
 def _begin(
@@ -105,7 +131,7 @@ def _over_split(
 ) -> None:
     """A tile's scores, weights and values of one split, folded into the totals."""
     size = products.row_tile
-    vectors = products.sums // size
+    vectors = products.vectors_of(size)
     start = bind(t * i64(size))
     mine, scores = Rows(q, start, size), Rows(tile.scores, i64(0), size)
     with T.serial(*span.blocks(vectors * LANES)) as block:
@@ -113,11 +139,12 @@ def _over_split(
         products.score(mine, tile.kt, run, vectors, scores, bind(run * i64(LANES)))
     with T.serial(i64(0), i64(size)) as r:
         held = bind(tirx.min(start + r, rows - i64(1)))
-        row = Row(tile.scores, r, *a.head(item, held))
-        tile.level.put(i64(0), r, *weigh(a, work, item, row, span))
+        row = Row(tile.scores, tile.weights, r, *a.head(item, held))
+        tile.level.put(i64(0), r, *weigh(a, work, item, row, span, products.key_step))
         clear(tile.values, r)
     values = Rows(tile.values, i64(0), size)
-    products.accumulate(work, item, scores, span, values)
+    weights = Rows(tile.weights, i64(0), size)
+    products.accumulate(work, item, weights, span, values, tile.v)
     fold_levels(totals.level, t, tile.level, i64(0), tile.factors, i64(0))
     with T.serial(i64(0), i64(size)) as r:
         into = Rows(totals.values, bind(start + r), 1)

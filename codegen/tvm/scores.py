@@ -6,8 +6,10 @@ orders of summation are those of the single row, whatever rows share a register 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -45,6 +47,37 @@ class Floats:
     """Products of float32: elements of any kind are widened as they are read."""
 
     a: Attention
+    weight_dtype: ClassVar[str] = "float32"
+    key_step: ClassVar[int] = LANES
+
+    @contextmanager
+    def ready(self, rows: int) -> Iterator[None]:
+        """Around the statements that take products of tiles of so many rows."""
+        yield
+
+    def matrix(self, rows: int | Expr, columns: int) -> tirx.Buffer:
+        """Scratch of float32 for results."""
+        return T.alloc_buffer((i64(rows), i64(columns)), "float32")
+
+    def weights(self, scores: tirx.Buffer) -> tirx.Buffer:
+        """Scratch for weights: where the scores are."""
+        return scores
+
+    def value_scratch(self, keys: int) -> tirx.Buffer | None:
+        """Scratch for the values of so many keys; None: they are read as they lie."""
+        return None
+
+    def put_values(self, item: Item, to: tirx.Buffer, step: Expr, start: Expr) -> None:
+        """Lay out the values of `key_step` keys from `start` on."""
+        raise AssertionError(f"{self} reads values as they lie")
+
+    def tile_of(self, rows: int) -> int:
+        """Rows of a tile where there are so many; what is left is a smaller tile."""
+        return min(rows, self.row_tile)
+
+    def vectors_of(self, rows: int) -> int:
+        """Vectors of keys that a tile of rows takes at a time: 1, 2 or 4."""
+        return max(1, min(4, self.sums // rows))
 
     @property
     def sums(self) -> int:
@@ -55,6 +88,10 @@ class Floats:
     def row_tile(self) -> int:
         """Rows of a register tile."""
         return min(SPACE.register_rows, self.sums)
+
+    def columns_of(self, rows: int) -> int:
+        """Vectors of values that a tile of rows takes at a time."""
+        return max(1, self.sums // rows)
 
     def queries(self, rows: int) -> tirx.Buffer:
         """Scratch for queries."""
@@ -108,9 +145,20 @@ class Floats:
             for c, total in enumerate(row):
                 T.buffer_store(to.buffer, total[ALL], [to.at(r), lanes_from(at + i64(c * LANES))])
 
-    def accumulate(self, work: Work, item: Item, weights: Rows, span: Span, to: Rows) -> None:
-        """to[r] += sum_j weights[r, j] v[j] over a span of keys."""
-        vectors = max(1, self.sums // to.count)
+    def accumulate(
+        self,
+        work: Work,
+        item: Item,
+        weights: Rows,
+        span: Span,
+        to: Rows,
+        values: tirx.Buffer | None = None,
+        first: Expr | int = 0,
+    ) -> None:
+        """to[r] += sum_j weights[r, j] v[j] over a span of keys; `values` as put_values has them,
+        from key `first` of the split on.
+        """
+        vectors = self.columns_of(to.count)
         whole, rest = divmod(self.a.value_width, LANES)
         groups, left = divmod(whole, vectors)
         if groups:

@@ -55,24 +55,27 @@ class Level:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of scores at work: where it lies, whose it is."""
+    """A row of scores at work: where it lies, where its weights go, whose it is."""
 
     scores: tirx.Buffer
+    weights: tirx.Buffer
     at: Expr
     token: Expr
     head: Expr
 
 
-def weigh(a: Attention, work: Work, item: Item, row: Row, span: Span) -> tuple[Expr, Expr]:
-    """Scores become weights over the runs that hold the span; gives (largest score, sum of
-    weights).
+def weigh(
+    a: Attention, work: Work, item: Item, row: Row, span: Span, step: int
+) -> tuple[Expr, Expr]:
+    """The weights of scores over the steps of so many keys that hold the span; gives (largest
+    score, sum of weights as they are stored).
 
     A row that sees none of the keys has weights of zero and -inf as its largest score.
     """
     low, high = a.seen(item, row.token)
     begin = bind(_i(tirx.max(low - span.base, i64(-1))))
     end = bind(_i(tirx.min(high - span.base, span.end)))
-    first, last = span.blocks(LANES)
+    first, last = (bind(b * i64(step // LANES)) for b in span.blocks(step))
     best = filled(NEVER)
     with T.serial(first, last) as c:
         start = bind(c * i64(LANES))
@@ -89,9 +92,22 @@ def weigh(a: Attention, work: Work, item: Item, row: Row, span: Span) -> tuple[E
         start = bind(c * i64(LANES))
         with vectorized(LANES) as v:
             weight = bind(m.exp_below(row.scores[row.at, start + v] - level))
-            T.buffer_store(row.scores, weight, [row.at, start + v])
+            weight = _stored(row.weights, weight, [row.at, start + v])
             T.buffer_store(total, total[v] + weight, [v])
     return largest, across(total, fold_of("reduce_sum"), "float32")
+
+
+def _stored(buffer: tirx.Buffer, weight: Expr, at: list[Expr]) -> Expr:
+    """Store a weight; gives what it is there. Weights are no less than zero and end at one, or
+    are NaN: to bfloat16 they are rounded by their bits, halves up.
+    """
+    if str(buffer.dtype) == "float32":
+        T.buffer_store(buffer, weight, at)
+        return weight
+    bits = tirx.op.reinterpret("uint32", weight) + const(0x8000, "uint32")
+    high = bind(tirx.op.shift_right(bits, const(16, "uint32")))
+    T.buffer_store(buffer, tirx.Cast("uint16", high), at)
+    return tirx.op.reinterpret("float32", tirx.op.shift_left(high, const(16, "uint32")))
 
 
 def _score(

@@ -92,6 +92,8 @@ BODIES = {
     "one group": paged("f32", 20, 1, 48, 16),
     "small blocks": paged("bf16", 3, 1, 32, 32, block=5, window=40),
     "large blocks": paged("f16", 2, 2, 96, 24, block=32, softcap=9.0),
+    "pairs": paged("bf16", 12, 4, 64, 64),
+    "latent pairs": paged("bf16", 40, 1, 96, 64, shared=True, value_start=16),
     "ragged": ragged(),
     "dense": dense(causal=True),
     "masked": dense(mask="bool"),
@@ -99,6 +101,7 @@ BODIES = {
 }
 TARGETS = {
     "cpu": tuple(BODIES),
+    "cpu:znver4": ("pairs", "latent pairs", "wide"),
     "cpu:x86-64-v4": ("latent", "wide"),
     "cpu:x86-64-v3": ("plain", "wide"),
     "cpu:x86-64": ("odd",),
@@ -132,7 +135,7 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
         kernels.check(name, inputs, **dims)
 
 
-@pytest.mark.parametrize("name", ["plain", "wide", "small blocks"])
+@pytest.mark.parametrize("name", ["plain", "wide", "pairs", "latent pairs", "small blocks"])
 def test_lengths_around_the_edges_of_blocks_and_splits(
     libraries: dict[str, Kernels], name: str
 ) -> None:
@@ -150,7 +153,7 @@ def test_lengths_around_the_edges_of_blocks_and_splits(
         kernels.check(name, inputs, **dims)
 
 
-@pytest.mark.parametrize("name", ["plain", "odd", "wide"])
+@pytest.mark.parametrize("name", ["plain", "odd", "wide", "pairs"])
 def test_a_row_does_not_depend_on_what_it_is_computed_with(
     libraries: dict[str, Kernels], name: str
 ) -> None:
