@@ -74,13 +74,15 @@ class Layout:
         return t.transpose(split, permutation=order)
 
     def _interleaved(self, w: Node) -> Node:
-        """w[N, K], K a multiple of depth pairs, with its stretches interleaved."""
-        n, k = (int(d) for d in w.shape)
+        """w[.., N, K], K a multiple of depth pairs, with its stretches interleaved."""
+        *lead, n, k = (int(d) for d in w.shape)
         blocks, steps = -(-n // self.columns), k // (self.depth * self.pairs)
-        after = (blocks * self.columns - n, 0)
-        padded = t.pad(w, before=(0, 0), after=after, value=0.0) if after[0] else w
-        shape = (blocks, self.columns, steps, self.pairs, self.depth)
-        return t.transpose(t.reshape(padded, shape=shape), permutation=(0, 2, 1, 4, 3))
+        after = (*(0 for _ in lead), blocks * self.columns - n, 0)
+        padded = t.pad(w, before=(0,) * len(after), after=after, value=0.0) if any(after) else w
+        shape = (*lead, blocks, self.columns, steps, self.pairs, self.depth)
+        first = len(lead)
+        order = (*range(first), *(first + i for i in (0, 2, 1, 4, 3)))
+        return t.transpose(t.reshape(padded, shape=shape), permutation=order)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def cpu_backend(target: Target) -> Backend:
     templates = {
         "rows": Template(rows, rows, rows),
         "linear": Template(_LINEARS, rows, rows),
-        "expert_linear": Template(frozenset({"expert_linear", "packed_expert_linear"}), rows, rows),
+        "expert_linear": Template(_EXPERT_LINEARS, rows, rows),
         "attention": Template(
             frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
         ),
@@ -152,6 +154,14 @@ def cpu_backend(target: Target) -> Backend:
 
 _LINEARS = frozenset(
     {"linear", "packed_linear", "packed_quantized_linear", "packed_integer_linear"}
+)
+_EXPERT_LINEARS = frozenset(
+    {
+        "expert_linear",
+        "packed_expert_linear",
+        "packed_quantized_expert_linear",
+        "packed_integer_expert_linear",
+    }
 )
 _ROWS_ALSO = frozenset(
     {

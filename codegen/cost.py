@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..ir.dims import Dim, dim, product
 from ..ir.graph import Graph
 from ..ir.node import Node
+from ..ir.ops.quantized import operands
 from ..ir.types import BITS, CacheType, TensorType, Type
 
 CONTEXT = "L"
@@ -59,12 +60,20 @@ def _read(node: Node, readers: list[Node]) -> Dim:
         for r in readers:
             total = total + _bytes(r.type)
         return total
-    if readers and all(
-        r.op.name.endswith("expert_linear") and r.inputs[1] is node for r in readers
-    ):
+    if readers and all(_is_of_experts(node, r) for r in readers):
         rows = product(readers[0].shape[:-1])
         return product((rows, _bytes(TensorType(node.dtype, node.shape[1:]))))
     return _bytes(node.type)
+
+
+def _is_of_experts(node: Node, reader: Node) -> bool:
+    """Whether the reader takes a part of the node for each row: the weights of an expert."""
+    if not reader.op.name.endswith("expert_linear"):
+        return False
+    if "quantized" in reader.op.name or "integer" in reader.op.name:
+        found = operands(reader)
+        return node in (found.codes, found.scale, found.zeros)
+    return reader.inputs[1] is node
 
 
 def _cache_read(cache: CacheType, readers: list[Node]) -> Dim:
@@ -87,9 +96,9 @@ def _operations(n: Node) -> Dim:
         return 0
     if name in ("linear", "packed_linear", "expert_linear", "packed_expert_linear", "matmul"):
         return product((2, *n.shape, n.inputs[0].shape[-1]))
-    if name in ("quantized_linear", "packed_quantized_linear"):
+    if "quantized" in name:
         return product((2, *n.shape, n.inputs[0].shape[-1]))
-    if name == "packed_integer_linear":
+    if "integer" in name:
         return product((2, *n.shape, *n.inputs[0].shape[-2:]))
     if name == "conv1d":
         return product((2, *n.shape, *n.inputs[1].shape[1:]))

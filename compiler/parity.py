@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..passes.quantize import NONE, Format, Recipe
+from ..passes.quantize import NONE, Recipe
+from ..passes.weight_formats import Format
 from ..runtime.executor import Batch, StepRunner
 from .errors import CompileError
 

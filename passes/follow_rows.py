@@ -53,6 +53,10 @@ def _expert_linear(node: Node, at: int, axis: int) -> int | None:
     return axis if at == 2 else _not_last(node, at, axis)
 
 
+def _routed(node: Node, at: int, axis: int) -> int | None:
+    return axis if at == 3 else _not_last(node, at, axis)
+
+
 def _reshape(node: Node, at: int, axis: int) -> int | None:
     x = node.inputs[0]
     before = product(x.shape[:axis])
@@ -94,6 +98,7 @@ _RULES: dict[str, Follow] = {
     "rms_norm": _not_last, "layer_norm": _not_last, "linear": _not_last, "packed_linear": _not_last,
     "quantized_linear": _not_last, "packed_quantized_linear": _not_last,
     "expert_linear": _expert_linear, "packed_expert_linear": _expert_linear,
+    "quantized_expert_linear": _routed, "packed_quantized_expert_linear": _routed,
     "reshape": _reshape, "transpose": lambda node, at, axis: node["permutation"].index(axis),
     "broadcast": _from_the_right, "slice": _other_axis, "concat": _other_axis, "pad": _pad,
     "flip": lambda node, at, axis: axis if axis not in node["axes"] else None,

@@ -7,73 +7,83 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.node import Node
-from ..ir.ops import quantized
+from ..ir.ops import quantized as q
 from ..ir.ops import tensor as t
 from .backends import Layout
 
 
 @dataclass(frozen=True)
 class PackedCodes:
-    """The codes and scales of a weight, packed: codes [N, J G] in `layout`, scales [N, J] in the
-    same columns, one j after another.
+    """The codes, scales and zeros of a weight, packed: codes [.., N, J G] in `layout`, scales and
+    zeros [.., N, J] in the same columns, one j after another.
     """
 
     codes: Node
     scale: Node
     layout: Layout
+    zeros: Node | None = None
 
     @staticmethod
-    def of(codes: Node, scale: Node, layout: Layout) -> PackedCodes:
-        """codes[N, J, G] and scale[N, J], packed."""
-        n, groups, length = (int(d) for d in codes.shape)
-        flat = t.reshape(codes, shape=(n, groups * length))
-        return PackedCodes(layout.packed(flat), _columns(scale, layout.columns), layout)
+    def of(codes: Node, scale: Node, layout: Layout, zeros: Node | None = None) -> PackedCodes:
+        """codes[.., N, J, G] and scale[.., N, J], packed."""
+        *lead, groups, length = codes.shape
+        flat = t.reshape(codes, shape=(*lead, groups * length))
+        columns = None if zeros is None else _columns(zeros, layout.columns)
+        return PackedCodes(layout.packed(flat), _columns(scale, layout.columns), layout, columns)
 
     def linear(self, node: Node, *, integer: bool) -> Node:
         """The quantized linear by packed codes; `integer` quantizes its x too, by row and group."""
-        x, codes, _, *bias = node.inputs
-        n, groups, length = (int(d) for d in codes.shape)
-        offset, word = node["offset"], self.layout.word
+        x, _, codes, _, experts, _, bias = q.operands(node)
+        n, groups, length = (int(d) for d in codes.shape[-3:])
+        more = tuple(m for m in (experts, self.zeros, bias) if m is not None)
+        options = {"n": n, "offset": node["offset"], "layout": self.layout.word}
         if integer:
-            whole, factor = quantized_rows(x, groups, length)
-            return quantized.packed_integer_linear(
-                whole, factor, self.codes, self.scale, *bias,
-                n=n, offset=offset, layout=word, dtype=node.dtype,
-            )  # fmt: skip
-        return quantized.packed_quantized_linear(
-            x, self.codes, self.scale, *bias, n=n, group=length, offset=offset, layout=word
-        )
+            op = q.packed_integer_linear if experts is None else q.packed_integer_expert_linear
+            rows = quantized_rows(x, groups, length)
+            return op(*rows, self.codes, self.scale, *more, **options, dtype=node.dtype)
+        op = q.packed_quantized_linear if experts is None else q.packed_quantized_expert_linear
+        return op(x, self.codes, self.scale, *more, **options, group=length)
+
+    def views(self, codes: Node, scale: Node, zeros: Node | None) -> dict[Node, Node]:
+        """What was packed as views of the packed, for whatever else reads it."""
+        found = {codes: self.unpacked_codes(codes), scale: self.unpacked(self.scale, scale)}
+        if zeros is not None and self.zeros is not None:
+            found[zeros] = self.unpacked(self.zeros, zeros)
+        return found
 
     def unpacked_codes(self, codes: Node) -> Node:
-        """The codes [N, J, G] as a view of the packed ones."""
-        n, groups, length = (int(d) for d in codes.shape)
-        packed = self.codes
-        if self.layout.pairs > 1:
-            packed = t.transpose(packed, permutation=(0, 2, 1, 4, 3))
-        elif self.layout.depth > 1:
-            packed = t.transpose(packed, permutation=(0, 2, 1, 3))
-        else:
-            packed = t.transpose(packed, permutation=(0, 2, 1))
-        rows = int(packed.shape[0]) * self.layout.columns
-        flat = t.reshape(packed, shape=(rows, groups, length))
-        return flat if rows == n else t.slice_(flat, axis=0, start=0, stop=n)
+        """The codes [.., N, J, G] as a view of the packed ones."""
+        *lead, n, groups, length = (int(d) for d in codes.shape)
+        order = (0, 2, 1, 4, 3) if self.layout.pairs > 1 else (0, 2, 1, 3)
+        packed = _turned(self.codes, len(lead), order if self.layout.depth > 1 else (0, 2, 1))
+        rows = int(packed.shape[len(lead)]) * self.layout.columns
+        flat = t.reshape(packed, shape=(*lead, rows, groups, length))
+        return flat if rows == n else t.slice_(flat, axis=len(lead), start=0, stop=n)
 
-    def unpacked_scale(self, scale: Node) -> Node:
-        """The scales [N, J] as a view of the packed ones."""
-        n, groups = (int(d) for d in scale.shape)
-        turned = t.transpose(self.scale, permutation=(0, 2, 1))
-        flat = t.reshape(turned, shape=(int(turned.shape[0]) * self.layout.columns, groups))
-        return flat if flat.shape[0] == n else t.slice_(flat, axis=0, start=0, stop=n)
+    def unpacked(self, packed: Node, scale: Node) -> Node:
+        """Scales (or zeros) [.., N, J] as a view of the packed ones."""
+        *lead, n, groups = (int(d) for d in scale.shape)
+        turned = _turned(packed, len(lead), (0, 2, 1))
+        rows = int(turned.shape[len(lead)]) * self.layout.columns
+        flat = t.reshape(turned, shape=(*lead, rows, groups))
+        return flat if rows == n else t.slice_(flat, axis=len(lead), start=0, stop=n)
+
+
+def _turned(x: Node, lead: int, order: tuple[int, ...]) -> Node:
+    """x with the axes behind the first `lead` in another order."""
+    return t.transpose(x, permutation=(*range(lead), *(lead + i for i in order)))
 
 
 def _columns(scale: Node, columns: int) -> Node:
-    """scale[N, J] as [ceil(N / columns), J, columns]."""
-    n, groups = (int(d) for d in scale.shape)
+    """scale[.., N, J] as [.., ceil(N / columns), J, columns]."""
+    *lead, n, groups = (int(d) for d in scale.shape)
     blocks = -(-n // columns)
     if blocks * columns != n:
-        scale = t.pad(scale, before=(0, 0), after=(blocks * columns - n, 0), value=0.0)
-    split = t.reshape(scale, shape=(blocks, columns, groups))
-    return t.transpose(split, permutation=(0, 2, 1))
+        none = (0,) * (len(lead) + 2)
+        after = (*none[2:], blocks * columns - n, 0)
+        scale = t.pad(scale, before=none, after=after, value=0.0)
+    split = t.reshape(scale, shape=(*lead, blocks, columns, groups))
+    return _turned(split, len(lead), (0, 2, 1))
 
 
 def quantized_rows(x: Node, groups: int, length: int) -> tuple[Node, Node]:

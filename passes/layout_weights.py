@@ -20,10 +20,12 @@ from .backends import Layout, Layouts
 from .layout_codes import PackedCodes
 from .split_preparation import constants_of
 
+QUANTIZED = (quantized.quantized_linear, quantized.quantized_expert_linear)
+
 
 @dataclass(frozen=True)
 class LayoutWeights:
-    """Pack the weights of linear, expert_linear and quantized_linear in the layout that `layouts`
+    """Pack the weights of linears, of experts and quantized or not, in the layout that `layouts`
     gives for their dtype; `integer`: what quantized linears read is quantized to int8 as well.
     """
 
@@ -44,10 +46,10 @@ class LayoutWeights:
                 packed = layout.packed(node.inputs[1])
                 whole[node.inputs[1]] = unpacked(packed, layout, node.inputs[1])
                 mapping[node] = _packed_op(node, packed, layout)
-            elif node.op is quantized.quantized_linear and constant.issuperset(node.inputs[1:3]):
-                _, codes, scale = node.inputs[:3]
-                made = PackedCodes.of(codes, scale, self._layout(graph, node))
-                whole[codes], whole[scale] = made.unpacked_codes(codes), made.unpacked_scale(scale)
+            elif node.op in QUANTIZED and constant.issuperset(node.inputs[1:3]):
+                _, _, codes, scale, _, zeros, _ = quantized.operands(node)
+                made = PackedCodes.of(codes, scale, self._layout(graph, node), zeros)
+                whole |= made.views(codes, scale, zeros)
                 mapping[node] = made.linear(node, integer=self.integer)
         for weight, view in whole.items():
             mapping.update(_readers(graph, constant, weight, view))
@@ -69,7 +71,7 @@ def _readers(
     """The nodes that read a packed weight at run time other than as a linear's, reading it
     unpacked in place.
     """
-    linears = (model.linear, model.expert_linear, quantized.quantized_linear)
+    linears = (model.linear, model.expert_linear, *QUANTIZED)
     users = [u for u in graph.users(weight) if u not in constant and u.op not in linears]
     return {u: u.with_inputs(tuple(whole if i is weight else i for i in u.inputs)) for u in users}
 

@@ -24,12 +24,15 @@ from .lower import compile_functions
 from .paged import PAGED, RAGGED
 from .pull import CodegenError
 from .quantized import INTEGER, QUANTIZED
+from .quantized_expert import INTEGER_EXPERT, QUANTIZED_EXPERT
 
 ANCHORS: Mapping[str, Anchor] = {
     "packed_linear": LINEAR,
     "packed_quantized_linear": QUANTIZED,
     "packed_integer_linear": INTEGER,
     "packed_expert_linear": EXPERT,
+    "packed_quantized_expert_linear": QUANTIZED_EXPERT,
+    "packed_integer_expert_linear": INTEGER_EXPERT,
     "attention": DENSE,
     "paged_attention": PAGED,
     "ragged_attention": RAGGED,
@@ -101,7 +104,7 @@ def _template_of(anchors: Sequence[Node]) -> str:
     if not anchors:
         return "rows"
     name = anchors[0].op.name
-    if name == "packed_expert_linear":
+    if name.endswith("expert_linear"):
         return "expert_linear"
     return "linear" if name.endswith("linear") else "attention"
 

@@ -84,7 +84,8 @@ def _element_block(
     for more in sums[1:]:
         with vectorized(LANES) as v:
             T.buffer_store(sums[0], sums[0][v] + more[v], [v])
-    _store(work, node, place, sums[0], expert, block, at, dtype)
+    bias = node.inputs[3] if len(node.inputs) > 3 else None
+    store_block(work, node, place, sums[0], bias, (expert, block), at)
 
 
 def _zeros(dtype: str) -> tirx.Buffer:
@@ -121,22 +122,26 @@ def _step(
     T.buffer_store(total, total[lanes] + value * load_vector(w, (expert, block, k), dtype), [lanes])
 
 
-def _store(
+def store_block(
     work: Work,
     node: Node,
     place: Place,
     total: tirx.Buffer,
-    expert: Expr,
-    block: Expr,
+    bias: Node | None,
+    where: tuple[Expr, Expr],
     at: list[Expr],
-    dtype: str,
 ) -> None:
+    """Sixteen sums of a row (or as many as are left of the columns), with the expert's bias; where
+    is the expert and the block of columns.
+    """
+    expert, block = where
+    dtype = str(total.dtype)
     columns = int(node["n"])
     base = bind(block * i64(LANES))
 
     def element(lane: Expr, sums: tirx.Buffer = total) -> None:
         value: Expr = sums[lane]
-        for bias in node.inputs[3:]:
+        if bias is not None:
             value = value + cast(work.pull().value(bias, [expert, base + lane]), dtype)
         place.store([*at, base + lane], value)
 

@@ -1,20 +1,23 @@
 """The linear template over quantized weights: codes widened to float32 in registers, or integer
 dot products with activations that are int8 themselves.
 
-    y[t, n] = epilogue(sum_j scale[n, j] x_scale[t, j] sum_i x[t, j, i] (q[n, j, i] - offset) + b)
+    y[t, n] = epilogue(sum_j scale[n, j] x_scale[t, j] sum_i x[t, j, i] (q[n, j, i] - zero) + b)
 
-Sums of a group stay in registers and are multiplied by their scales once, at the group's end.
+The zero is one offset, or a code of each group's own. Sums of a group stay in registers and are
+multiplied by their scales once, at the group's end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
 from ...ir.ops import tensor as t
+from ...ir.ops.quantized import operands
 from ..backend import Layout
 from .amx import ROWS
 from .function import Anchor, Kernel
@@ -31,6 +34,7 @@ GROUPS_ABOVE = 16
 """Rows up to which scaled groups go faster through registers than through tiles."""
 _UNROLL = 8  # steps written out of a group's loop
 Parts = Mapping[tuple[int, int, int], tirx.Buffer]
+Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
 Step = Callable[[Linear, Parts, list[Expr], list[list[Expr]], Expr, Expr], None]
 
 
@@ -40,6 +44,10 @@ def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
         raise CodegenError(
             f"{node.op.name}: layout {node['layout']!r} for {codes.type}; {wanted} is known"
         )
+
+
+def _bias_from(node: Node) -> int:
+    return len(node.inputs) - (operands(node).bias is not None)
 
 
 def wide_tiles(isa: Isa) -> tuple[Tile, Tile, Tile]:
@@ -63,16 +71,20 @@ def integer_tiles(groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
 def wide_operand(node: Node) -> Node:
     """x with zeros up to a whole number of groups."""
     x, _, scale = node.inputs[:3]
-    short = int(scale.shape[1]) * node["group"] - int(x.shape[-1])
+    short = int(scale.shape[-2]) * node["group"] - int(x.shape[-1])
     none = (0,) * (len(x.shape) - 1)
     return t.pad(x, before=(*none, 0), after=(*none, short), value=0.0) if short else x
 
 
+def wide_scheme(kernel: Kernel, node: Node) -> Scheme:
+    """How codes widened to float32 are summed."""
+    _check(node, WIDE_WORDS, node.inputs[1])
+    return Scheme(wide_tiles(kernel.isa), _over_wide_groups, bias_from=_bias_from(node))
+
+
 def emit_wide(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit a packed_quantized_linear."""
-    _check(node, WIDE_WORDS, node.inputs[1])
-    layout = Layout.parse(node["layout"])
-    scheme = Scheme(wide_tiles(kernel.isa), _over_wide_groups, bias_from=3)
+    scheme, layout = wide_scheme(kernel, node), Layout.parse(node["layout"])
     emit_scheme(kernel, node, wide_operand(node), layout, results, scheme)
 
 
@@ -80,10 +92,14 @@ def _over_wide_groups(
     linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
 ) -> None:
     node = linear.node
-    groups, steps = int(node.inputs[2].shape[1]), node["group"] // linear.layout.depth
+    groups, steps = int(node.inputs[2].shape[-2]), node["group"] // linear.layout.depth
     with T.serial(i64(0), i64(groups)) as g:
-        parts = {key: _fresh("float32", const(0, "float32")) for key in sums.parts}
-        _in_group(linear, parts, block, at, g, steps, _wide_step)
+        parts = {
+            key: fresh_vector("float32", T.broadcast(const(0, "float32"), LANES))
+            for key in sums.parts
+        }
+        zeros = {key: _widened(z) for key, z in _zeros(linear, block, g).items()}
+        _in_group(linear, parts, block, at, g, steps, partial(_wide_step, zeros=zeros))
         for o, c, scale in _scales(linear, node.inputs[2], block, g):
             for r in range(tile.rows):
                 _gather(sums, (o, r, c), parts[o, r, c], scale)
@@ -96,6 +112,7 @@ def _wide_step(
     at: list[list[Expr]],
     g: Expr,
     s: Expr,
+    zeros: Vectors,
 ) -> None:
     node, depth = linear.node, linear.layout.depth
     step = bind(g * i64(node["group"] // depth) + s)
@@ -105,7 +122,8 @@ def _wide_step(
         x = [bind(cast(place.read([*row, k]), "float32")) for row in at]
         for o in linear.offsets:
             for c, b in enumerate(block):
-                w = _wide_codes(linear, b + i64(o // LANES), step, half)
+                number = _wide_codes(linear, b + i64(o // LANES), step, half)
+                w = bind(number - zeros[o, c])
                 for r, value in enumerate(x):
                     total = parts[o, r, c]
                     lanes = T.ramp(0, 1, LANES)
@@ -113,7 +131,7 @@ def _wide_step(
 
 
 def _wide_codes(linear: Linear, block: Expr, step: Expr, half: int) -> Expr:
-    """Sixteen codes of one k as float32, the offset taken off."""
+    """Sixteen codes of one k as float32."""
     codes = linear.node.inputs[1]
     buffer = linear.kernel.places[codes].buffer
     if codes.dtype == "u8":
@@ -121,9 +139,11 @@ def _wide_codes(linear: Linear, block: Expr, step: Expr, half: int) -> Expr:
     else:
         value = buffer[(block, step, i64(0), T.ramp(i64(0), i64(1), LANES))]
         value = _nibble(value, half, LANES)
-    number = tirx.Cast(f"float32x{LANES}", tirx.Cast(f"int32x{LANES}", value))
-    offset = const(linear.node["offset"], "float32")
-    return bind(number - T.broadcast(offset, LANES))
+    return _widened(tirx.Cast(f"int32x{LANES}", value))
+
+
+def _widened(value: Expr) -> Expr:
+    return bind(tirx.Cast(f"float32x{LANES}", value))
 
 
 def _nibble(value: Expr, half: int, lanes: int) -> Expr:
@@ -141,19 +161,32 @@ def group_sums(node: Node) -> Node:
     return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
 
 
-def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
-    """Emit a packed_integer_linear."""
+def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
+    """How integer dot products are summed."""
     _check(node, DOT_WORDS, node.inputs[2])
     if not kernel.isa.has_integer_dot:
-        raise CodegenError("packed_integer_linear needs avx512_vnni, which the target lacks")
-    layout = Layout.parse(node["layout"])
-    scheme = Scheme(
-        integer_tiles(int(node.inputs[0].shape[-2]), layout.pairs),
+        raise CodegenError(f"{node.op.name} needs avx512_vnni, which the target lacks")
+    pairs = Layout.parse(node["layout"]).pairs
+    groups = int(node.inputs[0].shape[-2])
+    by_tiles = _by_tiles if kernel.isa.has_integer_tiles and _fits_tiles(node) else None
+    return Scheme(
+        integer_tiles(groups, pairs),
         _over_integer_groups,
-        bias_from=4,
-        by_tiles=_by_tiles if kernel.isa.has_integer_tiles else None,
-        tiles_above=0 if int(node.inputs[0].shape[-2]) == 1 else GROUPS_ABOVE,
+        _bias_from(node),
+        by_tiles,
+        tiles_above=0 if groups == 1 else GROUPS_ABOVE,
     )
+
+
+def _fits_tiles(node: Node) -> bool:
+    """Whether codes less their zeros are signed bytes, or the zeros can wait for the row's end."""
+    found = operands(node)
+    return found.zeros is None or found.codes.dtype == "u4" or int(node.inputs[0].shape[-2]) == 1
+
+
+def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a packed_integer_linear."""
+    scheme, layout = integer_scheme(kernel, node), Layout.parse(node["layout"])
     emit_scheme(kernel, node, node.inputs[0], layout, results, scheme)
 
 
@@ -166,8 +199,12 @@ def _over_integer_groups(
     totals = kernel.places[group_sums(node)]
     factors = kernel.places[node.inputs[1]]
     with T.serial(i64(0), i64(groups)) as g:
-        begin = [bind(totals.read([*row, g]) * const(-node["offset"], "int32")) for row in at]
-        parts = {key: _fresh("int32", begin[key[1]]) for key in sums.parts}
+        below = [bind(const(0, "int32") - totals.read([*row, g])) for row in at]
+        zeros = _zeros(linear, block, g)
+        parts = {
+            (o, r, c): fresh_vector("int32", zeros[o, c] * T.broadcast(below[r], LANES))
+            for o, r, c in sums.parts
+        }
         _in_group(linear, parts, block, at, g, steps, _integer_step)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for o, c, scale in _scales(linear, node.inputs[3], block, g):
@@ -242,12 +279,14 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
         bind(tirx.min(tile * i64(ROWS) + r, panel.rows - i64(1))),
         linear.rows,
     )
-    total = bind(places[group_sums(node)].read([*row, i64(0)]) * const(node["offset"], "int32"))
-    factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
     offset, block = panel.vectors[vector]
     at = [block + i64(offset // LANES), i64(0), lane]
+    zeros = operands(node).zeros
+    zero = const(node["offset"], "int32") if zeros is None else places[zeros].read(at)
+    total = bind(places[group_sums(node)].read([*row, i64(0)]))
+    factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
     scale = places[node.inputs[3]].read(at)
-    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)] - total
+    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)] - total * tirx.Cast("int32", zero)
     return tirx.Cast("float32", whole) * (scale * factor)
 
 
@@ -268,7 +307,7 @@ def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr]
     offset, block = panel.vectors[vector]
     pairs = linear.layout.pairs
     steps = panel.steps.length // (4 * pairs)
-    less = T.broadcast(const(linear.node["offset"], "uint8"), 4 * LANES)
+    less = _zero_bytes(linear, block + i64(offset // LANES), group)
     with T.serial(i64(0), i64(steps)) as s:
         codes = _bytes(linear, block + i64(offset // LANES), bind(group * i64(steps) + s))
         for half in range(pairs):
@@ -277,13 +316,44 @@ def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr]
             put(bind(s * i64(pairs) + i64(half)), value)
 
 
+def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:
+    """What a group's codes have for 0, four times for each of sixteen columns."""
+    zeros = operands(linear.node).zeros
+    if zeros is None:
+        return T.broadcast(const(linear.node["offset"], "uint8"), 4 * LANES)
+    buffer = linear.kernel.places[zeros].buffer
+    each = tirx.Cast(f"uint32x{LANES}", buffer[(block, group, T.ramp(i64(0), i64(1), LANES))])
+    four = each * T.broadcast(tirx.IntImm("uint32", 0x01010101), LANES)
+    return bind(tirx.op.reinterpret(f"uint8x{4 * LANES}", bind(four)))
+
+
 # -- what both share
 
 
-def _fresh(dtype: str, value: Expr) -> tirx.Buffer:
+def fresh_vector(dtype: str, value: Expr) -> tirx.Buffer:
+    """Sixteen accumulators that begin with a value."""
     buffer = T.alloc_buffer((LANES,), dtype)
-    T.buffer_store(buffer, T.broadcast(value, LANES), [T.ramp(0, 1, LANES)])
+    T.buffer_store(buffer, value, [T.ramp(0, 1, LANES)])
     return buffer
+
+
+def _zeros(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
+    """What a group's codes have for 0, sixteen columns at a time, in int32."""
+    zeros = operands(linear.node).zeros
+    if zeros is None:
+        offset = tirx.IntImm("int32", linear.node["offset"])
+        every = T.broadcast(offset, LANES)
+        return {(o, c): every for o in linear.offsets for c in range(len(block))}
+    buffer = linear.kernel.places[zeros].buffer
+    return {
+        (o, c): bind(
+            tirx.Cast(
+                f"int32x{LANES}", buffer[(b + i64(o // LANES), g, T.ramp(i64(0), i64(1), LANES))]
+            )
+        )
+        for o in linear.offsets
+        for c, b in enumerate(block)
+    }
 
 
 def _in_group(

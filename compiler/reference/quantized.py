@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from . import model
 from .context import Context
 from .layouts import unpacked
 
 Tensor = torch.Tensor
 
 
-def weight(q: Tensor, scale: Tensor, offset: int, k: int) -> Tensor:
-    """(q - offset) scale as w[N, k], from q[N, J, G] and scale[N, J]."""
+def weight(q: Tensor, scale: Tensor, zeros: Tensor | int, k: int) -> Tensor:
+    """(q - zeros) scale as w[..., N, k], from q[..., N, J, G], scale[..., N, J] and zeros likewise
+    or a number.
+    """
     wide = scale if scale.dtype == torch.float64 else scale.float()
-    return ((q.to(wide.dtype) - offset) * wide[..., None]).flatten(-2)[..., :k]
+    zero = zeros if isinstance(zeros, int) else zeros.to(wide.dtype)[..., None]
+    return ((q.to(wide.dtype) - zero) * wide[..., None]).flatten(-2)[..., :k]
+
+
+def _split(more: Sequence[Tensor], offset: int) -> tuple[Tensor | int, list[Tensor]]:
+    """The zeros (the offset where there are none), and a list of the bias."""
+    if more and more[0].dtype == torch.uint8:
+        return more[0], list(more[1:])
+    return offset, list(more)
 
 
 def quantized_linear(
-    context: Context, x: Tensor, q: Tensor, scale: Tensor, *bias: Tensor, offset: int
+    context: Context, x: Tensor, q: Tensor, scale: Tensor, *more: Tensor, offset: int
 ) -> Tensor:
     """x @ weight^T + bias."""
+    zeros, bias = _split(more, offset)
     a, *b = context.math(x, *bias)
-    w = weight(q, scale, offset, x.shape[-1]).to(a.dtype)
+    w = weight(q, scale, zeros, x.shape[-1]).to(a.dtype)
     return torch.nn.functional.linear(a, w, *b).to(x.dtype)
+
+
+def quantized_expert_linear(
+    context: Context,
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    *more: Tensor,
+    offset: int,
+) -> Tensor:
+    """Each row by the weight of its expert."""
+    zeros, bias = _split(more, offset)
+    a, *b = context.math(x, *bias)
+    w = weight(q, scale, zeros, x.shape[-1]).to(a.dtype)
+    return model.expert_linear(context, a, w, index, *b).to(x.dtype)
+
+
+def _unpacked(
+    q: Tensor, scale: Tensor, more: Sequence[Tensor], n: int, group: int, layout: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Codes, scales and what follows them as they were before packing."""
+    groups = scale.shape[-2]
+    codes = unpacked(q, n, groups * group, layout).unflatten(-1, (groups, group))
+    zeros = [unpacked(m, n, groups, "n16") for m in more[:1] if m.dtype == torch.uint8]
+    return codes, unpacked(scale, n, groups, "n16"), [*zeros, *more[len(zeros) :]]
 
 
 def packed_quantized_linear(
@@ -33,17 +71,32 @@ def packed_quantized_linear(
     x: Tensor,
     q: Tensor,
     scale: Tensor,
-    *bias: Tensor,
+    *more: Tensor,
     n: int,
     group: int,
     offset: int,
     layout: str,
 ) -> Tensor:
     """quantized_linear by what the layout unpacks to."""
-    groups = scale.shape[-2]
-    codes = unpacked(q, n, groups * group, layout).unflatten(-1, (groups, group))
-    scales = unpacked(scale, n, groups, "n16")
-    return quantized_linear(context, x, codes, scales, *bias, offset=offset)
+    codes, scales, rest = _unpacked(q, scale, more, n, group, layout)
+    return quantized_linear(context, x, codes, scales, *rest, offset=offset)
+
+
+def packed_quantized_expert_linear(
+    context: Context,
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    *more: Tensor,
+    n: int,
+    group: int,
+    offset: int,
+    layout: str,
+) -> Tensor:
+    """quantized_expert_linear by what the layout unpacks to."""
+    codes, scales, rest = _unpacked(q, scale, more, n, group, layout)
+    return quantized_expert_linear(context, x, codes, scales, index, *rest, offset=offset)
 
 
 def packed_integer_linear(
@@ -52,22 +105,53 @@ def packed_integer_linear(
     x_scale: Tensor,
     q: Tensor,
     scale: Tensor,
-    *bias: Tensor,
+    *more: Tensor,
     n: int,
     offset: int,
     layout: str,
     dtype: str,
 ) -> Tensor:
     """packed_quantized_linear of x times x_scale, in float64."""
-    wide = (x.double() * x_scale.double()[..., None]).flatten(-2)
     options = {"n": n, "group": x.shape[-1], "offset": offset, "layout": layout}
-    more = [b.double() for b in bias]
-    result = packed_quantized_linear(context, wide, q, scale.double(), *more, **options)
+    wide = _wide(x, x_scale, more)
+    result = packed_quantized_linear(context, wide[0], q, scale.double(), *wide[1:], **options)
     return result.to(context.dtype(dtype))
+
+
+def packed_integer_expert_linear(
+    context: Context,
+    x: Tensor,
+    x_scale: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    *more: Tensor,
+    n: int,
+    offset: int,
+    layout: str,
+    dtype: str,
+) -> Tensor:
+    """packed_quantized_expert_linear of x times x_scale, in float64."""
+    options = {"n": n, "group": x.shape[-1], "offset": offset, "layout": layout}
+    wide = _wide(x, x_scale, more)
+    scales = scale.double()
+    result = packed_quantized_expert_linear(
+        context, wide[0], q, scales, index, *wide[1:], **options
+    )
+    return result.to(context.dtype(dtype))
+
+
+def _wide(x: Tensor, x_scale: Tensor, more: Sequence[Tensor]) -> list[Tensor]:
+    """x times its scales, then what follows, floats in float64."""
+    wide = (x.double() * x_scale.double()[..., None]).flatten(-2)
+    return [wide, *(m.double() if m.is_floating_point() else m for m in more)]
 
 
 TABLE: Mapping[str, Callable[..., Any]] = {
     "quantized_linear": quantized_linear,
+    "quantized_expert_linear": quantized_expert_linear,
     "packed_quantized_linear": packed_quantized_linear,
+    "packed_quantized_expert_linear": packed_quantized_expert_linear,
     "packed_integer_linear": packed_integer_linear,
+    "packed_integer_expert_linear": packed_integer_expert_linear,
 }

@@ -1,20 +1,42 @@
 """Quantized linears: weights of few bits in groups along k, each group with a scale of its own.
 
 A weight w[N, K] is held as codes q[N, J, G] (u8 or u4; J groups of G, J G at least K) and scales
-s[N, J]: w[n, j G + i] = (q[n, j, i] - offset) s[n, j]. What J G exceeds K by has the value 0.
+s[N, J]: w[n, j G + i] = (q[n, j, i] - offset) s[n, j]. What J G exceeds K by has the value 0. The
+inputs that may follow, in this order: zeros u8[N, J], which stand for the offset group by group
+(the attribute is then 0), and a bias. Weights of experts have one more axis in front.
 """
 
 from __future__ import annotations
 
-from ..dims import equal
+from typing import NamedTuple
+
+from ..dims import Shape, equal, equal_shapes
 from ..errors import IRError
-from ..node import op
+from ..node import Node, op
 from ..types import TensorType
 
 
-def _one_bias(bias: tuple[TensorType, ...]) -> None:
-    if len(bias) > 1:
-        raise IRError(f"one bias at most, not {bias}")
+class Operands(NamedTuple):
+    """The inputs of a quantized linear of any kind, by name; None where it has no such input."""
+
+    x: Node
+    x_scale: Node | None
+    codes: Node
+    scale: Node
+    experts: Node | None
+    zeros: Node | None
+    bias: Node | None
+
+
+def operands(node: Node) -> Operands:
+    """The inputs of any op of this family by what they are."""
+    left = list(node.inputs)
+    x = left.pop(0)
+    x_scale = left.pop(0) if node.op.name.startswith("packed_integer") else None
+    codes, scale = left.pop(0), left.pop(0)
+    experts = left.pop(0) if node.op.name.endswith("expert_linear") else None
+    zeros = left.pop(0) if left and left[0].dtype == "u8" else None
+    return Operands(x, x_scale, codes, scale, experts, zeros, left[0] if left else None)
 
 
 def _codes(q: TensorType, scale: TensorType) -> None:
@@ -22,23 +44,69 @@ def _codes(q: TensorType, scale: TensorType) -> None:
         raise IRError(f"codes u8 or u4 and float scales were wanted, not {q}, {scale}")
 
 
+def _extras(more: tuple[TensorType, ...], scale: TensorType, offset: int) -> None:
+    """What follows the scales: zeros of their shape, and a bias."""
+    zeros, *bias = more if more and more[0].dtype == "u8" else (None, *more)
+    if len(bias) > 1 or any(not b.is_float for b in bias):
+        raise IRError(f"zeros u8 and one float bias at most were wanted, not {more}")
+    if zeros is not None and (offset or not equal_shapes(zeros.shape, scale.shape)):
+        raise IRError(f"zeros like {scale} and offset 0 were wanted, not {zeros}, offset {offset}")
+
+
+def _covers(x: TensorType, q: TensorType, scale: TensorType) -> None:
+    """Whether q[..., N, J, G] and scale[..., N, J] cover the last dim of x."""
+    j, g, k = q.shape[-2], q.shape[-1], x.shape[-1]
+    sized = isinstance(j, int) and isinstance(g, int) and isinstance(k, int)
+    if not equal(j, scale.shape[-1]) or not sized or not (j - 1) * g < k <= j * g:
+        raise IRError(f"groups of {q} with {scale} do not cover the last dim of {x}")
+
+
+def _routes(index: TensorType, rows: Shape) -> None:
+    if index.dtype not in ("i32", "i64") or not equal_shapes(index.shape, rows):
+        raise IRError(f"an index i32 or i64 of {rows} was wanted, not {index}")
+
+
+def _integers(x: TensorType, x_scale: TensorType) -> None:
+    if x.dtype != "i8" or x_scale.dtype != "f32" or x.rank != x_scale.rank + 1:
+        raise IRError(f"x i8[..., J, G] and scales f32[..., J] were wanted, not {x}, {x_scale}")
+
+
 @op("contraction")
 def quantized_linear(
-    x: TensorType, q: TensorType, scale: TensorType, *bias: TensorType, offset: int
+    x: TensorType, q: TensorType, scale: TensorType, *more: TensorType, offset: int
 ) -> TensorType:
     """x[..., K] @ w^T + bias[N] with w[n, j G + i] = (q[n, j, i] - offset) scale[n, j].
 
-    Sums in float32 or wider, rounded to x's dtype once.
+    With zeros[N, J], those in place of the offset. Sums in float32 or wider, rounded to x's dtype
+    once.
     """
     _codes(q, scale)
-    _one_bias(bias)
+    _extras(more, scale, offset)
     if q.rank != 3 or scale.rank != 2 or not equal(q.shape[0], scale.shape[0]):
         raise IRError(f"q[N, J, G] and scale[N, J] were wanted, not {q}, {scale}")
-    j, g, k = q.shape[1], q.shape[2], x.shape[-1]
-    sized = isinstance(j, int) and isinstance(g, int) and isinstance(k, int)
-    if not equal(j, scale.shape[1]) or not sized or not (j - 1) * g < k <= j * g:
-        raise IRError(f"groups of {q} with {scale} do not cover the last dim of {x}")
+    _covers(x, q, scale)
     return x.with_shape((*x.shape[:-1], q.shape[0]))
+
+
+@op("contraction")
+def quantized_expert_linear(
+    x: TensorType,
+    q: TensorType,
+    scale: TensorType,
+    index: TensorType,
+    *more: TensorType,
+    offset: int,
+) -> TensorType:
+    """quantized_linear of each row by the codes q[e, N, J, G], scales, zeros and bias[e, N] of its
+    expert e = index[...].
+    """
+    _codes(q, scale)
+    _extras(more, scale, offset)
+    if q.rank != 4 or scale.rank != 3 or not equal_shapes(q.shape[:2], scale.shape[:2]):
+        raise IRError(f"q[E, N, J, G] and scale[E, N, J] were wanted, not {q}, {scale}")
+    _covers(x, q, scale)
+    _routes(index, x.shape[:-1])
+    return x.with_shape((*x.shape[:-1], q.shape[1]))
 
 
 @op("contraction")
@@ -46,15 +114,34 @@ def packed_quantized_linear(
     x: TensorType,
     q: TensorType,
     scale: TensorType,
-    *bias: TensorType,
+    *more: TensorType,
     n: int,
     group: int,
     offset: int,
     layout: str,
 ) -> TensorType:
-    """quantized_linear by codes and scales in a kernel's own layout, named by a word: [..., n]."""
+    """quantized_linear by codes, scales and zeros in a kernel's own layout, named by a word."""
     _codes(q, scale)
-    _one_bias(bias)
+    _extras(more, scale, offset)
+    return x.with_shape((*x.shape[:-1], n))
+
+
+@op("contraction")
+def packed_quantized_expert_linear(
+    x: TensorType,
+    q: TensorType,
+    scale: TensorType,
+    index: TensorType,
+    *more: TensorType,
+    n: int,
+    group: int,
+    offset: int,
+    layout: str,
+) -> TensorType:
+    """quantized_expert_linear in a kernel's own layout, named by a word."""
+    _codes(q, scale)
+    _extras(more, scale, offset)
+    _routes(index, x.shape[:-1])
     return x.with_shape((*x.shape[:-1], n))
 
 
@@ -64,7 +151,7 @@ def packed_integer_linear(
     x_scale: TensorType,
     q: TensorType,
     scale: TensorType,
-    *bias: TensorType,
+    *more: TensorType,
     n: int,
     offset: int,
     layout: str,
@@ -76,7 +163,27 @@ def packed_integer_linear(
     the inner sums in whole numbers; rounded to dtype once.
     """
     _codes(q, scale)
-    _one_bias(bias)
-    if x.dtype != "i8" or x_scale.dtype != "f32" or x.rank != x_scale.rank + 1:
-        raise IRError(f"x i8[..., J, G] and scales f32[..., J] were wanted, not {x}, {x_scale}")
+    _extras(more, scale, offset)
+    _integers(x, x_scale)
+    return TensorType(dtype, (*x.shape[:-2], n))
+
+
+@op("contraction")
+def packed_integer_expert_linear(
+    x: TensorType,
+    x_scale: TensorType,
+    q: TensorType,
+    scale: TensorType,
+    index: TensorType,
+    *more: TensorType,
+    n: int,
+    offset: int,
+    layout: str,
+    dtype: str,
+) -> TensorType:
+    """packed_integer_linear of each row by the codes, scales, zeros and bias of its expert."""
+    _codes(q, scale)
+    _extras(more, scale, offset)
+    _integers(x, x_scale)
+    _routes(index, x.shape[:-2])
     return TensorType(dtype, (*x.shape[:-2], n))

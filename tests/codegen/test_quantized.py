@@ -12,8 +12,8 @@ from ferrule.ir.ops import quantized
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.target import Target
 from ferrule.passes.layout_codes import PackedCodes
-from ferrule.passes.quantize import Format
-from kernels import Kernels, T, given
+from ferrule.passes.weight_formats import Format
+from kernels import Kernels, T, below, given
 
 TARGETS = ("cpu:sapphirerapids", "cpu:znver4", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
 CASES = (
@@ -27,6 +27,13 @@ CASES = (
     ("int4-g32", "long"),
     ("int4-g24", "long"),
     ("int8-g64", "long"),
+    ("int8-asym", "residual"),
+    ("int8-g64-asym", "gated"),
+    ("int4-g32-asym", "plain"),
+    ("int4-g64-asym", "gated"),
+    ("int8-asym", "long"),
+    ("int8-g64-asym", "long"),
+    ("int4-g32-asym", "long"),
 )
 
 
@@ -40,22 +47,42 @@ class Maker:
     def linear(self, x: Node, n: int, *bias: Node) -> tuple[tuple[Node, ...], Node]:
         """The inputs that the linear adds to a body, and its value."""
         k = int(x.shape[-1])
-        codes, scale = self.format.quantized(given("weight", "f32", n, k))
-        plain = quantized.quantized_linear(x, codes, scale, *bias, offset=self.format.offset)
-        packed = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype])
+        codes, scale, zeros = self.format.quantized(given("weight", "f32", n, k))
+        more = bias if zeros is None else (zeros, *bias)
+        plain = quantized.quantized_linear(x, codes, scale, *more, offset=self.format.offset)
+        packed = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype], zeros)
         q = given("q", codes.dtype, *packed.codes.shape)
         s = given("s", scale.dtype, *packed.scale.shape)
+        z = () if packed.zeros is None else (given("z", "u8", *packed.zeros.shape),)
         if not self.backend.integer_dots:
-            y = PackedCodes(q, s, packed.layout).linear(plain, integer=False)
-            return (q, s), y
+            y = PackedCodes(q, s, packed.layout, *z).linear(plain, integer=False)
+            return (q, s, *z), y
         groups, length = (int(d) for d in codes.shape[1:])
         a = given("a", "i8", *x.shape[:-1], groups, length)
         f = given("f", "f32", *x.shape[:-1], groups)
         y = quantized.packed_integer_linear(
-            a, f, q, s, *bias,
+            a, f, q, s, *z, *bias,
             n=n, offset=self.format.offset, layout=packed.layout.word, dtype=self.dtype,
         )  # fmt: skip
-        return (a, f, q, s), y
+        return (a, f, q, s, *z), y
+
+    def experts(self, n: int, k: int, *, biased: bool) -> Graph:
+        """Two rows of each token through weights of five experts."""
+        shape = (T, 2, k)
+        x, index = given("x", self.dtype, *shape), given("index", "i32", T, 2)
+        codes, scale, zeros = self.format.quantized(given("weight", "f32", 5, n, k))
+        packed = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype], zeros)
+        z = () if packed.zeros is None else (given("z", "u8", *packed.zeros.shape),)
+        bias = (given("b", self.dtype, 5, n),) if biased else ()
+        q = given("q", codes.dtype, *packed.codes.shape)
+        s = given("s", scale.dtype, *packed.scale.shape)
+        more = bias if zeros is None else (zeros, *bias)
+        plain = quantized.quantized_expert_linear(
+            x, codes, scale, index, *more, offset=self.format.offset
+        )
+        packed = PackedCodes(q, s, packed.layout, *z)
+        y = packed.linear(plain, integer=self.backend.integer_dots)
+        return Graph("experts", (x, index, q, s, *z, *bias), (y,))
 
     def body(self, name: str) -> Graph:
         """One of the bodies by name."""
@@ -86,12 +113,29 @@ class Maker:
 def test_values(target: str, dtype: str) -> None:
     if not cpu_runs(target):
         pytest.skip(f"the machine is no {target}")
-    wanted = CASES if dtype == "f32" else CASES[:1] + CASES[4:5]
+    wanted = CASES if dtype == "f32" else CASES[:1] + CASES[4:5] + CASES[-1:]
     bodies = {f"{b}_{f}": Maker(target, f, dtype).body(b) for f, b in wanted}
     library = Kernels(target, {n.replace("-", "_"): g for n, g in bodies.items()})
     for name in library.bodies:
         for rows in (1, 3, 19, 48):
-            library.check(name, T=rows)
+            library.check(name, {"z": below(16)}, T=rows)
+
+
+EXPERTS = (("int8", 96, 40), ("int4-g32", 37, 72), ("int8-g16-asym", 70, 40), ("int4-asym", 48, 64))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_values_of_experts(target: str) -> None:
+    if not cpu_runs(target):
+        pytest.skip(f"the machine is no {target}")
+    bodies = {
+        f"experts_{i}": Maker(target, f, "f32").experts(n, k, biased=n % 16 > 0)
+        for i, (f, n, k) in enumerate(EXPERTS)
+    }
+    library = Kernels(target, bodies)
+    for name in library.bodies:
+        for rows in (1, 7):
+            library.check(name, {"index": below(5), "z": below(16)}, T=rows)
 
 
 def cpu_runs(target: str) -> bool:

@@ -1,4 +1,4 @@
-"""Packed codes and scales: what is packed can be read back, in every layout."""
+"""Packed codes, scales and zeros: what is packed can be read back, in every layout."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ LAYOUTS = [Layout(16, 1), Layout(16, 2), Layout(16, 4), Layout(16, 4, 2)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.word)
-@pytest.mark.parametrize("n", [16, 37])
-def test_packed_codes_are_read_back(layout: Layout, n: int):
+@pytest.mark.parametrize("rows", [(16,), (37,), (3, 21)], ids=str)
+def test_packed_codes_are_read_back(layout: Layout, rows: tuple[int, ...]):
     assert Layout.parse(layout.word) == layout
-    codes = input_(name="q", type=TensorType("u4", (n, 3, 16)))
-    scale = input_(name="s", type=TensorType("f32", (n, 3)))
-    made = PackedCodes.of(codes, scale, layout)
-    outputs = (
-        made.codes, made.scale, made.unpacked_codes(codes), made.unpacked_scale(scale),
-    )  # fmt: skip
-    q, s = torch.randint(0, 16, (n, 3, 16)).to(torch.uint8), torch.randn(n, 3)
-    packed, columns, codes_again, scale_again = evaluate(
-        Graph("pack", (codes, scale), outputs), [q, s]
-    )
-    assert torch.equal(codes_again, q) and torch.equal(scale_again, s)
-    assert torch.equal(unpacked(packed, n, 48, layout.word), q.flatten(1))
-    assert torch.equal(unpacked(columns, n, 3, "n16"), s)
+    codes = input_(name="q", type=TensorType("u4", (*rows, 3, 16)))
+    scale = input_(name="s", type=TensorType("f32", (*rows, 3)))
+    zeros = input_(name="z", type=TensorType("u8", (*rows, 3)))
+    made = PackedCodes.of(codes, scale, layout, zeros)
+    assert made.zeros is not None
+    packed = (made.codes, made.scale, made.zeros)
+    views = made.views(codes, scale, zeros)
+    q, s = torch.randint(0, 16, codes.shape).to(torch.uint8), torch.randn(scale.shape)
+    z = torch.randint(0, 16, zeros.shape).to(torch.uint8)
+    outputs = (*packed, *(views[n] for n in (codes, scale, zeros)))
+    given = evaluate(Graph("pack", (codes, scale, zeros), outputs), [q, s, z])
+    for value, view in zip((q, s, z), given[3:], strict=True):
+        assert torch.equal(view, value)
+    assert torch.equal(unpacked(given[0], rows[-1], 48, layout.word), q.flatten(-2))
+    for value, columns in zip((s, z), given[1:3], strict=True):
+        assert torch.equal(unpacked(columns, rows[-1], 3, "n16"), value)
 
 
 def test_rows_are_quantized_by_group_and_rows_of_zeros_stay_zero():
