@@ -12,6 +12,7 @@ from torch import nn
 from ..passes.quantize import Recipe
 from .build import Options, build_in_temporary
 from .module import CompiledModule, build_module
+from .recipes import recipe_of
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -25,7 +26,7 @@ class Given(TypedDict, total=False):
 
     target: str
     dtype: str
-    quantize: Recipe | str | None
+    quantize: Recipe | Path | str | None
     max_context: int | None
     max_batch: int
     chunk: int
@@ -69,7 +70,8 @@ def compile(
 
     Options: `target` ("cpu" is this machine), `dtype` ("auto" is the checkpoint's; "float32",
     "bfloat16", "float16"), `quantize` (None, a weight format such as "int8", "int8-g64", "int4",
-    "int4-g64", or a Recipe that chooses by parameter), `max_context` (tokens of a sequence),
+    "int4-g64-asym", or a Recipe that chooses by parameter, or its file), `max_context` (tokens of a
+    sequence),
     `max_batch` (sequences in a step), `chunk` (tokens in a step), `block` (tokens in a block of the
     cache), `tokenizer` (a folder, or a transformers tokenizer, for a model in memory), `dump` (a
     folder for the graph after every pass), `parity` (compare with eager at the end), `progress`
@@ -94,4 +96,8 @@ def _options(given: Given) -> Options:
             hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise TypeError(f"no option {name!r}{hint} known: {', '.join(known)}")
     dump = given.get("dump")
-    return Options(**{**given, "dump": None if dump is None else Path(dump)})
+    quantize = given.get("quantize")
+    if isinstance(quantize, str | Path):
+        quantize = recipe_of(quantize)
+    dump = None if dump is None else Path(dump)
+    return Options(**{**given, "dump": dump, "quantize": quantize})

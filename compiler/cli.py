@@ -53,7 +53,11 @@ def compile_command(
     ] = "cpu",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     quantize: Annotated[
-        str | None, typer.Option(help="int8, int8-g64, int4, int4-g32, int4-g64, int4-g128.")
+        str | None,
+        typer.Option(
+            help="int8, int8-g64, int4, int4-g64, int4-g128, ..., with zero points int4-g64-asym, "
+            "...; or a recipe, .json or .toml."
+        ),
     ] = None,
     max_context: Annotated[int | None, typer.Option(help="The longest sequence in tokens.")] = None,
     max_batch: Annotated[int, typer.Option(help="The most sequences in one step.")] = 32,
@@ -74,11 +78,12 @@ def compile_command(
     """Compile a model into an artifact directory."""
     from .build import Options, StoppedError, compile_to
     from .console import print_build
+    from .recipes import recipe_of
 
     options = Options(
         target=target,
         dtype=dtype,
-        quantize=quantize,
+        quantize=recipe_of(quantize) if quantize else None,
         max_context=max_context,
         max_batch=max_batch,
         chunk=chunk,

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 from typing import ClassVar
 
 from ..ir.errors import IRError
@@ -16,7 +17,9 @@ from ..ir.node import Node, walk
 from ..ir.ops import model
 from ..ir.ops import quantized as q
 from ..ir.ops import tensor as t
+from ..ir.rewrite import rewrite
 from ..ir.verify import quote
+from .rules.movement import MOVEMENT
 from .split_preparation import constants_of
 from .weight_formats import Coded, Format
 
@@ -70,6 +73,7 @@ class Quantize:
         """The graph over codes and scales; `unquantized` lists what it leaves."""
         recipe = Recipe(self.default, self.rules)
         recipe.check(str(p["name"]) for p in graph.parameters())
+        graph = _apart(graph, recipe)
         constant = constants_of(graph)
         mapping: dict[Node, Node] = {}
         made: dict[Node, tuple[Format, Coded]] = {}
@@ -81,6 +85,43 @@ class Quantize:
                 made[weight] = _coded(weight, recipe)
             mapping[node] = _read(node, *made[weight])
         return graph.replace(mapping) if mapping else graph
+
+
+def _apart(graph: Graph, recipe: Recipe) -> Graph:
+    """Merged linears whose weights take several formats, as a linear for each run of one format."""
+    constant = constants_of(graph)
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        if node.op in _LINEARS and node.inputs[1] in constant:
+            runs = _runs(node.inputs[1], recipe)
+            if len(runs) > 1:
+                mapping[node] = _pieces(node, runs)
+    return rewrite(graph.replace(mapping), MOVEMENT) if mapping else graph
+
+
+def _runs(weight: Node, recipe: Recipe) -> list[list[Node]]:
+    """The parts that a weight joins, those beside each other of one format together."""
+    if weight.op is not t.concat or weight["axis"] != len(weight.shape) - 2:
+        return [[weight]]
+    formats = {w: tuple(_formats(w, recipe)) for w in weight.inputs}
+    return [list(run) for _, run in groupby(weight.inputs, key=formats.__getitem__)]
+
+
+def _pieces(node: Node, runs: Iterable[list[Node]]) -> Node:
+    """The linear as the concatenation of a linear for each run of its weights."""
+    x, _, *more = node.inputs
+    index = more[:1] if node.op is model.expert_linear else []
+    bias = more[len(index) :]
+    pieces: list[Node] = []
+    begin = 0
+    for run in runs:
+        axis = len(run[0].shape) - 2
+        weight = t.concat(*run, axis=axis) if len(run) > 1 else run[0]
+        end = begin + int(weight.shape[axis])
+        own = [t.slice_(b, axis=axis, start=begin, stop=end) for b in bias]
+        pieces.append(node.op.build((x, weight, *index, *own), {}))
+        begin = end
+    return t.concat(*pieces, axis=len(node.shape) - 1)
 
 
 def _coded(weight: Node, recipe: Recipe) -> tuple[Format, Coded]:

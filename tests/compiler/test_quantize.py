@@ -12,6 +12,7 @@ from ferrule.compiler.errors import CompileError
 from ferrule.compiler.parity import QUANTIZED, TOLERANCES, Parity, check, tolerance_of
 from ferrule.compiler.verify import options_of
 from ferrule.compiler.writing import as_stored
+from ferrule.ir.errors import IRError
 from ferrule.passes.quantize import Recipe
 from typer.testing import CliRunner
 
@@ -64,6 +65,12 @@ def test_a_wrong_format_is_refused_with_the_known_ones() -> None:
 
     done = CliRunner().invoke(app, ["compile", str(TINY), "-o", "nowhere", "--quantize", "int5"])
     assert done.exit_code != 0 and "int5" in str(done.exception)
+
+
+def test_a_rule_without_a_parameter_is_refused() -> None:
+    recipe = Recipe("int8", (("lm_heads*", "none"),))
+    with pytest.raises(IRError, match=r"no parameter matches .*'lm_heads\*'; the nearest are"):
+        ferrule.compile(TINY, quantize=recipe, max_context=32, progress=False, parity=False)
 
 
 def test_a_plain_module_is_not_quantized_in_silence() -> None:

@@ -114,6 +114,36 @@ def test_weights_of_experts_quantize_and_pack(text: str, integer: bool):
     assert float((last - near).norm() / near.norm()) < (0.02 if integer else 1e-5)
 
 
+MERGED = """graph m(%x: f32[T, 40]) where T in [1, 8] {
+  %q = parameter {name = "q", type = f32[16, 40]} : f32[16, 40]
+  %k = parameter {name = "k", type = f32[8, 40]} : f32[8, 40]
+  %v = parameter {name = "v", type = f32[8, 40]} : f32[8, 40]
+  %b = parameter {name = "bias", type = f32[32]} : f32[32]
+  %w = concat %q %k %v {axis = 0} : f32[32, 40]
+  %y = linear %x %w %b : f32[T, 32]
+  %l = slice %y {axis = 1, start = 0, stop = 24} : f32[T, 24]
+  %r = slice %y {axis = 1, start = 24, stop = 32} : f32[T, 8]
+  return %l as l, %r as r
+}
+"""
+
+
+def test_merged_linears_of_several_formats_come_apart():
+    recipe = Recipe("int4", (("v", "int8"),))
+    done = Quantize(recipe.default, recipe.rules).run(parse_graph(MERGED))
+    linears = [n for n in done.nodes() if n.op.name == "quantized_linear"]
+    assert [(n.shape[1], n.inputs[1].dtype) for n in linears] == [(24, "u4"), (8, "u8")]
+    assert not unquantized(done, recipe)
+    assert [o.op.name for o in done.outputs] == ["quantized_linear"] * 2
+    given = {"x": torch.randn(3, 40)}
+    weights = {"bias": torch.randn(32)} | {
+        n: torch.randn(s, 40) for n, s in (("q", 16), ("k", 8), ("v", 8))
+    }
+    exact, near = (evaluate(verify(g), given, weights) for g in (parse_graph(MERGED), done))
+    for a, b, most in zip(exact, near, (0.25, 0.02), strict=True):
+        assert float((a - b).norm() / a.norm()) < most
+
+
 def test_a_rule_that_matches_nothing_names_the_nearest_parameters():
     with pytest.raises(
         IRError, match=r"no parameter matches .*'embedd\.\*'; the nearest are embed"
