@@ -55,7 +55,12 @@ class Kernels:
         self.library = tvm.runtime.load_module(str(path))
 
     def check(
-        self, name: str, inputs: Mapping[str, torch.Tensor | Make] | None = None, **dims: int
+        self,
+        name: str,
+        inputs: Mapping[str, torch.Tensor | Make] | None = None,
+        *,
+        exactly: bool = False,
+        **dims: int,
     ) -> None:
         """Run a kernel on random inputs (or those given) at some dims, and compare every result."""
         body = self.bodies[name]
@@ -64,6 +69,7 @@ class Kernels:
         results = self.run(name, values, [tuple(w.shape) for w in wanted])
         for node, have, want in zip(body.outputs, results, wanted, strict=True):
             compare(node.type.dtype, have, want, f"{name} {node} at {dims}")
+            assert not exactly or torch.equal(have, want), f"{name} {node} at {dims}: not equal"
 
     def run(
         self, name: str, values: list[torch.Tensor], shapes: list[tuple[int, ...]]

@@ -5,6 +5,7 @@ epilogues, odd sizes, one, few and many rows, four targets.
 from __future__ import annotations
 
 import pytest
+import torch
 from ferrule.codegen.backend import cpu_backend
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node
@@ -90,20 +91,21 @@ class Maker:
         if name == "plain":
             x = given("x", self.dtype, T, 37)
             more, y = self.linear(x, 70)
-            return self._graph(x, more, y)
+            return self.body_of(x, more, y)
         if name == "long":  # more steps along k than a chunk of tiles
             x = given("x", self.dtype, T, 1400)
             more, y = self.linear(x, 50)
-            return self._graph(x, more, y)
+            return self.body_of(x, more, y)
         if name == "residual":
             b, r = given("b", self.dtype, 70), given("r", self.dtype, T, 70)
             more, y = self.linear(x, 70, b)
-            return self._graph(x, (*more, b, r), t.add(t.gelu(y), r))
+            return self.body_of(x, (*more, b, r), t.add(t.gelu(y), r))
         more, y = self.linear(x, 96)
         halves = [t.slice_(y, axis=1, start=a, stop=a + 48) for a in (0, 48)]
-        return self._graph(x, more, t.mul(t.silu(halves[0]), halves[1]))
+        return self.body_of(x, more, t.mul(t.silu(halves[0]), halves[1]))
 
-    def _graph(self, x: Node, more: tuple[Node, ...], y: Node) -> Graph:
+    def body_of(self, x: Node, more: tuple[Node, ...], y: Node) -> Graph:
+        """The body of a result, over x unless its integers are given."""
         used = () if self.backend.integer_dots else (x,)
         return Graph("body", (*used, *more), (y,))
 
@@ -119,6 +121,30 @@ def test_values(target: str, dtype: str) -> None:
     for name in library.bodies:
         for rows in (1, 3, 19, 48):
             library.check(name, {"z": below(16)}, T=rows)
+
+
+EXACT = ("int8", "int8-asym", "int8-g64", "int8-g64-asym", "int4-g32", "int4-g32-asym", "int4-g128")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sums_of_whole_numbers_are_exact(target: str) -> None:
+    if not cpu_runs(target):
+        pytest.skip(f"the machine is no {target}")
+    bodies: dict[str, Graph] = {}
+    for i, text in enumerate(EXACT):
+        maker, x = Maker(target, text, "f32"), given("x", "f32", T, 300)
+        bodies[f"exact_{i}"] = maker.body_of(x, *maker.linear(x, 70))
+    library = Kernels(target, bodies)
+    whole = {
+        "x": lambda shape: torch.randint(-9, 10, shape).double(),
+        "a": lambda shape: torch.randint(-127, 128, shape),
+        "z": below(16),
+        "f": torch.ones,
+        "s": torch.ones,
+    }
+    for name in library.bodies:
+        for rows in (1, 3, 17, 40):
+            library.check(name, whole, exactly=True, T=rows)
 
 
 EXPERTS = (("int8", 96, 40), ("int4-g32", 37, 72), ("int8-g16-asym", 70, 40), ("int4-asym", 48, 64))
