@@ -31,6 +31,7 @@ class Given(TypedDict, total=False):
     max_batch: int
     chunk: int
     block: int
+    deterministic: bool
     tokenizer: Any
     dump: Path | str | None
     parity: bool
@@ -71,9 +72,9 @@ def compile(
     Options: `target` ("cpu" is this machine), `dtype` ("auto" is the checkpoint's; "float32",
     "bfloat16", "float16"), `quantize` (None, a weight format such as "int8", "int8-g64", "int4",
     "int4-g64-asym", or a Recipe that chooses by parameter, or its file), `max_context` (tokens of a
-    sequence),
-    `max_batch` (sequences in a step), `chunk` (tokens in a step), `block` (tokens in a block of the
-    cache), `tokenizer` (a folder, or a transformers tokenizer, for a model in memory), `dump` (a
+    sequence), `max_batch` (sequences in a step), `chunk` (tokens in a step), `block` (tokens in a
+    block of the cache), `deterministic` (a sequence's tokens do not depend on what else is in the
+    batch), `tokenizer` (a folder, or a transformers tokenizer, for a model in memory), `dump` (a
     folder for the graph after every pass), `parity` (compare with eager at the end), `progress`
     (bars on a terminal).
 

@@ -95,7 +95,7 @@ def _findings(opened: Opened, options: Options, artifact: Artifact) -> Iterator[
     for ran in seen:
         yield _pass_finding(ran, replay)
     *_, last = seen
-    backend = cpu_backend(target_of(options.target))
+    backend = cpu_backend(target_of(options))
     recipe = options.recipe
     kernels = Kernels.of(made.graph, backend, recorder, artifact.plan.limits, recipe=recipe)
     *packing, grouping = seen[seen.index(last) + 1 :]

@@ -52,6 +52,7 @@ TOKENIZER = "tokenizer"
 class Options:
     """What a build is asked for; `max_context` None is the model's own limit, or DEFAULT_CONTEXT
     if that is less. `quantize` is a weight format for all linears and tables, or a Recipe.
+    `deterministic`: a sequence's logits do not depend, to the last bit, on what is beside it.
     """
 
     target: str = "cpu"
@@ -66,6 +67,7 @@ class Options:
     parity: bool = True
     progress: bool = True
     quantize: Recipe | str | None = None
+    deterministic: bool = False
 
     @property
     def recipe(self) -> Recipe | None:
@@ -134,7 +136,7 @@ def in_folder(parent: Path | None, make: Callable[[Path], None]) -> Artifact:
 
 def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None:
     """Write every file of a language model's artifact into a folder."""
-    target = target_of(options.target)
+    target = target_of(options)
     clock = Clock()
     with progress(options.progress) as shown:
         shown.stage("capture", 2)
@@ -310,16 +312,16 @@ def widest_window(graph: Graph) -> int:
 
 
 def _given(options: Options) -> dict[str, Any]:
-    names = ("target", "dtype", "max_context", "max_batch", "chunk", "block")
+    names = ("target", "dtype", "max_context", "max_batch", "chunk", "block", "deterministic")
     given = {name: getattr(options, name) for name in names}
     return given | {"quantize": asdict(options.recipe) if options.recipe else None}
 
 
-def target_of(text: str) -> Target:
-    """The target that a text names, if kernels can be generated for it."""
-    target = Target.parse(text)
+def target_of(options: Options) -> Target:
+    """The target that options name, if kernels can be generated for it."""
+    target = Target.parse(options.target)
     if target.kind != "cpu":
         raise CompileError(
-            f"target {text!r}: kernels are generated for cpu; {target.kind} has none"
+            f"target {options.target!r}: kernels are generated for cpu; {target.kind} has none"
         )
-    return target
+    return replace(target, deterministic=options.deterministic)

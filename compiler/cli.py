@@ -41,6 +41,17 @@ TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that make u
 TopK = Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 
+Quantized = Annotated[
+    str | None,
+    typer.Option(
+        help="int8, int8-g64, int4, int4-g64, int4-g128, ..., with zero points int4-g64-asym, ...; "
+        "or a recipe, .json or .toml."
+    ),
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Tokens that do not depend on the rest of a batch.")
+]
+
 
 @app.command("compile")
 def compile_command(
@@ -52,17 +63,12 @@ def compile_command(
         str, typer.Option(help="cpu (this machine), cpu:x86-64-v3, cpu:znver5, ...")
     ] = "cpu",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            help="int8, int8-g64, int4, int4-g64, int4-g128, ..., with zero points int4-g64-asym, "
-            "...; or a recipe, .json or .toml."
-        ),
-    ] = None,
+    quantize: Quantized = None,
     max_context: Annotated[int | None, typer.Option(help="The longest sequence in tokens.")] = None,
     max_batch: Annotated[int, typer.Option(help="The most sequences in one step.")] = 32,
     chunk: Annotated[int, typer.Option(help="The most tokens in one step.")] = 512,
     block: Annotated[int, typer.Option(help="Tokens in a block of the KV cache.")] = 16,
+    deterministic: Deterministic = False,
     dump: Annotated[
         Path | None, typer.Option(help="Write the graph after every pass here.")
     ] = None,
@@ -88,6 +94,7 @@ def compile_command(
         max_batch=max_batch,
         chunk=chunk,
         block=block,
+        deterministic=deterministic,
         dump=dump,
         stop_after=stop_after,
         parity=parity,

@@ -110,7 +110,7 @@ def _build(
     options: Options,
     folder: Path,
 ) -> None:
-    target, clock = target_of(options.target), Clock()
+    target, clock = target_of(options), Clock()
     recorder = Recorder(options.dump, options.stop_after)
     with progress(options.progress) as shown:
         shown.stage("capture", 1)

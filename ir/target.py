@@ -40,7 +40,8 @@ class Target:
 
     `arch` is LLVM's name (CPU) or the compute capability (GPU); `features` uses the kernel's
     /proc/cpuinfo words; `cores` are those that this process may use, threads of one core counted
-    once; caches are bytes (one core's l1 and l2, the shared l3), 0 where unknown.
+    once; caches are bytes (one core's l1 and l2, the shared l3), 0 where unknown. `deterministic`:
+    a row's values must not depend, to the last bit, on the rows beside it.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Target:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
     l3_bytes: int = 0
+    deterministic: bool = False
 
     @staticmethod
     def parse(text: str) -> Target:

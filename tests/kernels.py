@@ -45,12 +45,13 @@ def cache(name: str, dtype: str, *entry: int, block: int = 16) -> Node:
 class Kernels:
     """One library of kernels for a target."""
 
-    def __init__(self, target: str, bodies: Mapping[str, Graph]) -> None:
+    def __init__(self, target: str | Target, bodies: Mapping[str, Graph]) -> None:
+        target = Target.parse(target) if isinstance(target, str) else target
         self.bodies = bodies
         self._folder = tempfile.TemporaryDirectory()
         path = pathlib.Path(self._folder.name) / "kernels.so"
         wanted = {name: KernelBody(body) for name, body in bodies.items()}
-        self.reports = build_library(wanted, Target.parse(target), path)
+        self.reports = build_library(wanted, target, path)
         allow_tiles()  # a target without tiles runs as well without them
         self.library = tvm.runtime.load_module(str(path))
 

@@ -4,7 +4,7 @@ tile sizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 
@@ -45,7 +45,8 @@ class Tile:
 class Isa:
     """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template.
 
-    `has_bf16_tiles` and `has_integer_tiles` speak of AMX.
+    `has_bf16_tiles` and `has_integer_tiles` speak of AMX. `one_order`: sums of floats are made in
+    the same order however many rows there are.
     """
 
     registers: int
@@ -57,10 +58,21 @@ class Isa:
     has_integer_dot: bool = False
     has_bf16_tiles: bool = False
     has_integer_tiles: bool = False
+    one_order: bool = False
 
 
 def isa_of(target: Target) -> Isa:
     """The templates' view of a target; tiles fill the vector registers without spilling."""
+    isa = _fastest(target)
+    if not target.deterministic:
+        return isa
+    # One partial sum each, over k in its order; AMX adds up floats in an order of its own.
+    one, few, many = (replace(tile, unroll=1) for tile in (isa.one, isa.few, isa.many))
+    one = replace(one, columns=isa.one.unroll)  # what hid the latency of sums hides it yet
+    return replace(isa, one=one, few=few, many=many, has_bf16_tiles=False, one_order=True)
+
+
+def _fastest(target: Target) -> Isa:
     if target.has("avx512f"):
         return Isa(
             32,
