@@ -1,12 +1,13 @@
 """Perplexity of a model on texts, by format of its weights.
 
-    python -m benchmarks.perplexity MODEL TEXT [TEXT ...] [--formats float32,bfloat16,int8,int4-g32]
+    python -m benchmarks.perplexity MODEL TEXT [TEXT ...] [--formats float32,int8,int4-g64-asym]
         [--window 512] [--tokens 20000]
 
 exp of the mean negative log probability of each token given those before it in its window; windows
 do not overlap, and the first token of each is not counted. Every figure comes from an artifact, run
 through its own kernels; weights of few bits are made from float32, and a float format names both
-the weights' and the activations' type. Texts are read from where they lie.
+the weights' and the activations' type. Top-1 and KL beside it are those of the build's own check
+against the eager model. Texts are read from where they lie.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ from ferrule.runtime.text import Text
 from ferrule.runtime.weights import Weights
 
 FLOATS = ("float32", "bfloat16", "float16")
-DEFAULT = "float32,bfloat16,int8,int4-g32"
+DEFAULT = "float32,bfloat16,int8,int4-g32,int4-g32-asym,int4-g64,int4-g128"
 
 
 class Measured(NamedTuple):
-    """One format: bytes of its weights, and the perplexity of each text by name."""
+    """One format: bytes of its weights, the perplexity of each text by name, and the build's own
+    comparison with the eager model: the share of equal likeliest tokens, and the mean divergence.
+    """
 
     form: str
     nbytes: int
     perplexity: Mapping[str, float]
+    top1: float
+    kl: float
 
 
 def windows(ids: Sequence[int], size: int, most: int) -> Iterator[Sequence[int]]:
@@ -101,7 +106,8 @@ def measure(model: str, form: str, texts: Sequence[Path], window: int, most: int
             )
             for text in texts
         }
-        return Measured(form, weights.nbytes, found)
+        parity = artifact.manifest["parity"]
+        return Measured(form, weights.nbytes, found, parity["top1"], parity["kl"])
 
 
 def main() -> None:
@@ -120,10 +126,15 @@ def main() -> None:
     names = [text.name for text in given.texts]
     first = rows[0].perplexity
     lines = [
-        (r.form, size_text(r.nbytes), *(_shown(r.perplexity[n], first[n]) for n in names))
+        (
+            *(r.form, size_text(r.nbytes)),
+            *(_shown(r.perplexity[n], first[n]) for n in names),
+            *(f"{r.top1:.0%}", f"{r.kl:.1e}"),
+        )
         for r in rows
     ]
-    print_table("perplexity", ("format", "#weights", *(f"#{n}" for n in names)), lines)
+    columns = ("format", "#weights", *(f"#{n}" for n in names), "#top-1", "#KL")
+    print_table("perplexity", columns, lines)
 
 
 def _shown(value: float, first: float) -> str:
