@@ -45,8 +45,8 @@ class Tile:
 class Isa:
     """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template.
 
-    `has_bf16_tiles` and `has_integer_tiles` speak of AMX. `one_order`: sums of floats are made in
-    the same order however many rows there are.
+    `has_bf16_tiles` and `has_integer_tiles` speak of AMX; `integer_dot` is a kind
+    of dots.py. `one_order`: sums of floats are made in the same order however many rows there are.
     """
 
     registers: int
@@ -55,10 +55,21 @@ class Isa:
     few: Tile
     many: Tile
     has_bf16_dot: bool = False
-    has_integer_dot: bool = False
+    integer_dot: str = ""
     has_bf16_tiles: bool = False
     has_integer_tiles: bool = False
     one_order: bool = False
+
+
+def integer_dot(target: Target) -> str:
+    """What a target makes integer dot products by, a kind that dots.py explains; nothing where it
+    has none.
+    """
+    if target.has("avx512f", "avx512_vnni"):
+        return "vnni512"
+    if target.has("avx_vnni", "avx2"):
+        return "vnni256"
+    return "pairs" if target.has("avx2") else ""
 
 
 def isa_of(target: Target) -> Isa:
@@ -79,13 +90,14 @@ def _fastest(target: Target) -> Isa:
             target.cores,
             *(Tile(1, 4), Tile(4, 2, 2), Tile(8, 2)),
             has_bf16_dot=target.has("avx512_bf16"),
-            has_integer_dot=target.has("avx512_vnni"),
+            integer_dot=integer_dot(target),
             has_bf16_tiles=target.has("avx512_bf16", "amx_tile", "amx_bf16"),
             has_integer_tiles=target.has("avx512_vnni", "amx_tile", "amx_int8"),
         )
     if target.has("avx2"):
         # 16 registers of 8 floats: a column vector takes two of them.
-        return Isa(16, target.cores, Tile(1, 1, 4), Tile(4, 1), Tile(6, 1))
+        tiles = Tile(1, 1, 4), Tile(4, 1), Tile(6, 1)
+        return Isa(16, target.cores, *tiles, integer_dot=integer_dot(target))
     return Isa(16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
 
 

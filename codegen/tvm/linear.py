@@ -70,7 +70,7 @@ class Linear:
     @property
     def codes(self) -> Node:
         """The packed weight, or its codes."""
-        return self.node.inputs[2 if self.node.op.name == "packed_integer_linear" else 1]
+        return self.node.inputs[2 if self.node.op.name.startswith("packed_integer") else 1]
 
     @property
     def depth(self) -> int:

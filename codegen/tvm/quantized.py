@@ -20,6 +20,7 @@ from ...ir.ops import tensor as t
 from ...ir.ops.quantized import operands
 from ..backend import Layout
 from .amx import ROWS
+from .dots import Dot
 from .function import Anchor, Kernel
 from .isa import LANES, Isa, Tile
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
@@ -57,10 +58,12 @@ def wide_tiles(isa: Isa) -> tuple[Tile, Tile, Tile]:
     return Tile(1, 2), Tile(2, 1), Tile(4, 1)
 
 
-def integer_tiles(groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
+def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
     """Row tiles for integer dots: the sums of rows leave the registers where they are touched
     once, and stay where they are touched for every group.
     """
+    if isa.registers < 32:  # a column vector takes two registers
+        return Tile(1, 2), Tile(2, 1), Tile(4, 1)
     one = Tile(1, 2) if pairs == 1 else Tile(1, 4)
     return one, Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
 
@@ -164,13 +167,13 @@ def group_sums(node: Node) -> Node:
 def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     """How integer dot products are summed."""
     _check(node, DOT_WORDS, node.inputs[2])
-    if not kernel.isa.has_integer_dot:
-        raise CodegenError(f"{node.op.name} needs avx512_vnni, which the target lacks")
+    if not kernel.isa.integer_dot:
+        raise CodegenError(f"{node.op.name} needs avx2 or better, which the target lacks")
     pairs = Layout.parse(node["layout"]).pairs
     groups = int(node.inputs[0].shape[-2])
     by_tiles = _by_tiles if kernel.isa.has_integer_tiles and _fits_tiles(node) else None
     return Scheme(
-        integer_tiles(groups, pairs),
+        integer_tiles(kernel.isa, groups, pairs),
         _over_integer_groups,
         _bias_from(node),
         by_tiles,
@@ -198,14 +201,16 @@ def _over_integer_groups(
     steps = length // (linear.layout.depth * linear.layout.pairs)
     totals = kernel.places[group_sums(node)]
     factors = kernel.places[node.inputs[1]]
+    dot = Dot(kernel.isa.integer_dot, linear.codes.dtype)
+    less = T.broadcast(const(dot.taken_off, "int32"), LANES)
     with T.serial(i64(0), i64(groups)) as g:
         below = [bind(const(0, "int32") - totals.read([*row, g])) for row in at]
         zeros = _zeros(linear, block, g)
         parts = {
-            (o, r, c): fresh_vector("int32", zeros[o, c] * T.broadcast(below[r], LANES))
+            (o, r, c): fresh_vector("int32", (zeros[o, c] - less) * T.broadcast(below[r], LANES))
             for o, r, c in sums.parts
         }
-        _in_group(linear, parts, block, at, g, steps, _integer_step)
+        _in_group(linear, parts, block, at, g, steps, partial(_integer_step, dot=dot))
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for o, c, scale in _scales(linear, node.inputs[3], block, g):
             for r in range(tile.rows):
@@ -220,14 +225,14 @@ def _integer_step(
     at: list[list[Expr]],
     g: Expr,
     s: Expr,
+    dot: Dot,
 ) -> None:
     node, pairs = linear.node, linear.layout.pairs
-    groups, length = (int(d) for d in node.inputs[0].shape[-2:])
-    assert groups > 0, node
+    length = int(node.inputs[0].shape[-1])
     step = bind(g * i64(length // (4 * pairs)) + s)
     x = linear.kernel.places[linear.x].buffer
     codes = {
-        (o, c): _bytes(linear, b + i64(o // LANES), step)
+        (o, c): _codes_at(linear, dot, b + i64(o // LANES), step)
         for o in linear.offsets
         for c, b in enumerate(block)
     }
@@ -236,25 +241,16 @@ def _integer_step(
         four = [
             bind(tirx.op.reinterpret("int32", x[(*row, g, T.ramp(k, i64(1), 4))])) for row in at
         ]
-        for (o, c), w in codes.items():
-            part = w if pairs == 1 else bind(_nibble(w, half, 4 * LANES))
-            for r, value in enumerate(four):
-                _dot(parts[o, r, c], part, value)
+        for (o, c), registers in codes.items():
+            for number, w in enumerate(registers):
+                ready = dot.ready(w if pairs == 1 else dot.nibbles(w, half))
+                for r, value in enumerate(four):
+                    dot.add(parts[o, r, c], number, ready, value)
 
 
-def _bytes(linear: Linear, block: Expr, step: Expr) -> Expr:
-    buffer = linear.kernel.places[linear.node.inputs[2]].buffer
-    inner = (i64(0),) * (len(buffer.shape) - 3)
-    return bind(buffer[(block, step, *inner, T.ramp(i64(0), i64(1), 4 * LANES))])
-
-
-def _dot(total: tirx.Buffer, codes: Expr, four: Expr) -> None:
-    """Sixteen sums of four products each: u8 by i8 to i32 (vpdpbusd)."""
-    lanes = T.ramp(0, 1, LANES)
-    x = tirx.op.reinterpret("int8x64", T.broadcast(four, LANES))
-    name = "llvm.x86.avx512.vpdpbusd.512"
-    value = T.call_llvm_pure_intrin("int32x16", name, total[lanes], codes, x)
-    T.buffer_store(total, value, [lanes])
+def _codes_at(linear: Linear, dot: Dot, block: Expr, step: Expr) -> list[Expr]:
+    buffer = linear.kernel.places[linear.codes].buffer
+    return dot.load(buffer, (block, step, *(i64(0),) * (len(buffer.shape) - 3)))
 
 
 # -- many rows by tiles
@@ -286,7 +282,9 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
     total = bind(places[group_sums(node)].read([*row, i64(0)]))
     factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
     scale = places[node.inputs[3]].read(at)
-    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)] - total * tirx.Cast("int32", zero)
+    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)] - total * tirx.Cast(
+        "int32", zero
+    )
     return tirx.Cast("float32", whole) * (scale * factor)
 
 
@@ -305,13 +303,14 @@ def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr]
     """A group's codes less their offset, as signed bytes, run of four k after run of four."""
     linear = panel.linear
     offset, block = panel.vectors[vector]
-    pairs = linear.layout.pairs
+    pairs, dot = linear.layout.pairs, Dot("vnni512", linear.codes.dtype)
     steps = panel.steps.length // (4 * pairs)
     less = _zero_bytes(linear, block + i64(offset // LANES), group)
     with T.serial(i64(0), i64(steps)) as s:
-        codes = _bytes(linear, block + i64(offset // LANES), bind(group * i64(steps) + s))
+        step = bind(group * i64(steps) + s)
+        (codes,) = _codes_at(linear, dot, block + i64(offset // LANES), step)
         for half in range(pairs):
-            part = codes if pairs == 1 else _nibble(codes, half, 4 * LANES)
+            part = codes if pairs == 1 else dot.nibbles(codes, half)
             value = tirx.op.reinterpret(f"int8x{4 * LANES}", part - less)
             put(bind(s * i64(pairs) + i64(half)), value)
 

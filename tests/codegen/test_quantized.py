@@ -16,7 +16,14 @@ from ferrule.passes.layout_codes import PackedCodes
 from ferrule.passes.weight_formats import Format
 from kernels import Kernels, T, below, given
 
-TARGETS = ("cpu:sapphirerapids", "cpu:znver4", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
+TARGETS = (
+    "cpu:sapphirerapids",
+    "cpu:znver4",
+    "cpu:x86-64-v4",
+    "cpu:alderlake",
+    "cpu:x86-64-v3",
+    "cpu:x86-64",
+)
 CASES = (
     ("int8", "residual"),
     ("int8", "gated"),

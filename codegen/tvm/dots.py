@@ -1,0 +1,88 @@
+"""Integer dot products: sums of four products each, of codes without a sign by x with one, by what
+the target has for it.
+
+- vnni512: vpdpbusd, sixteen sums at a time; vnni256: eight at a time (AVX-VNNI).
+- pairs: vpmaddubsw and vpmaddwd, eight at a time (AVX2). Pairs of products are added in 16 bits,
+  which four-bit codes by x fit. Eight-bit codes lose 128 before: |q - 128| by x with the sign of
+  q - 128 is at most 2 * 128 * 127, and the sums are those of codes less 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .isa import LANES
+from .values import Expr, bind, i64
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One kind of dot product over codes of a dtype, u8 or u4."""
+
+    kind: str
+    dtype: str
+
+    @property
+    def lanes(self) -> int:
+        """Sums made at a time."""
+        return LANES if self.kind == "vnni512" else LANES // 2
+
+    @property
+    def taken_off(self) -> int:
+        """What the sums' codes have lost."""
+        return 128 if self.kind == "pairs" and self.dtype == "u8" else 0
+
+    def load(self, buffer: tirx.Buffer, at: tuple[Expr, ...]) -> list[Expr]:
+        """Sixteen columns' bytes, four codes of each (or eight of four bits), in registers."""
+        width = 4 * self.lanes
+        return [
+            bind(buffer[(*at, T.ramp(i64(low), i64(1), width))])
+            for low in range(0, 4 * LANES, width)
+        ]
+
+    def nibbles(self, part: Expr, half: int) -> Expr:
+        """The low or high four bits of each byte."""
+        width = 4 * self.lanes
+        if half:
+            return bind(tirx.op.shift_right(part, T.broadcast(_u8(4), width)))
+        return bind(tirx.op.bitwise_and(part, T.broadcast(_u8(15), width)))
+
+    def ready(self, part: Expr) -> tuple[Expr, ...]:
+        """Codes as `add` wants them: made once for all rows."""
+        if not self.taken_off:
+            return (part,)
+        signed = tirx.op.bitwise_xor(part, T.broadcast(_u8(128), 4 * self.lanes))
+        signed = bind(tirx.op.reinterpret(self._bytes, signed))
+        return bind(self._sign(signed, signed)), signed
+
+    def add(self, total: tirx.Buffer, number: int, codes: tuple[Expr, ...], four: Expr) -> None:
+        """total += codes . x in the lanes of the number-th part; `four` is 4 x as one int32."""
+        at = T.ramp(number * self.lanes, 1, self.lanes)
+        x = tirx.op.reinterpret(self._bytes, T.broadcast(four, self.lanes))
+        T.buffer_store(total, self.sum(total[at], codes, x), [at])
+
+    def sum(self, total: Expr, codes: tuple[Expr, ...], x: Expr) -> Expr:
+        """total + codes . x, as one expression."""
+        if self.kind != "pairs":
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
+            return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, total, codes[0], x)
+        signed = x if len(codes) == 1 else self._sign(x, codes[1])
+        pairs = f"int16x{2 * self.lanes}"
+        two = T.call_llvm_pure_intrin(pairs, "llvm.x86.avx2.pmadd.ub.sw", codes[0], signed)
+        ones = T.broadcast(tirx.IntImm("int16", 1), 2 * self.lanes)
+        name = "llvm.x86.avx2.pmadd.wd"
+        return total + T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, two, ones)
+
+    @property
+    def _bytes(self) -> str:
+        return f"int8x{4 * self.lanes}"
+
+    def _sign(self, x: Expr, by: Expr) -> Expr:
+        return T.call_llvm_pure_intrin(self._bytes, "llvm.x86.avx2.psign.b", x, by)
+
+
+def _u8(value: int) -> Expr:
+    return tirx.IntImm("uint8", value)
