@@ -2,109 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..ir.dims import Dim, dim, product
+from ..ir.dims import Dim, as_dim, dim, product
 from ..ir.graph import Graph
 from ..ir.node import Node
-from ..ir.ops.quantized import operands
-from ..ir.types import BITS, CacheType, TensorType, Type
+from ..ir.types import BITS, CacheType, TensorType
+from .needed import needed_elements
+from .visible import Mask, pairs_doubled, span
 
 CONTEXT = "L"
-"""The dim that stands for the mean number of cached tokens of a sequence, which no shape of a
-kernel shows.
+"""The dim that stands for the tokens of a sequence, those of this step among them, which no shape
+of a kernel shows.
 """
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes read and written, arithmetic operations (a multiply-add is two); dims as in the
-    kernel's shapes, and L.
+    """Bytes read of each input of a body, bytes written, arithmetic operations (a multiply-add is
+    two) by the dtype of what is multiplied; dims as in the kernel's shapes, and L.
+
+    Where a step has several sequences, the formulas take them to be of one length.
     """
 
-    bytes_read: Dim
+    reads: tuple[Dim, ...]
     bytes_written: Dim
-    operations: Dim
+    by_dtype: Mapping[str, Dim]
+
+    @property
+    def bytes_read(self) -> Dim:
+        """Bytes read of all inputs."""
+        return _sum(self.reads)
+
+    @property
+    def operations(self) -> Dim:
+        """Operations of all dtypes."""
+        return _sum(self.by_dtype.values())
 
 
 def cost_of(body: Graph) -> Cost:
-    """The cost of a kernel body that touches each argument once; of a table that is indexed, the
-    rows taken.
+    """The cost of a kernel body that reads what its results need, once; of a table that is
+    indexed, the rows taken.
     """
-    users = {i: [n for n in body.nodes() if i in n.inputs] for i in body.inputs}
-    read: Dim = 0
-    for i, readers in users.items():
-        read = read + _read(i, readers)
-    written: Dim = 0
-    for o in dict.fromkeys(body.outputs):
-        written = written + _bytes(o.inputs[1].type if isinstance(o.type, CacheType) else o.type)
-    operations: Dim = 0
+    needed = needed_elements(body)
+    reads = tuple(
+        _cached_bytes(i, body) if isinstance(i.type, CacheType) else _bytes(i, needed.get(i, 0))
+        for i in body.inputs
+    )
+    written = _sum(_written(o) for o in dict.fromkeys(body.outputs))
+    by_dtype: dict[str, Dim] = {}
     for n in body.nodes():
-        operations = operations + _operations(n)
-    return Cost(read, written, operations)
+        if (count := _operations(n)) != 0:
+            dtype = _multiplied(n)
+            by_dtype[dtype] = as_dim(by_dtype.get(dtype, 0) + count)
+    return Cost(reads, written, by_dtype)
 
 
-def _bytes(t: Type) -> Dim:
-    if not isinstance(t, TensorType):
-        return 0
-    count = product(t.shape)
-    bits = BITS[t.dtype]
-    return product((count, bits // 8)) if bits >= 8 else product((count, bits)) // 8
-
-
-def _read(node: Node, readers: list[Node]) -> Dim:
-    if isinstance(node.type, CacheType):
-        return _cache_read(node.type, readers)
-    if readers and all(r.op.name == "take" and r.inputs[0] is node for r in readers):
-        total: Dim = 0
-        for r in readers:
-            total = total + _bytes(r.type)
-        return total
-    if readers and all(_is_of_experts(node, r) for r in readers):
-        rows = product(readers[0].shape[:-1])
-        return product((rows, _bytes(TensorType(node.dtype, node.shape[1:]))))
-    return _bytes(node.type)
-
-
-def _is_of_experts(node: Node, reader: Node) -> bool:
-    """Whether the reader takes a part of the node for each row: the weights of an expert."""
-    if not reader.op.name.endswith("expert_linear"):
-        return False
-    if "quantized" in reader.op.name or "integer" in reader.op.name:
-        found = operands(reader)
-        return node in (found.codes, found.scale, found.zeros)
-    return reader.inputs[1] is node
-
-
-def _cache_read(cache: CacheType, readers: list[Node]) -> Dim:
+def _sum(parts: Iterable[Dim]) -> Dim:
     total: Dim = 0
-    for r in readers:
+    for part in parts:
+        total = total + part
+    return as_dim(total)
+
+
+def _bytes(node: Node, count: Dim) -> Dim:
+    bits = BITS[node.dtype]
+    return product((count, bits // 8)) if bits >= 8 else as_dim((product((count, bits)) + 7) // 8)
+
+
+def _written(output: Node) -> Dim:
+    value = output.inputs[1] if isinstance(output.type, CacheType) else output
+    return _bytes(value, product(value.shape))
+
+
+def _cached_bytes(cache: Node, body: Graph) -> Dim:
+    """Bytes of the cached tokens that any query sees, all sequences together."""
+    assert isinstance(cache.type, CacheType), f"{cache.type}"
+    total: Dim = 0
+    for r in body.users(cache):
         if r.op.name == "paged_attention":
-            sequences = r.inputs[5].shape[0]
-            total = total + product((sequences, dim(CONTEXT), cache.bytes_per_token()))
-    return total
+            tokens, sequences = r.shape[0], r.inputs[5].shape[0]
+            seen = span(_mask(r), dim(CONTEXT), tokens // sequences)
+            total = total + product((sequences, seen, cache.type.bytes_per_token()))
+    return as_dim(total)
+
+
+def _mask(n: Node) -> Mask:
+    return Mask(n["causal"], n["window"], n["chunk"])
+
+
+def _multiplied(n: Node) -> str:
+    """The dtype of what a node multiplies: that of a contraction's input, else float32."""
+    return n.inputs[0].dtype if n.op.has("contraction") else "f32"
 
 
 def _operations(n: Node) -> Dim:
-    name = n.op.name
-    if (
-        n.op.has("leaf")
-        or n.op.has("movement")
-        or n.op.has("index")
-        or not isinstance(n.type, TensorType)
-    ):
+    kinds = ("leaf", "movement", "index")
+    if any(map(n.op.has, kinds)) or not isinstance(n.type, TensorType):
         return 0
-    if name in ("linear", "packed_linear", "expert_linear", "packed_expert_linear", "matmul"):
-        return product((2, *n.shape, n.inputs[0].shape[-1]))
-    if "quantized" in name:
-        return product((2, *n.shape, n.inputs[0].shape[-1]))
+    name = n.op.name
+    if name.endswith("attention"):
+        return _attention_operations(n)
     if "integer" in name:
         return product((2, *n.shape, *n.inputs[0].shape[-2:]))
+    if name.endswith("linear") or name == "matmul":
+        return product((2, *n.shape, n.inputs[0].shape[-1]))
     if name == "conv1d":
         return product((2, *n.shape, *n.inputs[1].shape[1:]))
-    if name == "attention":
-        return product((2, *n.shape[:3], n.inputs[1].shape[2], n.inputs[0].shape[3] + n.shape[3]))
-    if name in ("paged_attention", "ragged_attention"):
-        return product((2, *n.shape[:2], dim(CONTEXT), n.inputs[0].shape[2] + n.shape[2]))
     source = n.inputs[0] if n.op.has("reduction") and n.inputs else n
     return product(source.shape)
+
+
+def _attention_operations(n: Node) -> Dim:
+    """Two operations a visible pair of query and key, for each element of a key and a value."""
+    if n.op.name == "attention":
+        batch, heads, queries, width = n.inputs[0].shape
+        count, lengths = product((batch, heads)), (n.inputs[1].shape[2], queries)
+    else:
+        tokens, heads, width = n.inputs[0].shape
+        sequences = _sequences(n)
+        queries = tokens // sequences
+        count = product((sequences, heads))
+        lengths = (dim(CONTEXT) if n.op.name == "paged_attention" else queries, queries)
+    return product((count, width + n.shape[-1], pairs_doubled(_mask(n), *lengths)))
+
+
+def _sequences(n: Node) -> Dim:
+    if n.op.name == "paged_attention":
+        return n.inputs[5].shape[0]
+    return as_dim(n.inputs[3].shape[0] - 1)

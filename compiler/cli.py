@@ -185,18 +185,35 @@ def explain(
     entry: Annotated[
         str | None, typer.Option(help="decode, mixed or main; all by default.")
     ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of a mixed step.")] = None,
+    sequences: Annotated[int, typer.Option(help="Sequences of a step.")] = 1,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence, those of the step among them.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Run a step and time each kernel.")] = True,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure this machine anew, recorded or not.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every kernel of a step: ops, model source, template, bytes, operations, time."""
+    """List every kernel of a step: ops, model source, bytes, operations, the time the machine
+    allows and the time taken.
+    """
     from .console import print_explanation
-    from .explain import explain_artifact
+    from .explain import Load, explain_artifact, probe_machine
+    from .explain_page import page
 
-    lines = explain_artifact(folder, entry=entry, measure=measure)
+    if probe:
+        probe_machine(folder)
+    load = Load(tokens, sequences, context)
+    found = explain_artifact(folder, entry=entry, measure=measure, load=load)
+    if html is not None:
+        html.write_text(page(found), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps([line.to_json() for line in lines], indent=2))
+        typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        print_explanation(lines)
+        print_explanation(found)
 
 
 @app.command()

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .explain import KernelLine
+    from .hardware import Hardware
+    from .roofline import Explanation, KernelLine, StepLines
 
 
 class Progress(Protocol):
@@ -90,8 +91,8 @@ def size_text(count: float) -> str:
 
 def count_text(count: float) -> str:
     """A count of operations in thousands, millions, billions."""
-    for unit in ("", "k", "M", "G"):
-        if count < 1000 or unit == "G":
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000 or unit == "T":
             return f"{count:.3g}{unit}"
         count /= 1000
     raise AssertionError("unreachable")
@@ -112,32 +113,81 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
     console.print(table)
 
 
-def print_explanation(lines: Sequence[KernelLine]) -> None:
-    """A table of kernels for each entry."""
-    for entry in dict.fromkeys(line.entry for line in lines):
-        chosen = [line for line in lines if line.entry == entry]
-        dims = ", ".join(f"{k}={v}" for k, v in chosen[0].dims.items())
-        calls = sum(line.count for line in chosen)
-        title = f"{entry}: {len(chosen)} kernels, {calls} calls a step, at {dims}"
-        if chosen[0].seconds is not None:
-            title += f"; {sum(line.seconds or 0 for line in chosen) * 1e3:.2f} ms"
-        heads = (
-            "kernel",
-            "#calls",
-            "template",
-            "ops",
-            "#bytes",
-            "#operations",
-            "#us",
-            "model source",
-        )
-        print_table(title, heads, [_explained(line) for line in chosen])
+def rate_text(rate: float, unit: str) -> str:
+    """A rate in thousands to trillions a second."""
+    for prefix in ("", "k", "M", "G"):
+        if rate < 1000:
+            return f"{rate:.3g} {prefix}{unit}"
+        rate /= 1000
+    return f"{rate:.3g} T{unit}"
+
+
+def machine_text(machine: Hardware) -> str:
+    """A machine's measured rates in one line."""
+    peaks = (f"{rate_text(p, 'op/s')} {dtype}" for dtype, p in machine.peak.items())
+    read, cached = machine.read_bandwidth, machine.cache_bandwidth
+    rates = f"{rate_text(read, 'B/s')} from memory, {rate_text(cached, 'B/s')} from caches"
+    return f"{rates}; peaks {', '.join(peaks)}"
+
+
+def step_text(step: StepLines) -> str:
+    """A step's dims and totals in one line."""
+    dims = ", ".join(f"{k}={v}" for k, v in step.dims.items())
+    text = (
+        f"{step.entry}: {step.count} calls of {len(step.kernels)} kernels at {dims}; "
+        f"{size_text(step.traffic.total)} ({size_text(step.traffic.weights)} of weights, "
+        f"{size_text(step.traffic.caches)} of cache), {count_text(step.work)} operations"
+    )
+    if step.seconds is None or step.limit is None:
+        return text
+    return text + (
+        f"; {step.seconds * 1e3:.2f} ms, {step.bound} allows {step.limit * 1e3:.2f} ms:"
+        f" {_percent(step.ratio)}"
+    )
+
+
+def print_explanation(found: Explanation) -> None:
+    """The machine, and a table of kernels for each entry."""
+    if found.machine is not None:
+        print(f"this machine: {machine_text(found.machine)}")
+    heads = ("kernel", "#calls", "template", "ops", "#bytes", "#operations", "in")
+    heads += ("bound", "#limit us", "#us", "#ratio", "model source")
+    for step in found.steps:
+        print_table(step_text(step), heads, [_explained(line) for line in step.kernels])
 
 
 def _explained(line: KernelLine) -> tuple[str, ...]:
-    time = "" if line.seconds is None else f"{line.seconds * 1e6:.1f}"
-    sizes = (size_text(line.nbytes), count_text(line.operations), time)
-    return (line.kernel, str(line.count), line.template, line.ops, *sizes, line.origin)
+    sizes = (size_text(line.nbytes), count_text(line.work), main_dtype(line))
+    times = (line.bound or "", _us(line.limit), _us(line.seconds), _percent(line.ratio))
+    return (
+        line.kernel,
+        str(line.count),
+        line.template,
+        line.ops,
+        *sizes,
+        *times,
+        _first(line.origin),
+    )
+
+
+def _first(origin: str) -> str:
+    """The first of several places."""
+    first, *others = origin.split("; ")
+    return f"{first} and {len(others)} more" if others else first
+
+
+def main_dtype(line: KernelLine) -> str:
+    """The dtype in which most of a kernel's operations are."""
+    operations = line.operations or {}
+    return max(operations, key=lambda d: operations[d]) if line.work else ""
+
+
+def _us(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e6:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def print_build(manifest: dict[str, Any], place: str) -> None:

@@ -1,107 +1,131 @@
-"""`ferrule explain`: every kernel of a step, what it does, where in the model it came from, and
-what it costs.
+"""`ferrule explain`: every kernel of a step, what it does, where in the model it came from, what it
+moves and computes, and how near it comes to what the machine allows.
 """
 
 from __future__ import annotations
 
 import re
-import statistics
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..ir.dims import parse_dim, substitute
 from ..ir.errors import IRError
-from ..ir.plan import Call, Plan, dims_of, evaluate_dim, evaluate_shape, tensor_bytes
+from ..ir.plan import Call, Plan, dims_of, evaluate_shape, tensor_bytes
+from ..ir.target import Target
+from .hardware import Hardware, hardware, records_path, remeasured
+from .roofline import Dims, Explanation, KernelLine, StepLines, Traffic
+from .step_times import step_times
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
-    from ..runtime.binding import Bound
 
-CONTEXT = 64  # tokens before a decode step, and of a mixed one, where limits allow
-REPEATS = 7
+CONTEXT = 512  # tokens of a sequence where none are asked for and limits allow
 _NUMBER = re.compile(r"\.\d+(?=[. ])")
-Dims = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class KernelLine:
-    """One kernel of an entry: `count` calls in a step; bytes, operations and seconds are those of
-    all its calls.
+class Load:
+    """The steps to explain: so many sequences of `context` tokens, this step's among them.
 
-    Bytes are what a call reads and writes (of a table that is indexed, the rows taken);
-    operations count a multiply-add as two. `dims` are the sizes that the figures are for.
+    `tokens` are those of a mixed step, of all sequences together; a decode step has one of each.
+    None: a context of CONTEXT tokens or what the limits allow, all of it in one mixed step.
     """
 
-    entry: str
-    kernel: str
-    template: str
-    ops: str
-    origin: str
-    count: int
-    nbytes: int
-    operations: int
-    seconds: float | None
-    dims: Dims
-
-    def to_json(self) -> dict[str, Any]:
-        """The line by names."""
-        return asdict(self)
+    tokens: int | None = None
+    sequences: int = 1
+    context: int | None = None
 
 
 def explain_artifact(
-    folder: Path, *, entry: str | None = None, measure: bool = True
-) -> list[KernelLine]:
-    """The kernels of an artifact's entries, in the order of first use."""
-    from ..runtime.artifact import load
+    folder: Path, *, entry: str | None = None, measure: bool = True, load: Load = Load()
+) -> Explanation:
+    """The kernels of an artifact's entries."""
+    from ..runtime import artifact
 
-    return explain(load(folder), entry=entry, measure=measure)
+    return explain(artifact.load(folder), entry=entry, measure=measure, load=load)
 
 
 def explain(
-    artifact: Artifact, *, entry: str | None = None, measure: bool = True
-) -> list[KernelLine]:
-    """The kernels of the entries of an opened artifact; times are the medians of a few runs of
-    one step.
+    artifact: Artifact, *, entry: str | None = None, measure: bool = True, load: Load = Load()
+) -> Explanation:
+    """The kernels of the entries of an opened artifact; with `measure`, timed in warm steps beside
+    the rates of this machine, which are measured where no record has them.
     """
     entries = artifact.plan.entries
     if entry is not None and entry not in entries:
         raise IRError(f"no entry {entry!r}; the artifact has {', '.join(entries)}")
-    lines: list[KernelLine] = []
+    machine = hardware(_target(artifact.manifest), records_path()) if measure else None
+    steps = []
     for name in entries if entry is None else [entry]:
-        dims = example_dims(artifact.plan, name)
-        seconds = _measured(artifact, name, dims) if measure else None
-        lines += _lines(artifact.plan, artifact.manifest, name, dims, seconds)
-    return lines
+        dims = step_dims(artifact.plan, name, load)
+        seconds = step_times(artifact, name, dims) if measure else None
+        lines = _lines(artifact.plan, artifact.manifest, name, dims, seconds)
+        steps.append(StepLines(name, dims, tuple(line.on(machine) for line in lines)))
+    return Explanation(str(artifact.manifest.get("model", artifact.path)), tuple(steps), machine)
 
 
-def example_dims(plan: Plan, entry: str) -> dict[str, int]:
-    """The sizes of the step that figures are given for: one sequence of CONTEXT tokens."""
+def probe_machine(folder: Path) -> Hardware:
+    """Measure this machine for an artifact's target, and record it, whether it was or not."""
+    from ..runtime.manifest import read_manifest
+
+    return remeasured(_target(read_manifest(folder)), records_path())
+
+
+def _target(manifest: Mapping[str, Any]) -> Target:
+    """The artifact's target with this machine's cores and caches."""
+    target, here = manifest["target"], Target.parse("cpu")
+    return replace(here, arch=target["arch"], features=frozenset(target["features"]))
+
+
+def step_dims(plan: Plan, entry: str, load: Load) -> dict[str, int]:
+    """The sizes of a step; raises IRError where the artifact's limits do not allow it.
+
+    Beside the plan's dims: C, the blocks of all sequences, and L, the tokens of one.
+    """
     if "M" not in plan.dims:
         return {name: high for name, (_, high) in plan.dims.items()}
-    tokens = 1 if entry == "decode" else min(CONTEXT, plan.dims["T"][1])
-    context = min(CONTEXT, plan.dims["M"][1] * plan.block)
+    longest = plan.limits.get("max_context", plan.dims["M"][1] * plan.block)
+    most, count = plan.dims["T"][1], load.sequences
+    asked = min(CONTEXT, longest) if load.context is None else load.context
+    context = _within("context", asked, longest)
+    _within("sequences", count, min(plan.limits.get("max_batch", most), most))
+    whole = count if entry == "decode" else count * min(context, most // count)
+    tokens = whole if entry == "decode" or load.tokens is None else load.tokens
+    _within("tokens", tokens, min(most, count * context))
+    if tokens % count:
+        raise IRError(f"{tokens} tokens of {count} sequences: wanted as many of each")
     blocks = -(-context // plan.block)
-    return {"T": tokens, "N": 1, "R": 1, "M": blocks, "C": blocks}
+    width = max(blocks, min(1 << (blocks - 1).bit_length(), plan.dims["M"][1]))
+    sizes = {"T": tokens, "N": count, "R": count, "M": width, "C": count * blocks}
+    return {**sizes, "L": context}
+
+
+def _within(name: str, value: int, most: int) -> int:
+    if not 1 <= value <= most:
+        raise IRError(f"{name} = {value}: wanted 1 to {most}, as the artifact's limits allow")
+    return value
 
 
 def _lines(
     plan: Plan, manifest: Mapping[str, Any], entry: str, dims: Dims, seconds: list[float] | None
-) -> list[KernelLine]:
+) -> Iterator[KernelLine]:
     kernels = manifest.get("report", {}).get("kernels", {})
     found: dict[str, KernelLine] = {}
     for at, call in enumerate(plan.entries[entry].calls):
         known = kernels.get(call.kernel, {})
-        line = found.get(call.kernel) or _empty_line(entry, call, known, dims)
+        template = str(known.get("template", call.label))
+        line = found.get(call.kernel) or KernelLine(call.kernel, template, call.ops, call.origin)
+        sizes = _sizes(call, dims)
         found[call.kernel] = replace(
             line,
             count=line.count + 1,
-            nbytes=line.nbytes + (_cost(known.get("bytes"), call, dims) or call_bytes(call, dims)),
-            operations=line.operations + _cost(known.get("operations"), call, dims),
+            traffic=line.traffic + _traffic(known, call, sizes),
+            operations=_added(line.operations or {}, known.get("operations", {}), sizes),
             seconds=None if seconds is None else (line.seconds or 0.0) + seconds[at],
         )
-    return [replace(line, origin=_of_all(line)) for line in found.values()]
+    return (replace(line, origin=_of_all(line)) for line in found.values())
 
 
 def _of_all(line: KernelLine) -> str:
@@ -109,74 +133,39 @@ def _of_all(line: KernelLine) -> str:
     return line.origin if line.count == 1 else _NUMBER.sub(".*", line.origin)
 
 
-def _empty_line(entry: str, call: Call, known: Mapping[str, Any], dims: Dims) -> KernelLine:
-    template = str(known.get("template", call.label))
-    return KernelLine(entry, call.kernel, template, call.ops, call.origin, 0, 0, 0, None, dims)
-
-
-def call_bytes(call: Call, dims: Dims) -> int:
-    """Bytes of the tensors of a call, each once."""
-    arguments = dict.fromkeys(call.arguments)
-    return sum(tensor_bytes(a.dtype, evaluate_shape(a.shape, dims)) for a in arguments)
-
-
-def _cost(formula: Any, call: Call, dims: Dims) -> int:
-    """A formula over the dims of a kernel's body, 0 where there is none; L is the tokens of a
-    sequence.
-    """
-    if formula is None:
-        return 0
-    context = {"L": min(CONTEXT, dims.get("M", 1) * CONTEXT)}
+def _sizes(call: Call, dims: Dims) -> Dims:
+    """The dims as the kernel's formulas name them."""
     names = {n for a in call.arguments for d in a.shape for n in dims_of(d)}
     # A kernel of the rows that need logits is written over T, as its twin over all tokens is.
-    rows = {"T": dims["R"]} if "R" in names and "T" not in names else {}
-    return evaluate_dim(_as_tuples(formula), {**dims, **rows, **context})
+    return {**dims, "T": dims["R"]} if "R" in names and "T" not in names else dims
 
 
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
+def _traffic(known: Mapping[str, Any], call: Call, dims: Dims) -> Traffic:
+    """Bytes of a call by its kernel's formulas; of one without any, of its tensors, each once."""
+    if "reads" not in known:
+        arguments = dict.fromkeys(call.arguments)
+        sizes = (tensor_bytes(a.dtype, evaluate_shape(a.shape, dims)) for a in arguments)
+        return Traffic(others=sum(sizes))
+    total = Traffic(others=_value(known["writes"], dims))
+    for formula, argument in zip(known["reads"], call.arguments, strict=False):
+        size = _value(formula, dims)
+        match argument.kind:
+            case "weight":
+                total += Traffic(weights=size)
+            case "cache":
+                total += Traffic(caches=size)
+            case _:
+                total += Traffic(others=size)
+    return total
 
 
-def _measured(artifact: Artifact, entry: str, dims: Dims) -> list[float]:
-    """Seconds of each call of one step, the median of a few runs."""
-    bound = _bound(artifact, entry, dims)
-    return [_median_seconds(kernel, arguments) for kernel, arguments, _ in bound]
+def _added(before: Mapping[str, int], formulas: Mapping[str, str], dims: Dims) -> dict[str, int]:
+    now = {dtype: _value(formula, dims) for dtype, formula in formulas.items()}
+    return {d: before.get(d, 0) + now.get(d, 0) for d in (*before, *now)}
 
 
-def _bound(artifact: Artifact, entry: str, dims: Dims) -> Bound:
-    from ..runtime.executor import Executor
-    from ..runtime.tensors import allocate
-
-    if "M" not in artifact.plan.dims:
-        specs = artifact.module.inputs
-        inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in specs}
-        return artifact.module.prepare(inputs, dims)
-    executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["M"])
-    return executor.prepare(example_batch(artifact.plan, entry, dims))
-
-
-def example_batch(plan: Plan, entry: str, dims: Dims) -> Any:
-    """A step of one sequence, its tokens all zero."""
-    from ..runtime.executor import Batch
-
-    tokens = dims["T"]
-    context = tokens if entry != "decode" else min(CONTEXT, dims["M"] * plan.block)
-    places = range(context - tokens, context)
-    return Batch(
-        tokens=[0] * tokens,
-        positions=list(places),
-        query_start=[0, tokens],
-        context_length=[context],
-        block_table=[list(range(dims["M"]))],
-        slots=list(places),
-        logit_rows=[tokens - 1],
-    )
-
-
-def _median_seconds(kernel: Any, arguments: tuple[Any, ...]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        kernel(*arguments)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+def _value(formula: str, dims: Dims) -> int:
+    value = substitute(parse_dim(formula), dims)
+    if not isinstance(value, int):
+        raise IRError(f"the cost {formula} needs more than the dims {', '.join(dims)}")
+    return value

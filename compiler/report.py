@@ -12,10 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ..codegen.backend import KernelReport
-from ..ir.dims import Dim
-from ..ir.errors import IRError
+from ..ir.dims import dim_text
 from ..ir.plan import Plan
-from ..passes.plan_dims import expression
 
 if TYPE_CHECKING:
     from .pipeline import Recorder
@@ -49,7 +47,7 @@ class Clock:
 def build_report(
     recorder: Recorder, reports: Mapping[str, KernelReport], plan: Plan, clock: Clock
 ) -> dict[str, Any]:
-    """Passes, kernels with their costs as plan expressions, fused and left ops, seconds."""
+    """Passes, kernels with their costs as formulas of the dims, fused and left ops, seconds."""
     used = {r.function: r for r in reports.values()}
     return {
         "passes": recorder.records,
@@ -77,17 +75,10 @@ def _kernel(report: KernelReport) -> dict[str, Any]:
     return {
         "template": report.template,
         "ops": report.ops,
-        "bytes": _formula(cost.bytes_read + cost.bytes_written),
-        "operations": _formula(cost.operations),
+        "reads": [dim_text(d) for d in cost.reads],
+        "writes": dim_text(cost.bytes_written),
+        "operations": {dtype: dim_text(d) for dtype, d in cost.by_dtype.items()},
     }
-
-
-def _formula(d: Dim) -> Any:
-    """A cost as a plan's expression, or None where it has no such form."""
-    try:
-        return expression(d)
-    except IRError:
-        return None
 
 
 def versions() -> dict[str, str]:

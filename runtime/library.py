@@ -39,8 +39,6 @@ class KernelLibrary:
             raise ValueError(f"threads={threads}: wanted 1 to {len(cores)}, the cores given to us")
         self.path = Path(path)
         load_parallel_runtime(self.path.parent)
-        self._configure = tvm_ffi.get_global_func("runtime.config_threadpool")
-        self._cores = [str(core) for core in cores]
         self._entered = threading.local()
         self._module = self._load()
 
@@ -60,8 +58,18 @@ class KernelLibrary:
     def enter_thread(self) -> None:
         """Give the calling thread its workers, once; its affinity becomes all cores given to us."""
         if not hasattr(self._entered, "workers"):
-            self._configure(_SHARE_ALL_CORES, self.threads, self._cores)
+            use_threads(self.threads)
             self._entered.workers = self.threads
+
+
+def use_threads(count: int) -> None:
+    """Give the calling thread `count` workers, itself among them, on all cores given to us.
+
+    TVM's runtime must be loaded; its own guess would be half of the cores, as if they were
+    hyper-threads.
+    """
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    configure(_SHARE_ALL_CORES, count, [str(core) for core in available_cores()])
 
 
 def load_parallel_runtime(beside: Path) -> None:

@@ -15,7 +15,7 @@ def test_this_machine_is_measured_once(tmp_path, monkeypatch):
     begin = time.process_time()
     made = hardware(target, path)
     assert time.process_time() - begin < 30
-    assert made.read_bandwidth > 1e8 and made.peak["f32"] > 1e8
+    assert made.read_bandwidth > 1e8 and made.cache_bandwidth > 1e8 and made.peak["f32"] > 1e8
     assert ("bf16" in made.peak) == target.has("avx512f", "avx512_bf16")
     assert ("i8" in made.peak) == target.has("avx512f", "avx512_vnni")
     assert list(read_records(path)) == [f"hardware/{fingerprint(target)}"]
@@ -49,5 +49,6 @@ def test_fingerprints_tell_machines_apart():
 def test_the_roofline():
     machine = Hardware("m", 10.0, {"f32": 100.0, "bf16": 200.0})
     assert machine.peak_of("f16") == 100.0
+    assert Hardware("m", 10.0, {"f32": 100.0, "bf16": 50.0}).peak_of("bf16") == 100.0
     assert machine.seconds(100, 100) == 10.0
     assert machine.seconds(1, 1000, "bf16") == pytest.approx(5.0)
