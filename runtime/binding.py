@@ -2,17 +2,27 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
-from ..ir.plan import Argument, Call, Plan, PlanError, evaluate_shape, tensor_bytes
+from ..ir.plan import Argument, Call, Entry, Plan, PlanError, evaluate_shape, tensor_bytes
 from .errors import StepError
 from .ffi import tvm_ffi
 from .tensors import Array, aligned_bytes, place, to_tensor
 from .weights import Weights
 
 Kernel = Callable[..., None]
-Bound = tuple[tuple[Kernel, tuple[tvm_ffi.Tensor, ...], Call], ...]
 Dims = Mapping[str, int]
+Tensors = tuple[tvm_ffi.Tensor, ...]
+Bound = tuple[tuple[Kernel, Tensors, Call], ...]
+Choose = Callable[[list[tvm_ffi.Tensor]], Tensors]
+
+
+class _Order(NamedTuple):
+    """An entry's arguments, each once, and its calls, which choose theirs among them."""
+
+    arguments: tuple[Argument, ...]
+    calls: tuple[tuple[Kernel, Choose, Call], ...]
 
 
 class Kernels(Protocol):
@@ -44,6 +54,7 @@ class Binder:
         self._steps = steps
         self._weights = {n: to_tensor(_weight(weights, a)) for n, a in plan.weights().items()}
         self._caches = {n: to_tensor(a) for n, a in caches.items()}
+        self._orders = {name: self._order(entry) for name, entry in plan.entries.items()}
         self._variants = variants
         self._bound: OrderedDict[tuple[object, ...], Bound] = OrderedDict()
 
@@ -60,30 +71,27 @@ class Binder:
             self._bound.move_to_end(key)
         return bound
 
-    def _bind(self, entry: str, dims: Dims) -> Bound:
-        if entry not in self.plan.entries:
-            raise PlanError(f"no entry {entry!r}; the plan has {', '.join(self.plan.entries)}")
-        made: dict[Argument, tvm_ffi.Tensor] = {}
-        calls = self.plan.entries[entry].calls
-        return tuple(
-            (
-                self._kernels[call.kernel],
-                tuple(self._tensor(argument, dims, made) for argument in call.arguments),
-                call,
-            )
-            for call in calls
-        )
+    def _order(self, entry: Entry) -> _Order:
+        places: dict[Argument, int] = {}
+        calls: list[tuple[Kernel, Choose, Call]] = []
+        for call in entry.calls:
+            chosen = [places.setdefault(a, len(places)) for a in call.arguments]
+            calls.append((self._kernels[call.kernel], _choose(chosen), call))
+        return _Order(tuple(places), tuple(calls))
 
-    def _tensor(
-        self, argument: Argument, dims: Dims, made: dict[Argument, tvm_ffi.Tensor]
-    ) -> tvm_ffi.Tensor:
+    def _bind(self, entry: str, dims: Dims) -> Bound:
+        if entry not in self._orders:
+            raise PlanError(f"no entry {entry!r}; the plan has {', '.join(self._orders)}")
+        order = self._orders[entry]
+        tensors = [self._tensor(argument, dims) for argument in order.arguments]
+        return tuple((kernel, choose(tensors), call) for kernel, choose, call in order.calls)
+
+    def _tensor(self, argument: Argument, dims: Dims) -> tvm_ffi.Tensor:
         if argument.kind == "weight":
             return self._weights[argument.name or ""]
         if argument.kind == "cache":
             return self._caches[argument.name or ""]
-        if argument not in made:
-            made[argument] = to_tensor(self.view(argument, dims))
-        return made[argument]
+        return to_tensor(self.view(argument, dims))
 
     def view(self, argument: Argument, dims: Dims) -> Array:
         """The memory of an input, result or workspace argument, as an array."""
@@ -110,6 +118,13 @@ def run_bound(bound: Bound) -> None:
         ops = f" ({call.ops})" if call.ops else ""
         origin = f" from {call.origin}" if call.origin else ""
         raise StepError(f"kernel {call.kernel!r}{ops}{origin} failed: {error}") from error
+
+
+def _choose(places: list[int]) -> Choose:
+    """What takes the tensors of these places out of a list."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda tensors: tuple(tensors[place] for place in places)
 
 
 def _weight(weights: Weights | Mapping[str, Array], argument: Argument) -> Array:
