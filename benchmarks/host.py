@@ -15,6 +15,7 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from ferrule.ir.plan import Plan
@@ -30,6 +31,8 @@ STEPS = 300
 
 class Idle:
     """A library whose kernels do nothing."""
+
+    crew = nullcontext()
 
     def __getitem__(self, name: str) -> Callable[..., None]:
         return _nothing

@@ -1,6 +1,7 @@
 """Runs steps: fills the inputs, binds the plan's calls, runs them, returns the results."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -74,6 +75,11 @@ class Threaded(Kernels, Protocol):
         """Give the calling thread its workers."""
         ...
 
+    @property
+    def crew(self) -> AbstractContextManager[None]:
+        """The calling thread's workers, to be entered around each step."""
+        ...
+
 
 class Executor:
     """A causal language model ready to run steps, with a cache of `blocks` blocks.
@@ -115,7 +121,9 @@ class Executor:
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step; raises `StepError` where a kernel does."""
-        run_bound(self.prepare(batch))
+        bound = self.prepare(batch)
+        with self._library.crew:
+            run_bound(bound)
         dims = {"R": len(batch.logit_rows)}
         return self._result("argmax", dims), self._result("logits", dims)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from .crew import Crew
 from .errors import ArtifactError
 from .ffi import tvm_ffi
 
@@ -25,18 +26,33 @@ def available_cores() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
+def real_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """How many cores those that this process may run on are, threads of one core counted once."""
+    return len({_core(cpus / f"cpu{cpu}/topology", cpu) for cpu in available_cores()})
+
+
+def _core(topology: Path, cpu: int) -> tuple[str, str]:
+    """What tells a core apart; the number itself where the kernel does not say."""
+    try:
+        package, core = ((topology / n).read_text() for n in ("physical_package_id", "core_id"))
+    except OSError:
+        return "", f"cpu{cpu}"
+    return package, core
+
+
 class KernelLibrary:
     """A loaded kernels.so: `library["k3"]` is the kernel as a callable on tensors.
 
-    `threads` is 1 to the number of cores, all of them where it is None. TVM keeps a pool of workers
-    for each thread that calls kernels: such a thread calls `enter_thread` first.
+    `threads` are as many as asked for, all cores where it is None, never more than those: threads
+    that share a core wait for each other. TVM keeps a pool of workers for each thread that calls
+    kernels: such a thread calls `enter_thread` first.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        cores = available_cores()
-        self.threads = len(cores) if threads is None else threads
-        if not 1 <= self.threads <= len(cores):
-            raise ValueError(f"threads={threads}: wanted 1 to {len(cores)}, the cores given to us")
+        most = real_cores()
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads={threads}: wanted 1 or more; there are {most} cores")
+        self.threads = most if threads is None else min(threads, most)
         self.path = Path(path)
         load_parallel_runtime(self.path.parent)
         self._entered = threading.local()
@@ -57,9 +73,17 @@ class KernelLibrary:
 
     def enter_thread(self) -> None:
         """Give the calling thread its workers, once; its affinity becomes all cores given to us."""
-        if not hasattr(self._entered, "workers"):
+        if not hasattr(self._entered, "crew"):
             use_threads(self.threads)
-            self._entered.workers = self.threads
+            self._entered.crew = Crew(self.threads, use_threads)
+
+    @property
+    def crew(self) -> Crew:
+        """The calling thread's workers, to be entered around each step; they are fewer while other
+        processes hold cores.
+        """
+        self.enter_thread()
+        return self._entered.crew
 
 
 def use_threads(count: int) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 import time
+from contextlib import nullcontext
 
 import ferrule.runtime.manifest as manifest_module
 import ferrule.runtime.saving as saving
@@ -132,6 +133,8 @@ def test_a_kernel_that_raises_is_named_with_its_origin(toy, monkeypatch):
                 raise RuntimeError("boom")
 
             return fail if name == "append" else artifact_library[name]
+
+        crew = nullcontext()
 
         def enter_thread(self):
             artifact_library.enter_thread()

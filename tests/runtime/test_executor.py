@@ -1,6 +1,7 @@
 """Binding, limits and errors of the executors, over the toy's kernels and over none."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from toys import argument, toy_next, toy_plan
 
 class Recorder:
     """Kernels that only remember the shapes they were called with."""
+
+    crew = nullcontext()
 
     def __init__(self):
         self.calls = []

@@ -7,7 +7,14 @@ import threading
 import numpy as np
 import pytest
 from ferrule.runtime.errors import ArtifactError
-from ferrule.runtime.library import RUNTIME_LIBRARY, KernelLibrary, available_cores, bundle_runtime
+from ferrule.runtime.library import (
+    RUNTIME_LIBRARY,
+    KernelLibrary,
+    available_cores,
+    bundle_runtime,
+    real_cores,
+    use_threads,
+)
 from ferrule.runtime.tensors import aligned_bytes, allocate, place, to_tensor
 
 
@@ -39,7 +46,7 @@ def test_each_thread_has_its_workers(toy_kernels):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    assert counts == [len(available_cores())] * 3
+    assert counts == [library.threads] * 3
 
 
 def test_runs_without_the_compiler(toy_kernels):
@@ -90,8 +97,34 @@ def test_errors_name_the_library(toy_kernels, tmp_path):
         ArtifactError, match=r"kernels\.so: cannot be loaded: .*invalid ELF|too short"
     ):
         KernelLibrary(tmp_path / "kernels.so")
-    with pytest.raises(ValueError, match="threads=999: wanted 1 to"):
-        KernelLibrary(toy_kernels, 999)
+    with pytest.raises(ValueError, match="threads=0: wanted 1 or more"):
+        KernelLibrary(toy_kernels, 0)
+
+
+def test_more_threads_than_cores_are_as_many_as_cores(toy_kernels):
+    library = KernelLibrary(toy_kernels, 999)
+    assert library.threads == KernelLibrary(toy_kernels).threads <= len(available_cores())
+    run_double(library, 101)
+
+
+def test_threads_of_one_core_are_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 9})
+    for cpu, core in ((0, 7), (1, 7), (2, 8), (3, 8)):
+        place = tmp_path / f"cpu{cpu}/topology"
+        place.mkdir(parents=True)
+        (place / "physical_package_id").write_text("0\n")
+        (place / "core_id").write_text(f"{core}\n")
+    assert real_cores(tmp_path) == 3
+
+
+def test_a_crew_that_gives_way_computes_the_same(toy_kernels):
+    library = KernelLibrary(toy_kernels)
+    with library.crew:
+        run_double(library, 333)
+        use_threads(1)
+        run_double(library, 333)
+        use_threads(library.threads)
+    run_double(library, 333)
 
 
 def test_memory_that_is_not_aligned_is_refused():
