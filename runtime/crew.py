@@ -12,7 +12,8 @@ from types import TracebackType
 
 WINDOW = 0.1  # seconds of steps that are looked at together
 TOLERATED = 0.3  # cores that may be lost to others: a daemon's moments, page faults
-PAUSES = (1.0, 8.0)  # seconds until all threads are tried again: at first, and at most
+PATIENCE = 3  # windows of loss before threads are given up: first steps map memory and wait for it
+PAUSES = (1.0, 4.0)  # seconds until all threads are tried again: at first, and at most
 
 
 class Crew:
@@ -32,7 +33,7 @@ class Crew:
         self.threads, self.used = threads, threads
         self._use, self._clock, self._used_time = use, clock, used_time
         self._seconds = self._busy = self._retry = 0.0
-        self._pause = PAUSES[0]
+        self._pause, self._left = PAUSES[0], PATIENCE
         self._begun = (0.0, 0.0)
 
     def __enter__(self) -> None:
@@ -56,16 +57,27 @@ class Crew:
         """Give up the cores that were lost; try all again after a pause, longer each time."""
         lost = self.used - self._busy / self._seconds
         self._seconds = self._busy = 0.0
-        if lost > TOLERATED and self.used > 1:
-            if self.used == self.threads:
-                self._retry = now + self._pause
-                self._pause = min(2 * self._pause, PAUSES[1])
-            self._set(max(1, self.used - max(1, round(lost))))
-        elif self.used == self.threads:
-            self._pause = PAUSES[0]
+        if self.used == self.threads:
+            self._judge_all(lost, now)
+        elif lost > TOLERATED and self.used > 1:
+            self._set(_fewer(self.used, lost))
         elif now >= self._retry:
             self._set(self.threads)
+
+    def _judge_all(self, lost: float, now: float) -> None:
+        if lost <= TOLERATED:
+            self._pause, self._left = PAUSES[0], PATIENCE
+            return
+        self._left -= 1
+        if self._left <= 0:  # and stays so: whoever tries again knows at once
+            self._retry = now + self._pause
+            self._pause = min(2 * self._pause, PAUSES[1])
+            self._set(_fewer(self.used, lost))
 
     def _set(self, count: int) -> None:
         self.used = count
         self._use(count)
+
+
+def _fewer(used: int, lost: float) -> int:
+    return max(1, used - max(1, round(lost)))

@@ -1,7 +1,7 @@
 """How many threads kernels use beside busy neighbours, on clocks that the tests turn."""
 
 import pytest
-from ferrule.runtime.crew import PAUSES, TOLERATED, WINDOW, Crew
+from ferrule.runtime.crew import PATIENCE, PAUSES, TOLERATED, WINDOW, Crew
 
 
 class Machine:
@@ -34,14 +34,14 @@ def test_all_threads_are_used_while_nobody_else_runs():
 def test_cores_that_neighbours_hold_are_given_up(taken, left):
     machine = Machine(4)
     machine.taken = taken
-    machine.run(2 * WINDOW + 0.1)
+    machine.run((PATIENCE + 1) * (WINDOW + 0.1))
     assert machine.crew.used == left
 
 
 def test_one_thread_is_always_left():
     machine = Machine(2)
     machine.taken = 2
-    machine.run(0.9)
+    machine.run(0.95)
     assert machine.crew.used == 1
     alone = Machine(1)
     alone.taken = 1
@@ -52,7 +52,7 @@ def test_one_thread_is_always_left():
 def test_all_threads_are_tried_again_and_kept_when_the_neighbour_is_gone():
     machine = Machine(2)
     machine.taken = 1
-    machine.run(0.5)
+    machine.run(0.95)
     assert machine.crew.used == 1
     machine.taken = 0
     machine.run(PAUSES[0] + 3 * WINDOW)
@@ -69,10 +69,21 @@ def test_they_are_tried_less_and_less_often_while_it_stays():
     assert 60 / PAUSES[1] <= tries <= 60 / PAUSES[1] + 4
 
 
+def test_a_moment_of_waiting_costs_no_thread():
+    """As when the first steps map the weights."""
+    machine = Machine(2)
+    machine.taken = 1
+    machine.run((PATIENCE - 1) * WINDOW)
+    machine.taken = 0
+    machine.run(5)
+    assert machine.set == []
+
+
 def test_a_step_that_raises_counts_too():
     machine = Machine(2)
-    with pytest.raises(KeyError), machine.crew:
-        machine.now += 2 * WINDOW
-        machine.busy += 2 * WINDOW
-        raise KeyError
+    for _ in range(PATIENCE):
+        with pytest.raises(KeyError), machine.crew:
+            machine.now += 2 * WINDOW
+            machine.busy += 2 * WINDOW
+            raise KeyError
     assert machine.crew.used == 1
