@@ -32,6 +32,7 @@ class Given(TypedDict, total=False):
     chunk: int
     block: int
     deterministic: bool
+    kv_dtype: str
     tokenizer: Any
     dump: Path | str | None
     parity: bool
@@ -74,9 +75,10 @@ def compile(
     "int4-g64-asym", or a Recipe that chooses by parameter, or its file), `max_context` (tokens of a
     sequence), `max_batch` (sequences in a step), `chunk` (tokens in a step), `block` (tokens in a
     block of the cache), `deterministic` (a sequence's tokens do not depend on what else is in the
-    batch), `tokenizer` (a folder, or a transformers tokenizer, for a model in memory), `dump` (a
-    folder for the graph after every pass), `parity` (compare with eager at the end), `progress`
-    (bars on a terminal).
+    batch), `kv_dtype` (of the KV cache: "auto" is the model's; "bf16", "f16", or "int8"
+    with a scale for each token and head), `tokenizer` (a folder, or a transformers tokenizer, for a
+    model in memory), `dump` (a folder for the graph after every pass), `parity` (compare with eager
+    at the end), `progress` (bars on a terminal).
 
     Raises CompileError, with the model's source line, where a model cannot be compiled, and where
     the built model's logits depart from eager PyTorch's.

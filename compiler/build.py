@@ -46,13 +46,23 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 4096  # a model may claim far more positions than anybody has memory for
 TOKENIZER = "tokenizer"
+KV_DTYPES = {
+    "auto": "",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "f16": "f16",
+    "float16": "f16",
+    "int8": "i8",
+}
+"""What the KV cache may hold, by the names that users give: "auto" is the model's dtype."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What a build is asked for; `max_context` None is the model's own limit, or DEFAULT_CONTEXT
-    if that is less. `quantize` is a weight format for all linears and tables, or a Recipe.
-    `deterministic`: a sequence's logits do not depend, to the last bit, on what is beside it.
+    if that is less. `quantize` is a weight format for all linears and tables, or a Recipe;
+    `kv_dtype` one of KV_DTYPES, for the KV cache. `deterministic`: a sequence's logits do not
+    depend, to the last bit, on what is beside it.
     """
 
     target: str = "cpu"
@@ -68,6 +78,12 @@ class Options:
     progress: bool = True
     quantize: Recipe | str | None = None
     deterministic: bool = False
+    kv_dtype: str = "auto"
+
+    @property
+    def cache_dtype(self) -> str:
+        """The dtype of the KV cache as the IR names it; "" for that of the model."""
+        return KV_DTYPES[self.kv_dtype]
 
     @property
     def recipe(self) -> Recipe | None:
@@ -84,6 +100,8 @@ class Options:
                 f"a step of {self.chunk} tokens (chunk) has no room for {self.max_batch} "
                 "sequences (max_batch)"
             )
+        if self.kv_dtype not in KV_DTYPES:
+            raise CompileError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}")
         try:
             _ = self.recipe
         except IRError as error:
@@ -154,7 +172,7 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
         if options.parity:
             shown.stage("parity", 2)
             with clock("parity"):
-                tolerance = tolerance_of(opened.dtype, options.recipe)
+                tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
                 parity = check_parity(opened, folder, kernels.plan, shown, tolerance)
     write_manifest(
         folder,
@@ -184,7 +202,13 @@ def serve(
         )
         shown.step()
         imported = import_captured(captured)
-    sizes = Sizes(captured.bounds["S"][1], options.max_batch, options.chunk, options.block)
+    sizes = Sizes(
+        captured.bounds["S"][1],
+        options.max_batch,
+        options.chunk,
+        options.block,
+        options.cache_dtype,
+    )
     phases = language_model(sizes, evaluator(imported.weights))
     shown.stage("passes", sum(len(p.passes) for p in phases) + 2)
     with clock("passes"):
@@ -312,7 +336,16 @@ def widest_window(graph: Graph) -> int:
 
 
 def _given(options: Options) -> dict[str, Any]:
-    names = ("target", "dtype", "max_context", "max_batch", "chunk", "block", "deterministic")
+    names = (
+        "target",
+        "dtype",
+        "max_context",
+        "max_batch",
+        "chunk",
+        "block",
+        "kv_dtype",
+        "deterministic",
+    )
     given = {name: getattr(options, name) for name in names}
     return given | {"quantize": asdict(options.recipe) if options.recipe else None}
 

@@ -69,6 +69,9 @@ def compile_command(
     chunk: Annotated[int, typer.Option(help="The most tokens in one step.")] = 512,
     block: Annotated[int, typer.Option(help="Tokens in a block of the KV cache.")] = 16,
     deterministic: Deterministic = False,
+    kv_dtype: Annotated[
+        str, typer.Option("--kv-cache-dtype", help="auto (the model's), bf16, f16 or int8.")
+    ] = "auto",
     dump: Annotated[
         Path | None, typer.Option(help="Write the graph after every pass here.")
     ] = None,
@@ -95,6 +98,7 @@ def compile_command(
         chunk=chunk,
         block=block,
         deterministic=deterministic,
+        kv_dtype=kv_dtype,
         dump=dump,
         stop_after=stop_after,
         parity=parity,

@@ -62,11 +62,16 @@ QUANTIZED: Mapping[int, Tolerance] = {
 """By the fewest bits of a weight."""
 
 
-def tolerance_of(dtype: str, recipe: Recipe | None = None) -> Tolerance:
-    """What a build may differ by: that of its dtype, or, quantized, of its coarsest format."""
+def tolerance_of(dtype: str, recipe: Recipe | None = None, cache: str = "") -> Tolerance:
+    """What a build may differ by: that of its dtype or its caches', whichever is coarser, or,
+    quantized, of its coarsest format.
+    """
     formats = [] if recipe is None else [recipe.default, *(f for _, f in recipe.rules)]
     bits = [Format.parse(f).bits for f in formats if f != NONE]
-    return QUANTIZED[min(bits)] if bits else TOLERANCES[dtype]
+    bits += [8] if cache == "i8" else []
+    if bits:
+        return QUANTIZED[min(bits)]
+    return max((TOLERANCES[d] for d in (dtype, cache or dtype)), key=lambda t: t.relative)
 
 
 @dataclass(frozen=True)

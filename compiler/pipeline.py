@@ -34,12 +34,15 @@ KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 
 @dataclass(frozen=True)
 class Sizes:
-    """The limits that a serving graph is made for; `block` is slots in a block of the cache."""
+    """The limits that a serving graph is made for; `block` is slots in a block of the cache, and
+    `cache_dtype` the caches' dtype ("" for that of the model).
+    """
 
     max_context: int
     max_batch: int
     chunk: int
     block: int
+    cache_dtype: str = ""
 
 
 def raising() -> tuple[Phase, ...]:
@@ -72,7 +75,7 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
             "caches",
             (
                 Canonicalize(),  # flattening leaves views of views, which hide keys and values
-                CacheAttention(block=sizes.block, max_context=context),
+                CacheAttention(block=sizes.block, max_context=context, dtype=sizes.cache_dtype),
                 # Last: what the caches need of every token is known only now.
                 SelectLogitRows(),
                 Canonicalize(),

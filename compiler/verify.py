@@ -20,7 +20,8 @@ def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str
     """The parity of an artifact, measured anew, its dtype, and the tolerance it is held to."""
     artifact = load(folder)
     opened = _source(artifact, model)
-    tolerance = tolerance_of(opened.dtype, options_of(artifact.manifest).recipe)
+    options = options_of(artifact.manifest)
+    tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
     parity = measure_parity(opened, artifact.path, artifact.plan, Silent(), tolerance)
     return parity, opened.dtype, tolerance
 

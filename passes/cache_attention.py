@@ -16,10 +16,14 @@ from ..ir.dims import Dim, dim
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_
-from ..ir.ops import serving
+from ..ir.ops import serving, tensor
 from ..ir.types import CacheType, TensorType
 from ..ir.verify import quote
 from .cache_entries import best_entries
+from .layout_codes import quantized_rows
+
+CACHED = ("bf16", "f16", "i8")
+"""The dtypes that caches are asked for in."""
 
 _OURS = frozenset({"causal", "window", "chunk", "softcap", "scale", "extras"})
 
@@ -30,12 +34,14 @@ class CacheAttention:
 
     The graph gains inputs (context_length i32[N], block_table i32[N, M], slots i32[T], the caches)
     and gives the caches back as further outputs. `block` is slots a block; `max_context` bounds the
-    tokens of a sequence.
+    tokens of a sequence. `dtype` is that of the caches: bf16, f16, i8 with a scale for each token
+    and head in a cache of its own, or "" for what is computed.
     """
 
     name: ClassVar[str] = "cache-attention"
     block: int = 16
     max_context: int = 4096
+    dtype: str = ""
 
     def run(self, graph: Graph) -> Graph:
         """The graph in paged form; attentions whose keys and values are the same values share their
@@ -44,9 +50,11 @@ class CacheAttention:
         attentions = [n for n in graph.nodes() if n.op is serving.ragged_attention]
         if not attentions:
             return graph
-        paging = _Paging(graph, attentions[0], self.block)
+        if self.dtype not in ("", *CACHED):
+            raise IRError(f"caches of {self.dtype!r}; known: {', '.join(CACHED)}")
+        paging = _Paging(graph, attentions[0], self.block, self.dtype)
         mapping = {a: paging.paged(a) for a in attentions}
-        caches = list(paging.caches.values())
+        caches = [c for found in paging.caches.values() for c in found.parts()]
         names = (*graph.output_names, *(c.given["name"] for c in caches))
         grown = graph.with_outputs((*graph.outputs, *(c.appended for c in caches)), names)
         tables = tuple(t for t in paging.tables if t not in graph.inputs)
@@ -59,17 +67,24 @@ class CacheAttention:
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache: its input and what comes of it after this step's tokens are appended."""
+    """One cache: its input, what comes of it after this step's tokens are appended, and the cache
+    of its scales where it holds codes.
+    """
 
     given: Node
     appended: Node
+    scale: Cache | None = None
+
+    def parts(self) -> tuple[Cache, ...]:
+        """Itself, and the cache of its scales if it has one."""
+        return (self,) if self.scale is None else (self, self.scale)
 
 
 class _Paging:
     """Makes caches for values, each value once, and the attention that reads them."""
 
-    def __init__(self, graph: Graph, first: Node, block: int) -> None:
-        self.graph, self.block = graph, block
+    def __init__(self, graph: Graph, first: Node, block: int, dtype: str) -> None:
+        self.graph, self.block, self.dtype = graph, block, dtype
         self.query_start = first.inputs[3]
         tokens, self.sequences = first.inputs[0].shape[0], self.query_start.shape[0] - 1
         self.context_length = input_(
@@ -89,9 +104,13 @@ class _Paging:
         entries = best_entries(attention, str(self.slots.shape[0]))
         k_cache, v_cache = self.cache(entries.key), self.cache(entries.value)
         plain = {k: v for k, v in attention.attributes.items() if k in _OURS}
+        words = (("k_scale", k_cache.scale), ("v_scale", v_cache.scale))
+        scales = {word: c.appended for word, c in words if c is not None}
+        plain["extras"] = (*attention["extras"], *scales)
         result = serving.paged_attention(
             entries.query, k_cache.appended, v_cache.appended,
             self.block_table, self.query_start, self.context_length, *attention.inputs[4:],
+            *scales.values(),
             **plain, value_start=entries.value_start, value_size=entries.value_size,
         )  # fmt: skip
         return entries.result(result)
@@ -99,8 +118,29 @@ class _Paging:
     def cache(self, value: Node) -> Cache:
         """The cache of a value [T, G, D]."""
         if value not in self.caches:
-            entry = tuple(int(d) for d in value.shape[1:])
-            kind = CacheType(value.dtype, self.block, entry)
-            given = input_(name=f"cache{len(self.caches)}", type=kind)
-            self.caches[value] = Cache(given, serving.cache_append(given, value, self.slots))
+            name = f"cache{len(self.caches)}"
+            self.caches[value] = self._appended(name, value)
         return self.caches[value]
+
+    def _appended(self, name: str, value: Node) -> Cache:
+        scale = None
+        if self.dtype == "i8":
+            value, scales = _codes(value)
+            scale = self._plain(f"{name}_scale", scales)
+        elif self.dtype:
+            value = tensor.cast(value, dtype=self.dtype)
+        return replace(self._plain(name, value), scale=scale)
+
+    def _plain(self, name: str, value: Node) -> Cache:
+        kind = CacheType(value.dtype, self.block, tuple(int(d) for d in value.shape[1:]))
+        given = input_(name=name, type=kind)
+        return Cache(given, serving.cache_append(given, value, self.slots))
+
+
+def _codes(value: Node) -> tuple[Node, Node]:
+    """value[T, G, D] as i8 codes and the scales f32[T, G] that they are multiplied by."""
+    codes, scales = quantized_rows(value, 1, int(value.shape[2]))
+    return (
+        tensor.reshape(codes, shape=value.shape),
+        tensor.reshape(scales, shape=value.shape[:2]),
+    )

@@ -46,7 +46,8 @@ def _extra(node: Node, first: int, word: str) -> Node | None:
 
 def _needs_paged(kernel: Kernel, node: Node) -> dict[Node, str]:
     needed = pulled_once(kernel, node.inputs[0])
-    for cache in node.inputs[1:3]:
+    scales = (_extra(node, 6, word) for word in ("k_scale", "v_scale"))
+    for cache in (*node.inputs[1:3], *(s for s in scales if s is not None)):
         if cache.op.name == "cache_append":
             needed[cache] = cache.type.dtype
     return needed
@@ -57,6 +58,15 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
     _, k_cache, v_cache, table, starts, lengths = node.inputs[:6]
     batch = _Batch(kernel, node, starts, lengths)
     caches = [_slots_view(kernel, c) for c in (k_cache, v_cache)]
+    scales = [_extra(node, 6, word) for word in ("k_scale", "v_scale")]
+    factors = [None if s is None else _slots_view(kernel, s) for s in scales]
+
+    def read(which: int, item: Item, s: Expr, e: Expr) -> Expr:
+        value, factor = caches[which].read([s, item.group, e]), factors[which]
+        if factor is None:
+            return value
+        return cast(value, "float32") * factor.read([s, item.group])
+
     block = k_cache.type.block
 
     def slot(item: Item, j: Expr) -> Expr:
@@ -76,8 +86,8 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
             Memory(caches[1].buffer, caches[1].dtype, node["value_start"]),
         ),
         longest=kernel.dims.expr(table.shape[1]) * i64(block),
-        key=lambda w, item, s, d: caches[0].read([s, item.group, d]),
-        value=lambda w, item, s, e: caches[1].read([s, item.group, e + start]),
+        key=lambda w, item, s, d: read(0, item, s, d),
+        value=lambda w, item, s, e: read(1, item, s, e + start),
         first_extra=6,
     )
 

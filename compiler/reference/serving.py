@@ -97,6 +97,10 @@ def paged_attention(
         k = _gathered(k_cache, block_table[n], total)
         v = _gathered(v_cache, block_table[n], total)[..., value_start : value_start + value_size]
         k, v = context.math(context.widened(k), context.widened(v))
+        k, v = (
+            x * _gathered(named[s], block_table[n], total)[..., None] if s in named else x
+            for x, s in ((k, "k_scale"), (v, "v_scale"))
+        )
         queries = torch.arange(total - (stop - start), total)
         rows = slice(start, stop)
         result[rows] = _sequence(a[rows], k, v, queries, torch.arange(total), named, options)

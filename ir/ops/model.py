@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..dims import Dim, Shape, dim_text, equal, equal_shapes, exact_quotient, shape_text
 from ..errors import IRError
 from ..node import op
-from ..types import TensorType
+from ..types import TensorType, Type
 from .elementwise import broadcast_shapes
 
 EXTRAS = ("mask", "sinks", "slopes", "bias")
@@ -17,9 +17,7 @@ def heads_divide(q: TensorType, k: TensorType, axis: int) -> None:
         raise IRError(f"the heads of {q} are no multiple of the heads of {k}")
 
 
-def check_extras(
-    extras: tuple[str, ...], given: tuple[TensorType, ...], known: tuple[str, ...]
-) -> None:
+def check_extras(extras: tuple[str, ...], given: tuple[Type, ...], known: tuple[str, ...]) -> None:
     """Refuse extra inputs that the words in `extras` do not name, one each."""
     unknown = [e for e in extras if e not in known]
     if unknown or len(extras) != len(given):

@@ -70,7 +70,7 @@ def paged_attention(
     block_table: TensorType,
     query_start: TensorType,
     context_length: TensorType,
-    *more: TensorType,
+    *more: Type,
     scale: float,
     causal: bool = True,
     window: int = 0,
@@ -86,9 +86,12 @@ def paged_attention(
     value_size] of v_cache, so that one cache can serve both (latent attention). Sequence n's token
     p is in block block_table[n, p // block]. context_length[n] counts the sequence's tokens up to
     and including this step, so the token in row i of sequence n has position context_length[n] -
-    (query_start[n + 1] - i). Masks and extras as in ragged_attention, over positions.
+    (query_start[n + 1] - i). Masks and extras as in ragged_attention, over positions. Two more
+    extras, "k_scale" and "v_scale", are caches with an entry (G,): what a token's entries of
+    k_cache and v_cache are multiplied by.
     """
-    check_extras(extras, more, ("sinks", "slopes", "bias"))
+    check_extras(extras, more, ("sinks", "slopes", "bias", *_SCALES))
+    _check_scales(extras, more, {"k_scale": k_cache, "v_scale": v_cache})
     if len(k_cache.entry) != 2 or len(v_cache.entry) != 2 or k_cache.entry[0] != v_cache.entry[0]:
         raise IRError(f"entries (G, D) and (G, E) were wanted, not {k_cache}, {v_cache}")
     if q.rank != 3 or not equal(q.shape[2], k_cache.entry[1]):
@@ -98,9 +101,23 @@ def paged_attention(
     if block_table.rank != 2 or query_start.rank != 1 or context_length.rank != 1:
         given = f"{block_table}, {query_start}, {context_length}"
         raise IRError(f"block_table[N, M], query_start[N + 1], context_length[N], not {given}")
-    check_extra_shapes(extras, more, q.shape[1])
+    plain = {e: m for e, m in zip(extras, more, strict=True) if isinstance(m, TensorType)}
+    check_extra_shapes(tuple(plain), tuple(plain.values()), q.shape[1])
     heads_divide(q, TensorType(k_cache.dtype, (1, k_cache.entry[0])), 1)
     return q.with_shape((*q.shape[:2], value_size))
+
+
+_SCALES = ("k_scale", "v_scale")
+
+
+def _check_scales(
+    extras: tuple[str, ...], given: tuple[Type, ...], caches: dict[str, CacheType]
+) -> None:
+    for name, t in zip(extras, given, strict=True):
+        cache = caches.get(name)
+        wanted = CacheType("f32", cache.block, cache.entry[:1]) if cache else None
+        if t != wanted and (wanted or not isinstance(t, TensorType)):
+            raise IRError(f"{name} is {t}; {wanted or 'a tensor'} was wanted")
 
 
 @op("contraction")

@@ -26,12 +26,13 @@ def paged(
     *,
     shared: bool = False,
     block: int = 16,
+    cached: str = "",
     **options: object,
 ) -> Graph:
     """A paged attention whose result is given as [T, heads * values]."""
     q = given("q", dtype, T, heads, width)
-    keys = cache("k", dtype, groups, width, block=block)
-    stored = keys if shared else cache("v", dtype, groups, values, block=block)
+    keys = cache("k", cached or dtype, groups, width, block=block)
+    stored = keys if shared else cache("v", cached or dtype, groups, values, block=block)
     table, starts, lengths = (
         given("table", "i32", N, M),
         given("starts", "i32", N + 1),
@@ -40,6 +41,9 @@ def paged(
     words = tuple(options.pop("extras", ()))
     shapes = {"sinks": (dtype, heads), "slopes": ("f32", heads), "bias": ("f32", heads, 9)}
     extras = [given(w, *shapes[w]) for w in words]
+    if cached == "i8":
+        scales = [cache(w, "f32", groups, block=block) for w in ("k_scale", "v_scale")]
+        words, extras = (*words, "k_scale", "v_scale"), [*extras, *scales]
     y = serving.paged_attention(
         q,
         keys,
@@ -94,6 +98,10 @@ BODIES = {
     "large blocks": paged("f16", 2, 2, 96, 24, block=32, softcap=9.0),
     "pairs": paged("bf16", 12, 4, 64, 64),
     "latent pairs": paged("bf16", 40, 1, 96, 64, shared=True, value_start=16),
+    "half cache": paged("bf16", 4, 2, 64, 48, cached="f16", window=50),
+    "short cache": paged("f32", 4, 2, 32, 32, cached="bf16"),
+    "coded cache": paged("f32", 6, 2, 64, 40, cached="i8", extras=("sinks",)),
+    "coded cache of pairs": paged("bf16", 6, 2, 80, 64, cached="i8"),
     "ragged": ragged(),
     "dense": dense(causal=True),
     "masked": dense(mask="bool"),

@@ -265,3 +265,23 @@ def test_the_cheapest_cut_is_taken_and_of_equal_ones_the_nearest():
         assert {n.op.name for n in region.ends} == ({"take"} if with_linears else {"linear"})
         # 3 + 5 elements: as cheap as y, cheaper than x, and nearer to the roots than the slices
         assert cut == {roots[0].inputs[0], roots[1]}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("", 4), ("bf16", 2), ("f16", 2)])
+def test_caches_of_another_dtype(dtype: str, size: int) -> None:
+    paged = verify(CacheAttention(block=BLOCK, max_context=64, dtype=dtype).run(llama()))
+    assert token_bytes(paged) == 2 * 2 * GROUPS * SIZE * size
+
+
+def test_codes_have_a_scale_for_each_token_and_head() -> None:
+    paged = verify(CacheAttention(block=BLOCK, max_context=64, dtype="i8").run(llama(1)))
+    assert entries(paged) == [(GROUPS, SIZE), (GROUPS,), (GROUPS, SIZE), (GROUPS,)]
+    assert token_bytes(paged) == 2 * GROUPS * (SIZE + 4)
+    assert parse_graph(print_graph(paged)) == paged
+    (attention,) = [n for n in paged.nodes() if n.op.name == "paged_attention"]
+    assert attention["extras"] == ("k_scale", "v_scale")
+
+
+def test_an_unknown_dtype_of_caches_is_refused() -> None:
+    with pytest.raises(IRError, match="caches of 'i4'; known: bf16, f16, i8"):
+        CacheAttention(dtype="i4").run(llama())
