@@ -92,6 +92,11 @@ def build_module(
             f"quantize={options.quantize!r}: weights are quantized for language models, "
             f"{type(module).__name__} is compiled as a plain module"
         )
+    if options.kv_dtype != "auto":
+        raise CompileError(
+            f"kv_dtype={options.kv_dtype!r}: {type(module).__name__} is compiled as a plain "
+            "module, which has no KV cache"
+        )
 
     def make(folder: Path) -> None:
         _build(module, args, kwargs, dynamic_shapes, options, folder)
