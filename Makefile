@@ -23,8 +23,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+# Such as BENCH="--shapes llama-1b --formats int4 --peer llama.cpp=/path/to/python".
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -6,9 +6,9 @@
 One checkpoint a shape, converted for each stack into the same number of bits. Stacks run in
 processes of their own, in turn, after a warm-up each; a stack that is not installed is skipped by
 name. Prints a table of medians: tokens a second, and in brackets the share of the limit that the
-same run measured (see cases.py for what a case must at least read and compute), seconds from the
-start of a process to its first token with its files in memory, and the most memory of a process
-that loads the model, reads 512 tokens and generates 16.
+same run measured before and after (cases.py tells what a case must at least read and compute),
+seconds from the start of a process to its first token with its files in memory, and the most
+memory of a process that loads the model, reads 512 tokens and generates 16.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def measure_group(
     room = Room.of(cases, options.rounds, options.threads)
     all_ = [Figures(i, model_of(i, form, checkpoint, room, work)) for i in installed]
     targets = dict.fromkeys(i.stack.target for i in installed)
-    found = {t: limits.measured(t, options.threads) for t in targets}
-    for hardware in found.values():
-        print(f"limits of {limits.line(hardware)}", flush=True)
+    before = {t: limits.measured(t, options.threads) for t in targets}
     logs = work / "logs" / f"{shape}-{form}"
     logs.mkdir(parents=True, exist_ok=True)
     if COLD in options.cases:
@@ -67,6 +65,9 @@ def measure_group(
         print(f"{shape} {form} {COLD}: done", flush=True)
     tell = lambda case: print(f"{shape} {form} {case}: done", flush=True)  # noqa: E731
     measure_warm(all_, cases, room, options.rounds, logs, tell)
+    found = {t: limits.best(h, limits.measured(t, options.threads)) for t, h in before.items()}
+    for hardware in found.values():
+        print(f"limits of {limits.line(hardware)}", flush=True)
     return report.Group(shape, Shape.of(SHAPES[shape]), form, options.rounds, found, all_)
 
 

@@ -31,6 +31,13 @@ def measured(target: str, threads: int) -> Hardware:
     return Hardware(target, found["read_bandwidth"], found["peak"])
 
 
+def best(first: Hardware, second: Hardware) -> Hardware:
+    """The higher rate of each kind: a limit is what the machine was seen to do."""
+    peak = {dtype: max(rate, second.peak[dtype]) for dtype, rate in first.peak.items()}
+    reads = max(first.read_bandwidth, second.read_bandwidth)
+    return replace(first, read_bandwidth=reads, peak=peak)
+
+
 def line(found: Hardware) -> str:
     """The limits as one line of a report."""
     peaks = ", ".join(f"{rate / 1e12:.2f} T{dtype}/s" for dtype, rate in found.peak.items())
