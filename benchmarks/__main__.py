@@ -62,9 +62,16 @@ def measure_group(
     logs.mkdir(parents=True, exist_ok=True)
     if COLD in options.cases:
         measure_cold(all_, room, options.rounds, logs)
-        print(f"{shape} {form} {COLD}: done", flush=True)
-    tell = lambda case: print(f"{shape} {form} {case}: done", flush=True)  # noqa: E731
-    measure_warm(all_, cases, room, options.rounds, logs, tell)
+        starts = ", ".join(f"{f.name} {f.cold:.2f} s" for f in all_ if f.cold is not None)
+        print(f"{shape} {form} {COLD}: {starts}", flush=True)
+    measure_warm(
+        all_,
+        cases,
+        room,
+        options.rounds,
+        logs,
+        lambda case: print(f"{shape} {form} {report.progress(all_, case)}", flush=True),
+    )
     found = {t: limits.best(h, limits.measured(t, options.threads)) for t, h in before.items()}
     for hardware in found.values():
         print(f"limits of {limits.line(hardware)}", flush=True)

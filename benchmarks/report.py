@@ -73,6 +73,14 @@ def _rate(group: Group, figures: Figures, case: Case) -> str:
     return f"{case.tokens / seconds:.1f} ({group.share(figures, case):.0%})"
 
 
+def progress(all_: Sequence[Figures], case: Case) -> str:
+    """One line of a case just measured: tokens a second by stack."""
+    rates = [
+        f"{f.name} {case.tokens / f.seconds[case.name]:.1f}" for f in all_ if case.name in f.seconds
+    ]
+    return f"{case.name}: {', '.join(rates)}"
+
+
 def notes(group: Group) -> list[str]:
     """What each stack said of itself, what making its model took, and failures by name."""
     lines: list[str] = []

@@ -64,7 +64,7 @@ def measure_warm(
     room: Room,
     rounds: int,
     logs: Path,
-    tell: Callable[[str], None],
+    tell: Callable[[Case], None],
 ) -> None:
     """Every case in rounds, on workers that stay loaded."""
     workers = {
@@ -74,7 +74,7 @@ def measure_warm(
     try:
         for case in cases:
             _measure_case(all_, workers, case, rounds)
-            tell(case.name)
+            tell(case)
         for figures in all_:
             if figures.name in workers:
                 figures.said = workers[figures.name].loaded or {}

@@ -9,7 +9,7 @@ from ferrule.compiler.hardware import Hardware
 from benchmarks.cases import CASES, Shape
 from benchmarks.checkpoints import LLAMA_1B
 from benchmarks.models import Model
-from benchmarks.report import Group, as_json, notes, table_head, table_rows
+from benchmarks.report import Group, as_json, notes, progress, table_head, table_rows
 from benchmarks.rounds import Figures
 from benchmarks.stacks import STACKS, Installed
 
@@ -46,6 +46,11 @@ def test_what_failed_is_a_dash_and_told_by_name():
     (row,) = table_rows(group("bf16", failed), CHOSEN)
     assert row.startswith("| bf16 | vllm | 512.0 (") and row.endswith("| - | - | - |")
     assert "  FAILED: vllm ended with 1: no memory" in notes(group("bf16", failed))
+
+
+def test_progress_names_the_stacks_that_have_a_figure():
+    timed = figures("ferrule", seconds={"tg128": 2.0})
+    assert progress([timed, figures("vllm")], CASES["tg128"]) == "tg128: ferrule 64.0"
 
 
 def test_every_run_is_kept():

@@ -48,10 +48,10 @@ def test_medians_by_case_and_a_failure_that_leaves_the_others(sleeper, tmp_path)
     fast = Figures(sleeper("llama.cpp", step=0.001), Model(tmp_path))
     slow = Figures(sleeper("openvino", step=0.02), Model(tmp_path))
     falls = Figures(sleeper("vllm", falls_over=3), Model(tmp_path))
-    told: list[str] = []
+    told: list[Case] = []
     all_ = [fast, slow, falls]
     measure_warm(all_, [STEPS, MANY], ROOM, 2, tmp_path, told.append)
-    assert told == ["steps", "many"]
+    assert told == [STEPS, MANY]
     assert [sorted(f.seconds) for f in all_] == [["many", "steps"], ["many", "steps"], ["steps"]]
     assert fast.seconds["steps"] < slow.seconds["steps"]
     assert len(slow.runs["many"]) == 2 and "out of chairs" in falls.failure
