@@ -57,7 +57,9 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
             )
         kernel.snippets.add(DOT_BF16)
     isa = kernel.isa
-    tiled = _by_tiles if isa.has_bf16_tiles and layout.depth == 2 else None
+    # Tiles add up in an order of their own, and are too slow for a single row.
+    by_tiles = isa.has_bf16_tiles and layout.depth == 2 and not isa.one_order
+    tiled = _by_tiles if by_tiles else None
     scheme = Scheme((isa.one, isa.few, isa.many), _over_depth, by_tiles=tiled)
     emit_scheme(kernel, node, operand(kernel, node), layout, results, scheme)
 

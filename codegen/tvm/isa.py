@@ -77,10 +77,10 @@ def isa_of(target: Target) -> Isa:
     isa = _fastest(target)
     if not target.deterministic:
         return isa
-    # One partial sum each, over k in its order; AMX adds up floats in an order of its own.
+    # One partial sum each, over k in its order.
     one, few, many = (replace(tile, unroll=1) for tile in (isa.one, isa.few, isa.many))
     one = replace(one, columns=isa.one.unroll)  # what hid the latency of sums hides it yet
-    return replace(isa, one=one, few=few, many=many, has_bf16_tiles=False, one_order=True)
+    return replace(isa, one=one, few=few, many=many, one_order=True)
 
 
 def _fastest(target: Target) -> Isa:
