@@ -41,7 +41,7 @@ def rounded(model: nn.Module, form: Format) -> nn.Module:
 def test_tokens_are_those_of_the_rounded_weights(name: str, text: str) -> None:
     model = zoo.build(name)
     options = Options(
-        target="cpu:x86-64-v3", max_context=96, max_batch=4, chunk=64, block=8, progress=False,
+        target="cpu:x86-64", max_context=96, max_batch=4, chunk=64, block=8, progress=False,
         parity=False, quantize=text,
     )  # fmt: skip
     artifact = build_in_temporary(model, options)
