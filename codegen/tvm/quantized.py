@@ -26,7 +26,9 @@ from .isa import LANES, Isa, Tile
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place, flat_index
 from .pull import CodegenError
-from .tiles import Codes, Panel, Steps, emit_groups, emit_whole
+from .tiled_codes import Wide, emit_widened
+from .tiled_groups import Codes, emit_groups
+from .tiles import Panel, Steps, emit_whole
 from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
@@ -261,6 +263,10 @@ def _by_tiles(linear: Linear, rows: Expr) -> None:
     if groups == 1 and linear.codes.dtype == "u8":
         steps = Steps(groups, length, size=64, width=1)
         return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
+    if linear.kernel.isa.has_bf16_tiles and linear.node.dtype == "bf16" and length % 32 == 0:
+        wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
+        steps = Steps(groups, length, size=32, width=2, together=True)
+        return emit_widened(linear, rows, steps, wide)
     size = 64 if length % 64 == 0 else 32
     codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
     return emit_groups(linear, rows, Steps(groups, length, size, width=1, together=True), codes)
@@ -299,20 +305,34 @@ def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
     return lambda row, group: place.read([*row, group])
 
 
-def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """A group's codes less their offset, as signed bytes, run of four k after run of four."""
+def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """A group's codes as bytes, run of four k after run of four."""
     linear = panel.linear
     offset, block = panel.vectors[vector]
     pairs, dot = linear.layout.pairs, Dot("vnni512", linear.codes.dtype)
     steps = panel.steps.length // (4 * pairs)
-    less = _zero_bytes(linear, block + i64(offset // LANES), group)
     with T.serial(i64(0), i64(steps)) as s:
         step = bind(group * i64(steps) + s)
         (codes,) = _codes_at(linear, dot, block + i64(offset // LANES), step)
         for half in range(pairs):
             part = codes if pairs == 1 else dot.nibbles(codes, half)
-            value = tirx.op.reinterpret(f"int8x{4 * LANES}", part - less)
-            put(bind(s * i64(pairs) + i64(half)), value)
+            put(bind(s * i64(pairs) + i64(half)), part)
+
+
+def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """A group's codes less their zeros, as signed bytes, run of four k after run of four."""
+    offset, block = panel.vectors[vector]
+    less = _zero_bytes(panel.linear, block + i64(offset // LANES), group)
+
+    def signed(run: Expr, codes: Expr) -> None:
+        put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes - less))
+
+    _runs(panel, vector, group, signed)
+
+
+def _zero_columns(panel: Panel, vector: int, group: Expr) -> Expr:
+    offset, block = panel.vectors[vector]
+    return _zeros(panel.linear, [block], group)[offset, 0]
 
 
 def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:

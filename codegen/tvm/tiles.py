@@ -3,11 +3,12 @@
 x is laid out once as tiles: 16 rows by one step of k (64 bytes) lie together. A panel is two
 vectors of columns; k goes in chunks. The weights of a panel's chunk stay in the first cache while
 all rows pass; the rows' chunk stays in the second while the panels of a run pass; the sums of a
-run wait there between chunks. Threads take runs. Two forms:
+run wait there between chunks. Threads take runs. Three forms:
 
 - whole: a tile of sums runs over all of k. bfloat16, and bytes with one scale a row of w.
-- groups: bytes or half bytes with a scale for each group of k. The codes of a chunk are unpacked
-  once for all rows, without their offset; a group's sums leave the tile and are scaled.
+- groups (tiled_groups.py): codes with a scale for each group of k, multiplied as whole numbers; a
+  group's sums leave the tile and are scaled.
+- widened (tiled_codes.py): the same, multiplied as bfloat16 with their scales.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ CHUNK = 8
 RUN = 8
 """Panels of a run, where there are enough of them for all threads."""
 
-AHEAD = 4
-"""Groups whose products are under way at once."""
+ROOMS = 4
+"""Tiles whose sums may lie aside at once."""
 
 Value = Callable[[int, Expr, Expr], Expr]
 """value(vector, r, lane): a sum of the row tile at work, as float32."""
@@ -111,14 +112,26 @@ class Panel:
         return [self.place, tile, i64(vector), i64(r)]
 
 
+Read = Callable[[list[Expr], Expr, Expr], Expr]
+"""read(row, group, elements): elements of x, one or a ramp of them, as their bits in tiles."""
+
 Body = Callable[[Panel, Work, Expr, bool], None]
 """body(panel, work, chunk, last): one chunk of k of one panel; the last one stores the results."""
 
 
-def emit_panels(linear: Linear, rows: Expr, steps: Steps, sum_dtype: str, body: Body) -> None:
-    """All rows and columns of a linear: x as tiles, then `body` for every chunk and panel."""
+def emit_panels(
+    linear: Linear,
+    rows: Expr,
+    steps: Steps,
+    sum_dtype: str,
+    body: Body,
+    read: Read | None = None,
+) -> None:
+    """All rows and columns of a linear: x as tiles, then `body` for every chunk and panel; `read`
+    makes the elements of tiles where they are not those of x.
+    """
     tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
-    x = _tiled(linear, rows, steps, tiles)
+    x = _tiled(linear, rows, steps, tiles, read)
     blocks = -(-linear.columns // LANES)
     wide = min(blocks, 2 if len(linear.offsets) == 1 else 1)
     panels = -(-blocks // wide)
@@ -129,7 +142,7 @@ def emit_panels(linear: Linear, rows: Expr, steps: Steps, sum_dtype: str, body: 
         shape = (run, tiles, wide * len(linear.offsets), amx.ROWS, LANES)
         sums = amx.buffer(shape, sum_dtype)
         # Made here, not where it is used: at a kilobyte and more the workspace allocates it.
-        rooms = max(AHEAD, len(linear.offsets))
+        rooms = max(ROOMS, len(linear.offsets))
         aside = amx.buffer((rooms, amx.ROWS, LANES), "float32")
         first = bind(at * i64(run))
         count = bind(tirx.min(i64(panels) - first, i64(run)))
@@ -157,53 +170,53 @@ def _vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], 
     )
 
 
-def _tiled(linear: Linear, rows: Expr, steps: Steps, tiles: Expr) -> tirx.Buffer:
+def _tiled(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, read: Read | None) -> tirx.Buffer:
     """x as [chunk, tile, step, 16, size], with zeros past the last row and past the end of k."""
     source = linear.kernel.places[linear.x].buffer
+    dtype = "uint16" if steps.width == 2 else str(source.dtype)
     shape = (i64(steps.chunks), tiles, i64(steps.chunk), i64(amx.ROWS), i64(steps.size))
-    made = amx.buffer(shape, str(source.dtype))
-    zero = T.broadcast(const(0, str(source.dtype)), steps.size)
+    made = amx.buffer(shape, dtype)
+    zero = T.broadcast(const(0, dtype), steps.size)
     lanes = T.ramp(i64(0), i64(1), steps.size)
     with T.parallel(i64(0), tiles * i64(amx.ROWS)) as at:
         tile, r = bind(tirx.floordiv(at, i64(amx.ROWS))), bind(tirx.floormod(at, i64(amx.ROWS)))
         with T.If(tirx.LT(at, rows)):
             with T.Then():
-                _tile_row(linear, steps, source, made, at, (tile, r))
+                row = flat_index(linear.kernel.work(), at, linear.rows)
+                _tile_row(steps, read or _as_it_is(linear), made, row, (tile, r))
             with T.Else(), T.serial(i64(0), i64(steps.groups * steps.count)) as s:
                 T.buffer_store(made, zero, [*steps.place(tile, s), r, lanes])
     return made
 
 
+def _as_it_is(linear: Linear) -> Read:
+    source = linear.kernel.places[linear.x].buffer
+    grouped = len(linear.x.shape) > len(linear.rows) + 1
+    return lambda row, g, part: source[(*row, *((g,) if grouped else ()), part)]
+
+
 def _tile_row(
-    linear: Linear,
-    steps: Steps,
-    source: tirx.Buffer,
-    made: tirx.Buffer,
-    at: Expr,
-    place: tuple[Expr, Expr],
+    steps: Steps, read: Read, made: tirx.Buffer, row: list[Expr], place: tuple[Expr, Expr]
 ) -> None:
     tile, r = place
-    row = flat_index(linear.kernel.work(), at, linear.rows)
-    grouped = len(linear.x.shape) > len(linear.rows) + 1
     whole, rest = divmod(steps.length, steps.size)
     lanes = T.ramp(i64(0), i64(1), steps.size)
     with T.serial(i64(0), i64(steps.groups)) as g:
-        index = (*row, g) if grouped else tuple(row)
         if whole:
             with T.serial(i64(0), i64(whole)) as s:
                 part = T.ramp(s * i64(steps.size), i64(1), steps.size)
                 at_step = steps.place(tile, bind(g * i64(steps.count) + s))
-                T.buffer_store(made, source[(*index, part)], [*at_step, r, lanes])
+                T.buffer_store(made, read(row, g, part), [*at_step, r, lanes])
         if rest:
-            zero = T.broadcast(const(0, str(source.dtype)), steps.size)
             last = steps.place(tile, bind(g * i64(steps.count) + i64(whole)))
+            zero = T.broadcast(const(0, str(made.dtype)), steps.size)
             T.buffer_store(made, zero, [*last, r, lanes])
             with T.serial(i64(0), i64(rest)) as i:
-                value = source[(*index, i64(whole * steps.size) + i)]
+                value = read(row, g, i64(whole * steps.size) + i)
                 T.buffer_store(made, value, [*last, r, i])
 
 
-def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
+def store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
     """The epilogue of a row tile, column vector by column vector."""
     linear, start = panel.linear, bind(tile * i64(amx.ROWS))
     for c in range(panel.wide):
@@ -242,7 +255,7 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
         def block(tile: Expr, count: int) -> None:
             _block(panel, kind, (tile, count), span, tirx.EQ(chunk, i64(0)), None)
 
-        _over_tiles(panel, block)
+        over_tiles(panel, block)
 
     dtype = "float32" if kind == "tdpbf16ps" else "int32"
     emit_panels(linear, rows, steps, dtype, body)
@@ -262,12 +275,12 @@ def _last_chunk(panel: Panel, work: Work, kind: str, chunks: int, value: Scaled)
         _block(panel, kind, (tile, count), span, True if chunks == 1 else None, tail)
         for i in range(count):
             at = bind(tile + i64(i))
-            _store_tile(panel, work, at, lambda v, r, lane, at=at: value(panel, at, v, r, lane))
+            store_tile(panel, work, at, lambda v, r, lane, at=at: value(panel, at, v, r, lane))
 
-    _over_tiles(panel, block)
+    over_tiles(panel, block)
 
 
-def _over_tiles(panel: Panel, block: Callable[[Expr, int], None]) -> None:
+def over_tiles(panel: Panel, block: Callable[[Expr, int], None]) -> None:
     """block(first tile, count) over all row tiles, by twos where registers allow."""
     if len(panel.vectors) > 2:
         with T.serial(i64(0), panel.tiles) as t:
@@ -294,20 +307,24 @@ def _block(
     columns = len(panel.vectors)
     sums = [(i, v, i * columns + v) for i in range(count) for v in range(columns)]
     register = amx.Registers.of(count, columns)
-    _begin(panel, first, sums, start)
+    begin_sums(panel, first, sums, start)
     with T.serial(*span) as s:
-        _products(panel, kind, register, first, s, lambda v: _step_weights(panel, v, s))
+        add_products(panel, kind, register, first, s, lambda v: _step_weights(panel, v, s))
     if tail is not None:
         at = i64(panel.steps.count - 1)
         tails = [tail[i64(v), i64(0), i64(0)] for v in range(columns)]
-        _products(panel, kind, register, first, at, tails.__getitem__)
+        add_products(panel, kind, register, first, at, tails.__getitem__)
     for i, v, t in sums:
         amx.store(t, panel.sums[(*panel.row_of_sums(first + i64(i), v), i64(0))])
 
 
-def _begin(
+def begin_sums(
     panel: Panel, first: Expr, sums: list[tuple[int, int, int]], start: Expr | bool | None
 ) -> None:
+    """Fill tiles, as (row tile, vector, register), with zeros where `start` (True is always, None
+    never), with the sums so far otherwise.
+    """
+
     def zero() -> None:
         for _, _, t in sums:
             amx.zero(t)
@@ -334,7 +351,7 @@ def _step_weights(panel: Panel, vector: int, step: Expr) -> Expr:
     return w[block + i64(offset // LANES), at, i64(0), i64(0)]
 
 
-def _products(
+def add_products(
     panel: Panel,
     kind: str,
     register: amx.Registers,
@@ -342,6 +359,9 @@ def _products(
     step: Expr,
     weights: Callable[[int], Expr],
 ) -> None:
+    """Add one step's products to the tiles of sums: of x from the row tile `first` on, by the
+    weights that begin at the element `weights(vector)`.
+    """
     columns = len(panel.vectors)
     for i, x in enumerate(register.x):
         amx.load(x, panel.x[(*panel.steps.place(first + i64(i), step), i64(0), i64(0))])
@@ -366,129 +386,3 @@ def _tail(panel: Panel, whole: int, short: int) -> tirx.Buffer:
                 value = w[(*at, i64(0), T.ramp(i64(0), i64(1), width))]
             T.buffer_store(buffer, value, [i64(v), i64(r), lanes])
     return buffer
-
-
-# -- groups
-
-
-@dataclass(frozen=True)
-class Codes:
-    """The codes of one chunk of groups, unpacked: `unpack(panel, vector, group, into)` writes a
-    group of [step, run, 64] signed bytes; `scale(panel, vector, group)` is its columns' scales;
-    `factor(row, group)` the scale of a row of x.
-    """
-
-    unpack: Callable[[Panel, int, Expr, Callable[[Expr, Expr], None]], None]
-    scale: Callable[[Panel, int, Expr], Expr]
-    factor: Callable[[list[Expr], Expr], Expr]
-
-
-def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
-    """A linear whose weights have a scale for each group of k."""
-    tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
-    factors = _factors(linear, rows, steps, tiles, codes)
-
-    def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
-        _groups(panel, codes, factors, (chunk, steps.chunk // steps.count))
-        if last:
-            with T.serial(i64(0), panel.tiles) as tile:
-                _store_tile(panel, work, tile, lambda v, r, lane: plain(panel, tile, v, r, lane))
-
-    emit_panels(linear, rows, steps, "float32", body)
-
-
-def _factors(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, codes: Codes) -> tirx.Buffer:
-    """The scales of x as [tile, group, 16]."""
-    made = T.alloc_buffer((tiles, i64(steps.groups), i64(amx.ROWS)), "float32")
-    with T.parallel(i64(0), tiles) as tile, T.serial(i64(0), i64(amx.ROWS)) as r:
-        at = bind(tirx.min(tile * i64(amx.ROWS) + r, rows - i64(1)))
-        row = flat_index(linear.kernel.work(), at, linear.rows)
-        with T.serial(i64(0), i64(steps.groups)) as g:
-            T.buffer_store(made, codes.factor(row, g), [tile, g, r])
-    return made
-
-
-def _groups(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, int]) -> None:
-    """All rows' sums with a chunk's groups more."""
-    number, groups = chunk
-    steps = panel.steps
-    shape = (len(panel.vectors), groups, steps.count, steps.size // 4, 4 * LANES)
-    held = amx.buffer(shape, "int8")
-    low = bind(number * i64(groups))
-    count = bind(tirx.min(i64(steps.groups) - low, i64(groups)))
-    for v in range(len(panel.vectors)):
-        with T.serial(i64(0), count) as g:
-            _unpack(panel, codes, held, v, low, g)
-    with T.serial(i64(0), panel.tiles) as tile:
-        for v in range(len(panel.vectors)):
-            _scaled_groups(panel, codes, factors, held, (v, tile, low, count, number))
-
-
-def _unpack(panel: Panel, codes: Codes, held: tirx.Buffer, vector: int, low: Expr, g: Expr) -> None:
-    runs = panel.steps.size // 4
-
-    def put(run: Expr, value: Expr) -> None:
-        at = [tirx.floordiv(run, i64(runs)), tirx.floormod(run, i64(runs))]
-        T.buffer_store(held, value, [i64(vector), g, *at, T.ramp(i64(0), i64(1), 4 * LANES)])
-
-    codes.unpack(panel, vector, bind(low + g), put)
-
-
-def _scaled_groups(
-    panel: Panel,
-    codes: Codes,
-    factors: tirx.Buffer,
-    held: tirx.Buffer,
-    place: tuple[int, Expr, Expr, Expr, Expr],
-) -> None:
-    """The sums of a row tile and a vector with a chunk's groups more, each scaled by its own."""
-    v, tile, low, count, chunk = place
-    lanes = T.ramp(0, 1, LANES)
-    totals = [T.alloc_buffer((LANES,), "float32") for _ in range(amx.ROWS)]
-    with T.If(tirx.EQ(chunk, i64(0))):
-        with T.Then():
-            for total in totals:
-                T.buffer_store(total, T.broadcast(const(0, "float32"), LANES), [lanes])
-        with T.Else():
-            for r, total in enumerate(totals):
-                T.buffer_store(total, panel.sums[(*panel.row_of_sums(tile, v, r), lanes)], [lanes])
-    rooms = [panel.aside_at(number, "int32") for number in range(AHEAD)]
-
-    def some(first: Expr, number: int) -> None:
-        for n in range(number):
-            _group_product(panel, held, (v, tile), (bind(first + i64(n)), low), (n, rooms[n]))
-        for n in range(number):
-            at = bind(low + first + i64(n))
-            scale = codes.scale(panel, v, at)
-            for r, total in enumerate(totals):
-                both = scale * T.broadcast(factors[tile, at, i64(r)], LANES)
-                value = tirx.Cast(f"float32x{LANES}", rooms[n][i64(r), lanes])
-                T.buffer_store(total, total[lanes] + value * both, [lanes])
-
-    pairs = bind(tirx.floordiv(count, i64(AHEAD)))
-    with T.serial(i64(0), pairs) as pair:
-        some(bind(pair * i64(AHEAD)), AHEAD)
-    with T.serial(pairs * i64(AHEAD), count) as g:
-        some(g, 1)
-    for r, total in enumerate(totals):
-        T.buffer_store(panel.sums, total[lanes], [*panel.row_of_sums(tile, v, r), lanes])
-
-
-def _group_product(
-    panel: Panel,
-    held: tirx.Buffer,
-    place: tuple[int, Expr],
-    group: tuple[Expr, Expr],
-    into: tuple[int, tirx.Buffer],
-) -> None:
-    """The whole numbers of one group in a tile, stored."""
-    (v, tile), (g, low), (number, room) = place, group, into
-    steps, sums = panel.steps, amx.SUMS[number]
-    amx.zero(sums)
-    with T.serial(i64(0), i64(steps.count)) as s:
-        step = bind((low + g) * i64(steps.count) + s)
-        x = panel.x[(*steps.place(tile, step), i64(0), i64(0))]
-        amx.load(amx.X[number % 2], x, steps.size)
-        amx.load(amx.W[number % 2], held[i64(v), g, s, i64(0), i64(0)])
-        amx.multiply("tdpbssd", sums, amx.X[number % 2], amx.W[number % 2])
-    amx.store(sums, room[i64(0), i64(0)])

@@ -1,0 +1,133 @@
+"""Linears by AMX tiles over codes with a scale for each group of k, as bfloat16.
+
+The codes of a chunk are widened once for all rows: (code - zero) scale, rounded to bfloat16; so are
+the integers of x, times their scales. Both roundings are those that a model in bfloat16 makes
+everywhere else; sums stay in their tiles over all of k, which is what makes this form fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from . import amx
+from .isa import LANES
+from .linear import Linear
+from .loops import Work
+from .tiles import (
+    Panel,
+    Steps,
+    add_products,
+    begin_sums,
+    emit_panels,
+    over_tiles,
+    plain,
+    store_tile,
+)
+from .values import Expr, bind, i64
+
+PAIR = 2 * LANES
+"""Elements of a tile's row: two of k for each of sixteen columns."""
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Where values come from: `runs(panel, vector, group, put)` gives put(run, codes) for every
+    run of four k of a group, 64 bytes; `zero` and `scale` are a group's for sixteen columns, i32
+    and f32; `factor(row, group)` is the scale of x.
+    """
+
+    runs: Callable[[Panel, int, Expr, Callable[[Expr, Expr], None]], None]
+    zero: Callable[[Panel, int, Expr], Expr]
+    scale: Callable[[Panel, int, Expr], Expr]
+    factor: Callable[[list[Expr], Expr], Expr]
+
+
+def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
+    """A linear whose codes and integers become bfloat16 on the way into tiles."""
+    source = linear.kernel.places[linear.x].buffer
+
+    def read(row: list[Expr], group: Expr, part: Expr) -> Expr:
+        lanes = steps.size
+        factor = T.broadcast(wide.factor(row, group), lanes)
+        value = tirx.Cast(f"float32x{lanes}", source[(*row, group, part)]) * factor
+        return tirx.Cast(f"uint16x{lanes}", _high_half(value, lanes))
+
+    def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
+        _chunk(panel, work, wide, chunk, last)
+
+    emit_panels(linear, rows, steps, "float32", body, read)
+
+
+def _chunk(panel: Panel, work: Work, wide: Wide, chunk: Expr, last: bool) -> None:
+    """A chunk's weights in bfloat16, and all rows' sums with its products more."""
+    steps, columns = panel.steps, len(panel.vectors)
+    held = amx.buffer((columns, steps.chunk, amx.ROWS, PAIR), "uint16")
+    groups = steps.chunk // steps.count
+    low = bind(chunk * i64(groups))
+    count = bind(tirx.min(i64(steps.groups) - low, i64(groups)))
+    for v in range(columns):
+        with T.serial(i64(0), count) as g:
+            _widen_group(panel, wide, held, (v, bind(low + g), g))
+    first = bind(low * i64(steps.count))
+
+    def block(tile: Expr, number: int) -> None:
+        sums = [(i, v, i * columns + v) for i in range(number) for v in range(columns)]
+        begin_sums(panel, tile, sums, tirx.EQ(chunk, i64(0)))
+        register = amx.Registers.of(number, columns)
+        with T.serial(i64(0), count * i64(steps.count)) as s:
+            at = bind(first + s)
+            add_products(
+                panel, "tdpbf16ps", register, tile, at, lambda v: held[i64(v), s, i64(0), i64(0)]
+            )
+        for i, v, t in sums:
+            amx.store(t, panel.sums[(*panel.row_of_sums(tile + i64(i), v), i64(0))])
+        for i in range(number if last else 0):
+            at = bind(tile + i64(i))
+            store_tile(panel, work, at, lambda v, r, lane, at=at: plain(panel, at, v, r, lane))
+
+    over_tiles(panel, block)
+
+
+def _widen_group(
+    panel: Panel, wide: Wide, held: tirx.Buffer, place: tuple[int, Expr, Expr]
+) -> None:
+    v, group, at = place
+    steps = panel.steps
+    zero, scale = bind(wide.zero(panel, v, group)), wide.scale(panel, v, group)
+    per_step = steps.size // 4  # runs of a step: each gives two rows of a tile
+
+    def put(run: Expr, codes: Expr) -> None:
+        words = bind(tirx.op.reinterpret(f"int32x{LANES}", codes))
+        step = bind(at * i64(steps.count) + tirx.floordiv(run, i64(per_step)))
+        row = tirx.floormod(run, i64(per_step)) * i64(2)
+        for half in range(2):
+            low, high = (_scaled(words, 16 * half + shift, zero, scale) for shift in (0, 8))
+            upper = tirx.op.shift_left(_high_half(high, LANES), _u32(16))
+            pairs = tirx.op.bitwise_or(_high_half(low, LANES), upper)
+            bits = tirx.op.reinterpret(f"uint16x{PAIR}", bind(pairs))
+            lanes = T.ramp(i64(0), i64(1), PAIR)
+            T.buffer_store(held, bits, [i64(v), step, row + i64(half), lanes])
+
+    wide.runs(panel, v, group, put)
+
+
+def _scaled(words: Expr, shift: int, zero: Expr, scale: Expr) -> Expr:
+    """(code - zero) scale of the byte at a place in each of sixteen words."""
+    moved = tirx.op.shift_right(words, T.broadcast(tirx.IntImm("int32", shift), LANES))
+    code = tirx.op.bitwise_and(moved, T.broadcast(tirx.IntImm("int32", 255), LANES))
+    return tirx.Cast(f"float32x{LANES}", code - zero) * scale
+
+
+def _high_half(value: Expr, lanes: int) -> Expr:
+    """The bits of finite floats rounded to bfloat16, ties to even, as small uint32."""
+    bits = bind(tirx.op.reinterpret(f"uint32x{lanes}", value))
+    odd = tirx.op.bitwise_and(tirx.op.shift_right(bits, _u32(16, lanes)), _u32(1, lanes))
+    return tirx.op.shift_right(bits + odd + _u32(0x7FFF, lanes), _u32(16, lanes))
+
+
+def _u32(value: int, lanes: int = LANES) -> Expr:
+    return T.broadcast(tirx.IntImm("uint32", value), lanes)
