@@ -14,6 +14,7 @@ from ..ir.node import OPS, Node
 from ..ir.ops import tensor as t
 from ..ir.target import Target
 from .cost import Cost
+from .space import Choice, Choices
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class KernelBody:
 class KernelReport:
     """What became of a kernel: `function` is its name in the library (equal bodies share one),
     `ops` its ops in order, `cost` formulas over the dims, `source()` the generated text,
-    which opens with the IR it came from.
+    which opens with the IR it came from; `choices` are those that tuning made, by bucket, kept
+    under `digest`, which is empty where nothing may be chosen.
     """
 
     name: str
@@ -124,6 +126,8 @@ class KernelReport:
     ops: str
     cost: Cost
     source: Callable[[], str]
+    digest: str = ""
+    choices: Choices = field(default_factory=dict[str, Choice])
 
 
 def cpu_backend(target: Target) -> Backend:

@@ -34,6 +34,7 @@ class Given(TypedDict, total=False):
     deterministic: bool
     kv_dtype: str
     tokenizer: Any
+    tuning: Path | str | None
     dump: Path | str | None
     parity: bool
     progress: bool
@@ -77,8 +78,9 @@ def compile(
     block of the cache), `deterministic` (a sequence's tokens do not depend on what else is in the
     batch), `kv_dtype` (of the KV cache: "auto" is the model's; "bf16", "f16", or "int8"
     with a scale for each token and head), `tokenizer` (a folder, or a transformers tokenizer, for a
-    model in memory), `dump` (a folder for the graph after every pass), `parity` (compare with eager
-    at the end), `progress` (bars on a terminal).
+    model in memory), `tuning` (a file of tuning records; those that `ferrule tune` keeps by
+    default), `dump` (a folder for the graph after every pass), `parity` (compare with eager at the
+    end), `progress` (bars on a terminal).
 
     Raises CompileError, with the model's source line, where a model cannot be compiled, and where
     the built model's logits depart from eager PyTorch's.

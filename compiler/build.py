@@ -34,11 +34,14 @@ from .checkpoint import Weights
 from .console import Progress, progress
 from .errors import CompileError
 from .evaluator import evaluator
+from .hardware import fingerprint, records_path
 from .import_aten import import_captured
 from .models import Opened, open_model
 from .parity import tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
+from .records import Records, read_records
 from .report import Clock, build_report, versions
+from .tuning import TUNING, chosen, read_known, tuned, write_own
 from .writing import copy_text_files, save_tokenizer, write_config, write_weights
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ class Options:
     if that is less. `quantize` is a weight format for all linears and tables, or a Recipe;
     `kv_dtype` one of KV_DTYPES, for the KV cache. `deterministic`: a sequence's logits do not
     depend, to the last bit, on what is beside it.
+    `tuning` is a file of tuning records, the user's own where it is None.
     """
 
     target: str = "cpu"
@@ -79,6 +83,13 @@ class Options:
     quantize: Recipe | str | None = None
     deterministic: bool = False
     kv_dtype: str = "auto"
+    tuning: Path | str | None = None
+
+    def records(self) -> Records:
+        """The tuning records that kernels are built with."""
+        if self.tuning is None:
+            return read_records(records_path())
+        return read_known(Path(self.tuning))
 
     @property
     def cache_dtype(self) -> str:
@@ -102,6 +113,7 @@ class Options:
             )
         if self.kv_dtype not in KV_DTYPES:
             raise CompileError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}")
+        self.records()  # a file that is not there, or no file of records, is said at once
         try:
             _ = self.recipe
         except IRError as error:
@@ -162,9 +174,9 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             opened = open_model(model, options.dtype)
         recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
         made = serve(opened, options, recorder, clock, shown)
-        backend, limits = cpu_backend(target), _limits(made.sizes, made.graph)
+        backend, limits = cpu_backend(target), limits_of(made.sizes, made.graph)
         kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
-        reports = kernels.write(folder, target, clock, shown)
+        reports = kernels.write(folder, target, clock, shown, options.records())
         with clock("weights"):
             write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, made.weights, shown)
             text_files(opened, options.tokenizer, folder)
@@ -268,21 +280,34 @@ class Kernels:
         return Kernels(step, preparation, planned.plan, bodies, left)
 
     def write(
-        self, folder: Path, target: Target, clock: Clock, shown: Progress
+        self, folder: Path, target: Target, clock: Clock, shown: Progress, records: Records
     ) -> dict[str, KernelReport]:
         """Write kernels, plan and graph; gives the kernels' reports."""
-        from ..codegen.tvm import build_library
-
         shown.stage("kernels", 1)
         with clock("kernels"):
-            reports = build_library(self.bodies, target, folder / KERNELS)
+            reports = write_library(self.bodies, target, folder, records)
         bundle_runtime(folder)
-        (folder / PLAN).write_text(_named(self.plan, reports).to_json(), encoding="utf-8")
+        (folder / PLAN).write_text(named_plan(self.plan, reports).to_json(), encoding="utf-8")
         (folder / "graph.ir").write_text(print_graph(self.step), encoding="utf-8")
         return reports
 
 
-def _named(plan: Plan, reports: Mapping[str, KernelReport]) -> Plan:
+def write_library(
+    bodies: Mapping[str, KernelBody], target: Target, folder: Path, records: Records
+) -> dict[str, KernelReport]:
+    """Write the library of kernels, built with what the records chose for this machine, and beside
+    it those records.
+    """
+    from ..codegen.tvm import build_library
+
+    machine = fingerprint(target)
+    known = chosen(tuned(records, machine))
+    reports = build_library(bodies, target, folder / KERNELS, known)
+    write_own(folder / TUNING, records, machine, reports.values())
+    return reports
+
+
+def named_plan(plan: Plan, reports: Mapping[str, KernelReport]) -> Plan:
     """The plan with calls by the names that functions have in the library: equal kernels share
     one.
     """
@@ -322,7 +347,8 @@ def manifest_fields(name: str, target: Target, graph: Graph) -> dict[str, Any]:
     }
 
 
-def _limits(sizes: Sizes, graph: Graph) -> dict[str, int]:
+def limits_of(sizes: Sizes, graph: Graph) -> dict[str, int]:
+    """The limits that a plan is made for."""
     limits = {"max_context": sizes.max_context, "max_batch": sizes.max_batch, "chunk": sizes.chunk}
     return limits | {"window": widest_window(graph)}
 

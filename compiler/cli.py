@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import serve
+from . import serve, tune_command
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 serve.add_commands(app)
+tune_command.add_commands(app)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A compiled artifact.", show_default=False)
@@ -78,6 +79,9 @@ def compile_command(
     stop_after: Annotated[
         str | None, typer.Option(help="Stop after this pass (with --dump).")
     ] = None,
+    tuning: Annotated[
+        Path | None, typer.Option(help="Tuning records; those of ferrule tune by default.")
+    ] = None,
     parity: Annotated[bool, typer.Option(help="Compare with the eager model at the end.")] = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is at the output.")
@@ -101,6 +105,7 @@ def compile_command(
         kv_dtype=kv_dtype,
         dump=dump,
         stop_after=stop_after,
+        tuning=tuning,
         parity=parity,
         progress=not quiet,
     )
@@ -204,7 +209,8 @@ def explain(
     """List every kernel of a step: ops, model source, bytes, operations, the time the machine
     allows and the time taken.
     """
-    from .console import print_explanation
+    from ..runtime.manifest import read_manifest
+    from .console import print_choices, print_explanation
     from .explain import Load, explain_artifact, probe_machine
     from .explain_page import page
 
@@ -218,6 +224,7 @@ def explain(
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
         print_explanation(found)
+        print_choices(read_manifest(folder))
 
 
 @app.command()

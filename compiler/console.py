@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from .hardware import Hardware
     from .roofline import Explanation, KernelLine, StepLines
+    from .tune import TunedLine, TuneReport
 
 
 class Progress(Protocol):
@@ -190,6 +191,45 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
+def print_tuning(report: TuneReport, records: str) -> None:
+    """A table of what is tuned, and in words what was measured now, what was left and what fell
+    out.
+    """
+    heads = ("kernel", "ops", "tokens", "#at", "#default us", "#best us", "#gain", "choice", "from")
+    rows = [_tuned_cells(line) for line in report.lines]
+    print_table("tuned kernels", heads, rows)
+    recorded = sum(not line.measured for line in report.lines)
+    print(
+        f"{report.measurements} measurements in {report.seconds:.1f} s; {recorded} of "
+        f"{len(report.lines)} results were recorded before; {report.pruned} choices were ruled out "
+        f"by the model; records: {records}"
+    )
+    for fault in report.faults:
+        print(f"  fell out: {fault}")
+    if report.left:
+        why = "interrupted" if report.interrupted else "the budget is spent"
+        print(f"  left as they are ({why}; run again to go on): {', '.join(report.left)}")
+
+
+def _tuned_cells(line: TunedLine) -> tuple[str, ...]:
+    times = (f"{line.default_seconds * 1e6:.1f}", f"{line.seconds * 1e6:.1f}")
+    origin = "measured" if line.measured else "recorded"
+    place = (line.kernel, line.ops, line.bucket, str(line.tokens))
+    return (*place, *times, f"{line.gain:.3f}", line.choice, origin)
+
+
+def print_choices(manifest: dict[str, Any]) -> None:
+    """What tuning chose for an artifact's kernels, where it chose anything."""
+    kernels = manifest.get("report", {}).get("kernels", {})
+    rows = [
+        (name, kernel["ops"], bucket, ", ".join(f"{n} {v}" for n, v in choice.items()))
+        for name, kernel in kernels.items()
+        for bucket, choice in kernel.get("choices", {}).items()
+    ]
+    if rows:
+        print_table("chosen by tuning", ("kernel", "ops", "tokens", "choice"), rows)
+
+
 def print_build(manifest: dict[str, Any], place: str) -> None:
     """What a build did: passes, kernels, sizes, times, parity."""
     report = manifest["report"]
@@ -202,6 +242,8 @@ def print_build(manifest: dict[str, Any], place: str) -> None:
     target = manifest["target"]
     print(f"{place}: {manifest['model']} for {target['kind']}:{target['arch']}")
     print(f"  kernels: {len(report['kernels'])}; files: {size_text(_total(manifest))}; {seconds}")
+    chosen = sum(len(k.get("choices", ())) for k in report["kernels"].values())
+    print(f"  chosen by tuning: {chosen} variants of kernels" if chosen else "  not tuned")
     for line in report["left"]:
         print(f"  left: {line}")
     for line in report.get("unquantized", ()):

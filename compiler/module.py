@@ -130,7 +130,7 @@ def _build(
         with clock("passes"):
             raised = recorder.run(imported.graph, raising())
             kernels = Kernels.of(raised, cpu_backend(target), recorder, {}, entries=(ENTRY,))
-        reports = kernels.write(folder, target, clock, shown)
+        reports = kernels.write(folder, target, clock, shown, options.records())
         with clock("weights"):
             write_weights(
                 folder / WEIGHTS, kernels.step, kernels.preparation, imported.weights, shown

@@ -67,6 +67,7 @@ def write_records(path: Path, records: Mapping[str, object]) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(name, 0o644)  # as readable as any other file: temporary ones are their owner's
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -78,6 +78,7 @@ def _kernel(report: KernelReport) -> dict[str, Any]:
         "reads": [dim_text(d) for d in cost.reads],
         "writes": dim_text(cost.bytes_written),
         "operations": {dtype: dim_text(d) for dtype, d in cost.by_dtype.items()},
+        "choices": {bucket: dict(c.values) for bucket, c in report.choices.items()},
     }
 
 

@@ -1,6 +1,9 @@
-"""For every test: a worker keeps to its core; GPU tests are counted where there is no GPU."""
+"""For every test: a worker keeps to its core, and to measurements of its own; GPU tests are counted
+where there is no GPU.
+"""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 
 def pytest_configure() -> None:
     _keep_to_one_core(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    # What the user has measured would change what is compiled here.
+    os.environ["FERRULE_RECORDS"] = f"{tempfile.mkdtemp(prefix='ferrule-tests-')}/records.jsonl"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

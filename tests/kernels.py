@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import tvm
 from ferrule.codegen.backend import KernelBody
+from ferrule.codegen.space import Choices
 from ferrule.codegen.tvm import build_library
 from ferrule.compiler.reference import evaluate
 from ferrule.compiler.reference.context import DTYPES as TORCH
@@ -43,15 +44,20 @@ def cache(name: str, dtype: str, *entry: int, block: int = 16) -> Node:
 
 
 class Kernels:
-    """One library of kernels for a target."""
+    """One library of kernels for a target, with what was chosen for some by their digests."""
 
-    def __init__(self, target: str | Target, bodies: Mapping[str, Graph]) -> None:
+    def __init__(
+        self,
+        target: str | Target,
+        bodies: Mapping[str, Graph],
+        chosen: Mapping[str, Choices] | None = None,
+    ) -> None:
         target = Target.parse(target) if isinstance(target, str) else target
         self.bodies = bodies
         self._folder = tempfile.TemporaryDirectory()
         path = pathlib.Path(self._folder.name) / "kernels.so"
         wanted = {name: KernelBody(body) for name, body in bodies.items()}
-        self.reports = build_library(wanted, target, path)
+        self.reports = build_library(wanted, target, path, chosen)
         allow_tiles()  # a target without tiles runs as well without them
         self.library = tvm.runtime.load_module(str(path))
 

@@ -1,4 +1,5 @@
-"""CPU kernels through TVM: `build_library` compiles kernel bodies into one shared library.
+"""CPU kernels through TVM: `build_library` compiles kernel bodies into one shared library;
+`tunable` says what may be chosen in one, and `build_candidates` compiles it once for each choice.
 
 What the templates take is data: `ferrule.codegen.backend.cpu_backend(target)`, which imports no
 compiler.
@@ -6,7 +7,7 @@ compiler.
 
 from __future__ import annotations
 
-from .build import build_library
+from .build import Tunable, build_candidates, build_library, tunable
 from .pull import CodegenError
 
-__all__ = ["CodegenError", "build_library"]
+__all__ = ["CodegenError", "Tunable", "build_candidates", "build_library", "tunable"]

@@ -21,6 +21,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
+from ...ir.target import Target
+from ..space import Bucket, Choice, Sample
+from ..space import Space as TuningSpace
 from .function import Kernel
 from .isa import LANES
 from .loops import Place, Work
@@ -41,6 +44,9 @@ class Space:
 
 
 SPACE = Space()
+ANY = Bucket("1-", 1, None, (Sample(1, 1, 2048), Sample(8, 8, 512), Sample(512)))
+VALUES = {"keys": (128, 256, 512), "stream": (32, 64, 128), "rows": (32, 64, 128)}
+"""What may be chosen, for decode and prefill alike: a row's sums do not depend on its step."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,14 @@ class Attention:
         return self.heads // self.groups
 
     @property
+    def space(self) -> Space:
+        """The tile sizes."""
+        return self.kernel.chosen(ANY.name, SPACE)
+
+    @property
     def tokens(self) -> int:
         """Query tokens of a prefill item."""
-        return max(1, SPACE.rows // self.repeat)
+        return max(1, self.space.rows // self.repeat)
 
     def head(self, item: Item, r: Expr) -> tuple[Expr, Expr]:
         """(token within the item, head) of a row of its group."""
@@ -178,13 +189,13 @@ class Span:
     end: Expr
 
     @staticmethod
-    def of(split: Expr, low: Expr, high: Expr) -> Span:
-        """The keys from low to high that lie in a split; `end` is less than `begin` where there
-        are none.
+    def of(split: Expr, keys: int, low: Expr, high: Expr) -> Span:
+        """The keys from low to high that lie in a split of so many keys; `end` is less than
+        `begin` where there are none.
         """
-        base = bind(split * i64(SPACE.keys))
+        base = bind(split * i64(keys))
         begin = bind(tirx.max(low - base, i64(0)))
-        return Span(base, begin, bind(tirx.min(high - base, i64(SPACE.keys))))
+        return Span(base, begin, bind(tirx.min(high - base, i64(keys))))
 
     def blocks(self, size: int) -> tuple[Expr, Expr]:
         """The blocks of so many keys that hold the span."""
@@ -192,9 +203,15 @@ class Span:
         return first, bind(tirx.floordiv(self.end + i64(size - 1), i64(size)))
 
 
-def splits(item: Item) -> tuple[Expr, Expr]:
-    """The splits that an item's keys lie in."""
-    keys = i64(SPACE.keys)
+def attention_spaces(node: Node, target: Target) -> tuple[TuningSpace, ...]:
+    """The space of an attention over ragged rows."""
+    default = Choice.of({name: getattr(SPACE, name) for name in VALUES})
+    return (TuningSpace(ANY, node.shape[0], default, VALUES, dtype="bf16"),)
+
+
+def splits(item: Item, size: int) -> tuple[Expr, Expr]:
+    """The splits of so many keys that an item's keys lie in."""
+    keys = i64(size)
     return tirx.floordiv(item.low, keys), tirx.floordiv(item.high + keys - i64(1), keys)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import tvm
 
+from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node, input_
 from ...ir.target import Target
 from ...ir.text import print_graph
 from ..backend import KernelBody, KernelReport
-from ..cost import cost_of
+from ..cost import Cost, cost_of
+from ..space import Choice, Choices, Space
 from .dense import DENSE
 from .expert import EXPERT
 from .floats import LINEAR
@@ -53,39 +57,140 @@ def canonical(body: Graph) -> Graph:
 
 
 def build_library(
-    kernels: Mapping[str, KernelBody], target: Target, path: str | os.PathLike[str]
+    kernels: Mapping[str, KernelBody],
+    target: Target,
+    path: str | os.PathLike[str],
+    chosen: Mapping[str, Choices] | None = None,
 ) -> dict[str, KernelReport]:
     """Compile every kernel into one shared library at `path`; gives a report for each name.
 
     Bodies that are equal but for the names of their inputs become one function: call
-    `report.function`, which is the name of the first of them. Raises CodegenError with the
-    kernel's name and IR where a body cannot be compiled.
+    `report.function`, which is the name of the first of them. `chosen` is what tuning chose, by the
+    digest of a kernel's text; a choice that is not in the kernel's space is left out, and the
+    report's `choices` are those that were taken. Raises CodegenError with the kernel's name and IR
+    where a body cannot be compiled.
     """
-    isa = isa_of(target)
     functions: dict[Graph, str] = {}
-    sources: dict[str, tvm.tirx.PrimFunc] = {}
+    built: dict[str, _Built] = {}
     reports: dict[str, KernelReport] = {}
     for name, kernel in kernels.items():
         body = canonical(kernel.body)
         function = functions.setdefault(body, name)
         if function == name:
-            sources[name] = _function(name, body, isa)
-        reports[name] = _report(name, function, kernel, sources[function])
-    library = compile_functions(sources, tvm_target(target))
+            built[name] = _built(name, body, target, chosen or {})
+        reports[name] = _report(name, function, kernel, built[function])
+    library = compile_functions({n: b.source for n, b in built.items()}, tvm_target(target))
     library.export_library(str(path), fcompile=link)
     return reports
 
 
-def _function(name: str, body: Graph, isa: Isa) -> tvm.tirx.PrimFunc:
+@dataclass(frozen=True)
+class _Built:
+    """A function to compile, the digest of its text as the template's own, what was chosen."""
+
+    source: tvm.tirx.PrimFunc
+    digest: str
+    choices: Choices
+
+
+def _built(name: str, body: Graph, target: Target, chosen: Mapping[str, Choices]) -> _Built:
+    isa, spaces = isa_of(target), spaces_of(body, target)
+    source = _function(name, body, isa)
+    if not spaces:
+        return _Built(source, "", {})
+    digest = text_digest(body, target, source)
+    known = {s.bucket.name: s for s in spaces}
+    given = chosen.get(digest, {}).items()
+    choices = {b: c for b, c in given if c.values and b in known and known[b].allows(c)}
+    return _Built(_function(name, body, isa, choices) if choices else source, digest, choices)
+
+
+def _function(
+    name: str, body: Graph, isa: Isa, choices: Choices | None = None
+) -> tvm.tirx.PrimFunc:
     try:
-        return build_function(name, body, isa, ANCHORS)
-    except (CodegenError, tvm.error.InternalError, TypeError, ValueError) as error:
+        return build_function(name, body, isa, ANCHORS, choices)
+    except (CodegenError, IRError, tvm.error.InternalError, TypeError, ValueError) as error:
         raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
 
 
-def _report(
-    name: str, function: str, kernel: KernelBody, source: tvm.tirx.PrimFunc
-) -> KernelReport:
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel in which something may be chosen: its canonical body, what its choices are keyed by,
+    its cost, and a space for each bucket.
+    """
+
+    body: Graph
+    digest: str
+    cost: Cost
+    spaces: tuple[Space, ...]
+
+
+def tunable(body: Graph, target: Target) -> Tunable | None:
+    """The spaces of a kernel; None where nothing may be chosen."""
+    body = canonical(body)
+    spaces = spaces_of(body, target)
+    if not spaces:
+        return None
+    digest = text_digest(body, target, _function("kernel", body, isa_of(target)))
+    return Tunable(body, digest, cost_of(body), spaces)
+
+
+def spaces_of(body: Graph, target: Target) -> tuple[Space, ...]:
+    """What may be chosen in a kernel. Of several anchors with spaces none is tuned: their buckets
+    are the same rows, and measured together they could not be told apart.
+    """
+    anchors = [n for n in body.nodes() if n.op.name in ANCHORS]
+    found = [s for n in anchors if (s := ANCHORS[n.op.name].spaces(n, target))]
+    return found[0] if len(found) == 1 else ()
+
+
+def text_digest(body: Graph, target: Target, source: tvm.tirx.PrimFunc) -> str:
+    """What a kernel's choices are kept under: a digest of its IR, of the code that the template
+    makes of it by itself, and of the instruction set.
+
+    A template that changes makes other code, and what was measured before says nothing about it.
+    """
+    code = source.with_attr("global_symbol", "kernel").script()
+    text = f"{target} {sorted(target.features)}\n{print_graph(body)}\n{code}"
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def build_candidates(
+    body: Graph, target: Target, bucket: str, choices: Sequence[Choice], path: str
+) -> dict[int, str]:
+    """Compile one kernel once for each choice of a bucket, as functions c0, c1, ... of one library.
+
+    Gives what was wrong with those that are not in it, by their place in `choices`.
+    """
+    isa = isa_of(target)
+    sources: dict[int, tvm.tirx.PrimFunc] = {}
+    faults: dict[int, str] = {}
+    for at, choice in enumerate(choices):
+        try:
+            sources[at] = _function(f"c{at}", body, isa, {bucket: choice})
+        except CodegenError as error:
+            faults[at] = str(error).partition("\n")[0]
+    library = _compiled(sources, target)
+    if isinstance(library, str):
+        alone = {at: _compiled({at: source}, target) for at, source in sources.items()}
+        faults |= {at: fault for at, fault in alone.items() if isinstance(fault, str)}
+        library = _compiled({at: s for at, s in sources.items() if at not in faults}, target)
+    if isinstance(library, str):
+        raise CodegenError(f"candidates that compile alone do not together: {library}")
+    library.export_library(path, fcompile=link)
+    return faults
+
+
+def _compiled(sources: Mapping[int, tvm.tirx.PrimFunc], target: Target) -> tvm.runtime.Module | str:
+    """Functions c0, c1, ... compiled; or what is wrong with them."""
+    try:
+        return compile_functions({f"c{at}": s for at, s in sources.items()}, tvm_target(target))
+    except (tvm.error.InternalError, TypeError, ValueError) as error:
+        return f"TVM: {str(error).strip().splitlines()[0]}"
+
+
+def _report(name: str, function: str, kernel: KernelBody, built: _Built) -> KernelReport:
     anchors = [n for n in kernel.body.nodes() if n.op.name in ANCHORS]
     template = kernel.template or _template_of(anchors)
     header = "".join(f"# {line}\n" for line in print_graph(kernel.body).splitlines())
@@ -96,7 +201,9 @@ def _report(
         template=template,
         ops="+".join(dict.fromkeys(n.op.name for n in kernel.body.nodes() if not n.op.has("leaf"))),
         cost=cost_of(kernel.body),
-        source=lambda: text + source.script(),
+        source=lambda: text + built.source.script(),
+        digest=built.digest,
+        choices=built.choices,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .attention import SPACE, Attention, Item, Span
+from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work
 from .pairs import products_of
@@ -58,9 +58,9 @@ def emit_split(
     products = products_of(a)
     size = products.tile_of(a.repeat)
     q = products.queries(a.heads)
-    scores = products.matrix(a.heads, SPACE.keys)
+    scores = products.matrix(a.heads, a.space.keys)
     weights = products.weights(scores)
-    span = Span.of(split, item.low, item.high)
+    span = Span.of(split, a.space.keys, item.low, item.high)
     low, high = (bind(g * i64(a.repeat)) for g in groups)
     with T.serial(low, high) as h:
         products.put_query(work, item, q, h, (i64(0), h))
@@ -87,12 +87,12 @@ def _accumulate(
     into: Rows,
 ) -> None:
     """Weighted values of all heads, a stretch of keys of every group before the next stretch."""
-    v = products.value_scratch(SPACE.stream)
+    v = products.value_scratch(a.space.stream)
     size = products.tile_of(a.repeat)
-    with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
-        part = _part(span, block)
-        start = bind(block * i64(SPACE.stream))
-        _fetch(a, 1, item, span, bind(start + i64(SPACE.stream)), SPACE.stream, groups, g)
+    with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
+        part = _part(a, span, block)
+        start = bind(block * i64(a.space.stream))
+        _fetch(a, 1, item, span, bind(start + i64(a.space.stream)), a.space.stream, groups, g)
         own = replace(item, group=g)
         if v is not None:
             first, last = part.blocks(products.key_step)
@@ -120,20 +120,21 @@ def _score(
     scores: tirx.Buffer,
 ) -> None:
     """Scores of all heads, a stretch of keys of every group before the next stretch."""
-    runs = SPACE.stream // LANES
+    runs = a.space.stream // LANES
     kt = products.keys(runs)
     size = products.tile_of(a.repeat)
     vectors = min(runs, products.vectors_of(size))
-    with T.serial(*span.blocks(SPACE.stream)) as block, T.serial(*groups) as g:
+    with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
         own = replace(item, group=g)
-        start = bind(block * i64(SPACE.stream))
+        start = bind(block * i64(a.space.stream))
         with T.serial(i64(0), i64(runs)) as run:
-            ahead = bind(start + i64(SPACE.stream) + run * i64(LANES))
-            with T.If(tirx.LT(start + i64(SPACE.stream), span.end)):
+            ahead = bind(start + i64(a.space.stream) + run * i64(LANES))
+            with T.If(tirx.LT(start + i64(a.space.stream), span.end)):
                 with T.Then():
                     _fetch(a, 0, item, span, ahead, LANES, groups, g)
                 with T.Else():
-                    begin = bind(tirx.floordiv(span.begin, i64(SPACE.stream)) * i64(SPACE.stream))
+                    stride = i64(a.space.stream)
+                    begin = bind(tirx.floordiv(span.begin, stride) * stride)
                     _fetch(a, 1, item, span, bind(begin + run * i64(LANES)), LANES, groups, g)
             products.turn_keys(work, own, kt, run, bind(span.base + start + run * i64(LANES)))
         first = bind(g * i64(a.repeat))
@@ -172,11 +173,11 @@ def _fetch(
         a.memory[which].fetch(slot, groups)
 
 
-def _part(span: Span, block: Expr) -> Span:
+def _part(a: Attention, span: Span, block: Expr) -> Span:
     """The keys of a span that lie in a block of the stream."""
-    start = bind(block * i64(SPACE.stream))
+    start = bind(block * i64(a.space.stream))
     begin = bind(tirx.max(span.begin, start))
-    return Span(span.base, begin, bind(tirx.min(span.end, start + i64(SPACE.stream))))
+    return Span(span.base, begin, bind(tirx.min(span.end, start + i64(a.space.stream))))
 
 
 def _by_tiles(size: int, x: Rows, y: Rows, body: Callable[[Rows, Rows], None]) -> None:

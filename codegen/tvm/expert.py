@@ -5,13 +5,16 @@ experts alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.dims import product
 from ...ir.node import Node
+from ...ir.target import Target
 from ..backend import Layout
+from ..space import Bucket, Choice, Sample, Space
 from .floats import operand
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES
@@ -20,7 +23,15 @@ from .loops import Place, Work, flat_index
 from .pull import CodegenError
 from .values import Expr, bind, cast, const, i64, vectorized
 
-UNROLL = 4
+ANY = Bucket("1-", 1, None, (Sample(1), Sample(64)))
+UNROLLS = (1, 2, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Partial sums over k of sixteen columns."""
+
+    unroll: int = 4
 
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
@@ -65,8 +76,9 @@ def _element_block(
     dtype = "float64" if node.dtype == "f64" else "float32"
     expert = bind(i64(kernel.places[node.inputs[2]].read(at)))
     depth = -(-int(node.inputs[0].shape[-1]) // layout.depth)
-    sums = [_zeros(dtype) for _ in range(UNROLL)]
-    whole, rest = divmod(depth, UNROLL)
+    unroll = kernel.chosen(ANY.name, Sums()).unroll
+    sums = [_zeros(dtype) for _ in range(unroll)]
+    whole, rest = divmod(depth, unroll)
     if whole:
         with T.serial(i64(0), i64(whole)) as k:
             for u, total in enumerate(sums):
@@ -75,12 +87,12 @@ def _element_block(
                     node,
                     layout,
                     total,
-                    (expert, block, k * i64(UNROLL) + i64(u)),
+                    (expert, block, k * i64(unroll) + i64(u)),
                     at,
                     dtype,
                 )
     for u in range(rest):
-        _step(kernel, node, layout, sums[u], (expert, block, i64(whole * UNROLL + u)), at, dtype)
+        _step(kernel, node, layout, sums[u], (expert, block, i64(whole * unroll + u)), at, dtype)
     for more in sums[1:]:
         with vectorized(LANES) as v:
             T.buffer_store(sums[0], sums[0][v] + more[v], [v])
@@ -162,4 +174,10 @@ def store_block(
                 element(lane, copy)
 
 
-EXPERT = Anchor(_needs, emit_expert)
+def _spaces(node: Node, target: Target) -> tuple[Space, ...]:
+    dtype = "bf16" if Layout.parse(node["layout"]).depth == 2 else "f32"
+    default, values = Choice.of({"unroll": Sums().unroll}), {"unroll": UNROLLS}
+    return (Space(ANY, product(node.shape[:-1]), default, values, dtype=dtype),)
+
+
+EXPERT = Anchor(_needs, emit_expert, _spaces)

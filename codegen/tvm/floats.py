@@ -13,12 +13,15 @@ from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
 from ...ir.ops import tensor as t
+from ...ir.target import Target
 from ..backend import Layout
+from ..space import Space
 from .function import Anchor, Kernel
-from .isa import DOT_BF16, LANES, Tile
+from .isa import DOT_BF16, LANES, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place
 from .pull import CodegenError
+from .row_tiles import tile_spaces
 from .tiles import Steps, emit_whole, plain
 from .values import Expr, bind, cast, i64
 
@@ -123,4 +126,17 @@ def _multiply_add(linear: Linear, total: tirx.Buffer, x: Expr, w: Expr) -> None:
     T.buffer_store(total, value, [lanes])
 
 
-LINEAR = Anchor(_needs, emit_linear)
+def _spaces(node: Node, target: Target) -> tuple[Space, ...]:
+    isa, pairs = isa_of(target), Layout.parse(node["layout"]).depth == 2
+    return tile_spaces(
+        node,
+        target,
+        (isa.one, isa.few, isa.many),
+        "bf16" if pairs else "f32",
+        # One order of sums, where it is asked for, is that of one partial sum.
+        unrolls=(1,) if isa.one_order else (1, 2, 4),
+        by_tiles=pairs and isa.has_bf16_tiles,
+    )
+
+
+LINEAR = Anchor(_needs, emit_linear, _spaces)

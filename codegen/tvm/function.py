@@ -14,7 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import Dim, Shape, as_dim, names_in
 from ...ir.graph import Graph
 from ...ir.node import Node
+from ...ir.target import Target
 from ...ir.types import CacheType, TensorType, Type
+from ..space import DEFAULT, Choices, Space, V
 from .expand import expand
 from .hoist import hoist_buffers
 from .isa import Isa
@@ -27,7 +29,7 @@ from .values import STORED, SUBBYTE, Expr, i64
 @dataclass
 class Kernel:
     """A function under construction: the ISA, dims, every buffer of an argument or of a computed
-    whole value.
+    whole value; and what was chosen for it, by bucket.
     """
 
     isa: Isa
@@ -36,6 +38,11 @@ class Kernel:
     places: dict[Node, Place] = field(default_factory=dict[Node, Place])
     snippets: set[str] = field(default_factory=set[str])
     solved: dict[Dim, Expr] = field(default_factory=dict)
+    choices: Choices = field(default_factory=dict)
+
+    def chosen(self, bucket: str, default: V) -> V:
+        """A template's own values for a bucket, with those that were chosen in their place."""
+        return self.choices.get(bucket, DEFAULT).over(default)
 
     def work(self) -> Work:
         """The top of the function: every value with a place can be read."""
@@ -62,16 +69,21 @@ class Kernel:
         )
 
 
+def _no_space(node: Node, target: Target) -> tuple[Space, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Anchor:
     """A template built around one op: which operands it wants as whole buffers (and their
-    dtype), and what it emits.
+    dtype), what it emits, and what may be chosen in it on a target.
 
     `emit` puts the node, or a result that it has fused behind it, into kernel.places.
     """
 
     needs: Callable[[Kernel, Node], Mapping[Node, str]]
     emit: Callable[[Kernel, Node, Mapping[Node, Place]], None]
+    spaces: Callable[[Node, Target], tuple[Space, ...]] = _no_space
 
 
 def physical_shape(t: Type, blocks: Dim) -> Shape:
@@ -87,13 +99,17 @@ def physical_shape(t: Type, blocks: Dim) -> Shape:
 
 
 def build_function(
-    name: str, body: Graph, isa: Isa, anchors: Mapping[str, Anchor]
+    name: str,
+    body: Graph,
+    isa: Isa,
+    anchors: Mapping[str, Anchor],
+    choices: Choices | None = None,
 ) -> tvm.tirx.PrimFunc:
     """The TVM function f(*inputs, *outputs) of a kernel body; a cache that is appended to is no
     further output.
     """
     body = expand(body)
-    kernel = Kernel(isa, body)
+    kernel = Kernel(isa, body, choices=choices or {})
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})

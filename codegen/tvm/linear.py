@@ -22,6 +22,7 @@ from .function import Kernel
 from .isa import LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
 from .pull import BY_INDEX, NotRowwise
+from .row_tiles import variants
 from .rows import kept_nodes
 from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
@@ -98,35 +99,26 @@ def emit_scheme(
 
 
 def _emit_variants(linear: Linear) -> None:
-    rows = linear.kernel.dims.expr(product(linear.rows))
-    one, few, many = linear.scheme.tiles
-    count = product(linear.rows)
-
-    by_tiles, above = linear.scheme.by_tiles, max(few.rows, linear.scheme.tiles_above)
-
-    def more() -> None:
-        if by_tiles is None:
-            return _variant(linear, many, rows)
-        if above == few.rows:
-            return by_tiles(linear, rows)
-        with T.If(tirx.LE(rows, i64(above))):
-            with T.Then():
-                _variant(linear, many, rows)
-            with T.Else():
-                by_tiles(linear, rows)
-
+    rows, count = linear.kernel.dims.expr(product(linear.rows)), product(linear.rows)
+    by_tiles = linear.scheme.by_tiles
+    above = linear.scheme.tiles_above if by_tiles is not None else None
+    limited, many = variants(linear.kernel, linear.scheme.tiles, above)
     if isinstance(count, int):
-        if count > few.rows:
-            return more()
-        return _variant(linear, one if count == 1 else few, rows)
-    with T.If(tirx.EQ(rows, i64(1))):
-        with T.Then():
-            _variant(linear, one, rows)
-        with T.Else(), T.If(tirx.LE(rows, i64(few.rows))):
+        limited = [(limit, tile) for limit, tile in limited if count <= limit][:1]
+
+    def by_size(left: Sequence[tuple[int, Tile]]) -> None:
+        if not left:
+            return _variant(linear, many, rows) if by_tiles is None else by_tiles(linear, rows)
+        limit, tile = left[0]
+        if isinstance(count, int):
+            return _variant(linear, tile, rows)
+        with T.If((tirx.EQ if limit == 1 else tirx.LE)(rows, i64(limit))):
             with T.Then():
-                _variant(linear, few, rows)
+                _variant(linear, tile, rows)
             with T.Else():
-                more()
+                by_size(left[1:])
+
+    by_size(limited)
 
 
 # -- epilogue
@@ -224,9 +216,8 @@ def _variant(linear: Linear, tile: Tile, rows: Expr) -> None:
     work = linear.kernel.work()
     inner = product(linear.x.shape[len(linear.rows) :])
     size = inner * linear.columns * len(linear.offsets) * tile.rows
-    spread = replace(
-        work, parallel=size >= PARALLEL_FROM or tile.rows == linear.scheme.tiles[2].rows > 1
-    )
+    many = tile.rows > linear.scheme.tiles[1].rows
+    spread = replace(work, parallel=size >= PARALLEL_FROM or many)
 
     def group(inside: Work, at: list[Expr]) -> None:
         _row_tiles(linear, inside, tile, at[0], rows)

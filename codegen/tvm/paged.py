@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
-from .attention import SPACE, Attention, Item, Memory, pulled_once, result_place, splits
+from .attention import Attention, Item, Memory, attention_spaces, pulled_once, result_place, splits
 from .decode import Partials, emit_fold, emit_split
 from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
@@ -173,10 +173,9 @@ def _over_items(batch: _Batch, a: Attention, longest: Expr) -> None:
     kernel, work = batch.kernel, batch.kernel.work()
     schedule = Schedule.of(kernel, batch.sequences, a.groups, lambda n: _share(batch, a, n))
     # By the shapes alone: TVM moves allocations in front of what is computed.
-    partials = Partials.scratch(
-        products_of(a),
-        batch.sequences * tirx.floordiv(longest + i64(SPACE.keys - 1), i64(SPACE.keys)),
-    )
+    keys = a.space.keys
+    count = batch.sequences * tirx.floordiv(longest + i64(keys - 1), i64(keys))
+    partials = Partials.scratch(products_of(a), count)
 
     def one(n: Expr, at: Expr) -> None:
         with T.If(tirx.EQ(_tokens(batch, n), i64(1))):
@@ -200,7 +199,7 @@ def _share(batch: _Batch, a: Attention, n: Expr) -> Share:
     tokens = _tokens(batch, n)
     single = tirx.EQ(tokens, i64(1))
     tiles = tirx.floordiv(tokens + i64(a.tokens - 1), i64(a.tokens)) * i64(a.groups)
-    first, last = splits(_item(batch, a, i64(0), n, i64(0)))
+    first, last = splits(_item(batch, a, i64(0), n, i64(0)), a.space.keys)
     return Share(
         bind(tirx.Select(single, i64(0), tiles)), bind(tirx.Select(single, last - first, i64(0)))
     )
@@ -217,7 +216,7 @@ def _split(
 ) -> None:
     """One part of one split of a sequence; the last to be done folds them all."""
     item = _item(batch, a, i64(0), n, i64(0))
-    first, last = (bind(s) for s in splits(item))
+    first, last = (bind(s) for s in splits(item, a.space.keys))
     split, part = (
         bind(tirx.truncdiv(at, schedule.parts)),
         bind(tirx.truncmod(at, schedule.parts)),
@@ -280,5 +279,5 @@ def _item(batch: _Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item
     return Item(n, group, query, position, count, low, high)
 
 
-PAGED = Anchor(_needs_paged, emit_paged)
-RAGGED = Anchor(_needs_ragged, emit_ragged)
+PAGED = Anchor(_needs_paged, emit_paged, attention_spaces)
+RAGGED = Anchor(_needs_ragged, emit_ragged, attention_spaces)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .attention import SPACE, Attention, Item, Span, splits
+from .attention import Attention, Item, Span, splits
 from .isa import LANES
 from .loops import Work
 from .pairs import products_of
@@ -44,8 +44,8 @@ def _over_splits(a: Attention, products: Floats, work: Work, item: Item, size: i
     q, totals = products.queries(most * size), Totals.scratch(a, most, size)
     _begin(a, products, work, item, q, totals, rows, tiles)
     tile = _tile(a, products, size)
-    with T.serial(*splits(item)) as split:
-        span = Span.of(split, item.low, item.high)
+    with T.serial(*splits(item, a.space.keys)) as split:
+        span = Span.of(split, a.space.keys, item.low, item.high)
         _lay_out(products, work, item, span, tile, size)
         with T.serial(i64(0), tiles) as t:
             own = _own_span(a, item, span, bind(t * i64(size)), rows, size)
@@ -56,10 +56,10 @@ def _over_splits(a: Attention, products: Floats, work: Work, item: Item, size: i
 
 
 def _tile(a: Attention, products: Floats, size: int) -> _Tile:
-    scores = products.matrix(size, SPACE.keys)
+    scores = products.matrix(size, a.space.keys)
     tile = _Tile(
-        products.keys(SPACE.keys // LANES),
-        products.value_scratch(SPACE.keys),
+        products.keys(a.space.keys // LANES),
+        products.value_scratch(a.space.keys),
         scores,
         products.weights(scores),
         products.matrix(size, padded(a)),

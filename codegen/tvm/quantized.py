@@ -18,14 +18,17 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.node import Node
 from ...ir.ops import tensor as t
 from ...ir.ops.quantized import operands
+from ...ir.target import Target
 from ..backend import Layout
+from ..space import Space
 from .amx import ROWS
 from .dots import Dot
 from .function import Anchor, Kernel
-from .isa import LANES, Isa, Tile
+from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place, flat_index
 from .pull import CodegenError
+from .row_tiles import tile_spaces
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
 from .tiles import Panel, Steps, emit_whole
@@ -288,9 +291,8 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
     total = bind(places[group_sums(node)].read([*row, i64(0)]))
     factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
     scale = places[node.inputs[3]].read(at)
-    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)] - total * tirx.Cast(
-        "int32", zero
-    )
+    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
+    whole = whole - total * tirx.Cast("int32", zero)
     return tirx.Cast("float32", whole) * (scale * factor)
 
 
@@ -422,5 +424,16 @@ def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     return {node.inputs[0]: "i8", node.inputs[1]: "f32", group_sums(node): "i32"}
 
 
-QUANTIZED = Anchor(_wide_needs, emit_wide)
-INTEGER = Anchor(_integer_needs, emit_integer)
+def _wide_spaces(node: Node, target: Target) -> tuple[Space, ...]:
+    return tile_spaces(node, target, wide_tiles(isa_of(target)), "f32")
+
+
+def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:
+    isa, pairs = isa_of(target), Layout.parse(node["layout"]).pairs
+    by_tiles = isa.has_integer_tiles and _fits_tiles(node)
+    tiles = integer_tiles(isa, int(node.inputs[0].shape[-2]), pairs)
+    return tile_spaces(node, target, tiles, "i8", by_tiles=by_tiles)
+
+
+QUANTIZED = Anchor(_wide_needs, emit_wide, _wide_spaces)
+INTEGER = Anchor(_integer_needs, emit_integer, _integer_spaces)

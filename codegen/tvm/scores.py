@@ -14,7 +14,7 @@ from typing import ClassVar
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .attention import SPACE, Attention, Item, Span
+from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work, along
 from .values import Expr, bind, cast, const, i64
@@ -87,7 +87,7 @@ class Floats:
     @property
     def row_tile(self) -> int:
         """Rows of a register tile."""
-        return min(SPACE.register_rows, self.sums)
+        return min(self.a.space.register_rows, self.sums)
 
     def columns_of(self, rows: int) -> int:
         """Vectors of values that a tile of rows takes at a time."""

@@ -8,7 +8,7 @@ everywhere else; sums stay in their tiles over all of k, which is what makes thi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -24,6 +24,7 @@ from .tiles import (
     begin_sums,
     emit_panels,
     over_tiles,
+    panels_of,
     plain,
     store_tile,
 )
@@ -48,6 +49,7 @@ class Wide:
 
 def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
     """A linear whose codes and integers become bfloat16 on the way into tiles."""
+    steps = replace(steps, cut=panels_of(linear).chunk)
     source = linear.kernel.places[linear.x].buffer
 
     def read(row: list[Expr], group: Expr, part: Expr) -> Expr:

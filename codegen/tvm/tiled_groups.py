@@ -7,7 +7,7 @@ tile and are scaled. Sums are exact in each group, whatever the model computes i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -16,7 +16,7 @@ from . import amx
 from .isa import LANES
 from .linear import Linear
 from .loops import Work, flat_index
-from .tiles import ROOMS, Panel, Steps, emit_panels, plain, store_tile
+from .tiles import ROOMS, Panel, Steps, emit_panels, panels_of, plain, store_tile
 from .values import Expr, bind, const, i64
 
 
@@ -34,6 +34,7 @@ class Codes:
 
 def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
     """A linear whose weights have a scale for each group of k."""
+    steps = replace(steps, cut=panels_of(linear).chunk)
     tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
     factors = _factors(linear, rows, steps, tiles, codes)
 

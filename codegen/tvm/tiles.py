@@ -14,7 +14,7 @@ run wait there between chunks. Threads take runs. Three forms:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -23,12 +23,8 @@ from . import amx
 from .isa import LANES
 from .linear import Linear, store_rows
 from .loops import Work, flat_index
+from .row_tiles import MANY, Panels
 from .values import Expr, bind, const, i64, vectorized
-
-CHUNK = 8
-"""Steps of k in a chunk: 8 KiB of weights for each column vector of a panel."""
-RUN = 8
-"""Panels of a run, where there are enough of them for all threads."""
 
 ROOMS = 4
 """Tiles whose sums may lie aside at once."""
@@ -40,7 +36,7 @@ Value = Callable[[int, Expr, Expr], Expr]
 @dataclass(frozen=True)
 class Steps:
     """How k is cut: `groups` of `length` elements, each of `count` steps of `size` elements of
-    `width` bytes. `together`: a chunk holds whole groups.
+    `width` bytes. `together`: a chunk holds whole groups; `cut`: the steps that it holds else.
     """
 
     groups: int
@@ -48,6 +44,7 @@ class Steps:
     size: int
     width: int
     together: bool = False
+    cut: int = Panels().chunk
 
     @property
     def count(self) -> int:
@@ -63,8 +60,8 @@ class Steps:
     def chunk(self) -> int:
         """Steps of a chunk."""
         if not self.together:
-            return CHUNK
-        within = CHUNK * amx.ROW_BYTES // (self.count * self.bytes)
+            return self.cut
+        within = self.cut * amx.ROW_BYTES // (self.count * self.bytes)
         return self.count * min(self.groups, max(1, within))
 
     @property
@@ -115,6 +112,12 @@ class Panel:
 Read = Callable[[list[Expr], Expr, Expr], Expr]
 """read(row, group, elements): elements of x, one or a ramp of them, as their bits in tiles."""
 
+
+def panels_of(linear: Linear) -> Panels:
+    """The chosen sizes of chunks and runs."""
+    return linear.kernel.chosen(MANY.name, Panels())
+
+
 Body = Callable[[Panel, Work, Expr, bool], None]
 """body(panel, work, chunk, last): one chunk of k of one panel; the last one stores the results."""
 
@@ -135,7 +138,7 @@ def emit_panels(
     blocks = -(-linear.columns // LANES)
     wide = min(blocks, 2 if len(linear.offsets) == 1 else 1)
     panels = -(-blocks // wide)
-    run = max(1, min(RUN, panels // (4 * linear.kernel.isa.cores)))
+    run = max(1, min(panels_of(linear).run, panels // (4 * linear.kernel.isa.cores)))
     runs = -(-panels // run)
     with T.parallel(i64(0), i64(runs)) as at:
         work = linear.kernel.work().within(at, 0, runs)
@@ -245,12 +248,13 @@ Scaled = Callable[[Panel, Expr, int, Expr, Expr], Expr]
 
 def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
     """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
-    chunks = steps.chunks
+    steps = replace(steps, cut=panels_of(linear).chunk)
+    chunks, cut = steps.chunks, i64(steps.cut)
 
     def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
         if last:
             return _last_chunk(panel, work, kind, chunks, value)
-        span = (bind(chunk * i64(CHUNK)), bind(chunk * i64(CHUNK) + i64(CHUNK)))
+        span = (bind(chunk * cut), bind(chunk * cut + cut))
 
         def block(tile: Expr, count: int) -> None:
             _block(panel, kind, (tile, count), span, tirx.EQ(chunk, i64(0)), None)
@@ -271,7 +275,7 @@ def _last_chunk(panel: Panel, work: Work, kind: str, chunks: int, value: Scaled)
     tail = _tail(panel, whole, short) if short else None
 
     def block(tile: Expr, count: int) -> None:
-        span = (i64((chunks - 1) * CHUNK), i64(whole))
+        span = (i64((chunks - 1) * panel.steps.cut), i64(whole))
         _block(panel, kind, (tile, count), span, True if chunks == 1 else None, tail)
         for i in range(count):
             at = bind(tile + i64(i))

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ferrule.codegen.tvm.attention import SPACE
+from ferrule.codegen.space import Choice
+from ferrule.codegen.tvm import tunable
+from ferrule.codegen.tvm.attention import ANY, SPACE, VALUES
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.ops import model, serving
 from ferrule.ir.ops import tensor as t
+from ferrule.ir.target import Target
 from ferrule.ir.types import CacheType
 from kernels import Kernels, T, cache, given, value_of
 
@@ -177,6 +180,20 @@ def test_a_row_does_not_depend_on_what_it_is_computed_with(
         values = [q[rows], *rest[:2], table, starts, lengths]
         part = kernels.run(name, values, [(len(rows), result_width(name))])[0]
         assert torch.equal(part, whole[rows])
+
+
+@pytest.mark.parametrize("choice", [(128, 32, 32), (256, 128, 64), (512, 64, 128)])
+def test_other_tile_sizes_give_the_same_values(choice: tuple[int, int, int]) -> None:
+    names = ("plain", "pairs", "small blocks", "latent pairs")
+    taken = Choice.of(dict(zip(VALUES, choice, strict=True)))
+    found = [tunable(BODIES[n], Target.parse("cpu")) for n in names]
+    chosen = {f.digest: {ANY.name: taken} for f in found if f is not None}
+    kernels = Kernels("cpu", {n: BODIES[n] for n in names}, chosen)
+    for name in names:
+        assert kernels.reports[name].choices == {ANY.name: taken}
+        for new, old in (*BATCHES, ([1, 1, 150], [600, 127, 400])):
+            inputs, dims = batch(new, old, blocks_of(name))
+            kernels.check(name, inputs, **dims)
 
 
 def drawn_inputs(kernels: Kernels, name: str, new: list[int], old: list[int]) -> list[torch.Tensor]:

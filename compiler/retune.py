@@ -1,0 +1,197 @@
+"""`ferrule tune`: tunes the kernels of an artifact, which is then built anew with what won, or
+those of a model, for whoever compiles it afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..codegen.backend import KernelBody, KernelReport, cpu_backend
+from ..ir.plan import Plan
+from ..ir.target import Target
+from ..ir.text import parse_graph
+from ..passes.plan_memory import plan_memory
+from ..runtime.artifact import KERNELS, Artifact, load
+from ..runtime.manifest import MANIFEST, read_manifest, write_manifest
+from .build import (
+    Kernels,
+    Options,
+    in_folder,
+    limits_of,
+    named_plan,
+    serve,
+    target_of,
+    write_library,
+)
+from .console import Progress, progress
+from .errors import CompileError
+from .hardware import hardware
+from .measurer import Workers
+from .models import open_model
+from .pipeline import Recorder, grouping
+from .records import Records, read_records, write_records
+from .report import Clock
+from .tune import Measurers, TuneReport, tune_tasks
+from .tune_tasks import tasks_of
+from .tuning import TUNING
+
+_KEPT_OUT = (KERNELS, TUNING)
+
+
+def is_artifact(place: str | Path) -> bool:
+    """Whether a place is an artifact's directory."""
+    return (Path(place) / MANIFEST).is_file()
+
+
+def tune_artifact(
+    folder: Path,
+    budget: float,
+    records: Path,
+    *,
+    show_progress: bool = True,
+    measurers: Measurers | None = None,
+) -> TuneReport:
+    """Tune an artifact's kernels for so many seconds and build them anew, in place, whole or not at
+    all, with what the records then hold; after a Ctrl-C the records alone have changed.
+
+    Raises CompileError where this version would not make the artifact's plan.
+    """
+    artifact = load(folder)
+    target = artifact_target(artifact)
+    _take_in(records, read_records(artifact.path / TUNING))
+    plan, bodies = kernels_of(artifact, target)
+    with progress(show_progress) as shown:
+        report = _tuned(plan, bodies, target, records, budget, shown, measurers)
+        if not report.interrupted:
+            shown.stage("kernels", 1)
+            rebuild(artifact, plan, bodies, target, read_records(records))
+    return report
+
+
+def tune_model(
+    model: nn.Module | str | Path,
+    options: Options,
+    budget: float,
+    records: Path,
+    *,
+    measurers: Measurers | None = None,
+) -> TuneReport:
+    """Tune the kernels that a language model would have; nothing but records is written."""
+    target, clock = target_of(options), Clock()
+    with progress(options.progress) as shown:
+        shown.stage("capture", 2)
+        opened = open_model(model, options.dtype)
+        recorder = Recorder(watch=lambda ran: shown.step(ran.done.name))
+        made = serve(opened, options, recorder, clock, shown)
+        limits = limits_of(made.sizes, made.graph)
+        backend = cpu_backend(target)
+        kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
+        return _tuned(kernels.plan, kernels.bodies, target, records, budget, shown, measurers)
+
+
+def _take_in(path: Path, own: Records) -> None:
+    """Add the records that a file has not."""
+    had = read_records(path)
+    if own.keys() - had.keys():
+        write_records(path, own | had)
+
+
+def _tuned(
+    plan: Plan,
+    bodies: Mapping[str, KernelBody],
+    target: Target,
+    records: Path,
+    budget: float,
+    shown: Progress,
+    measurers: Measurers | None,
+) -> TuneReport:
+    missing = target.missing_on(Target.parse("cpu"))
+    if missing:
+        raise CompileError(
+            f"{target} cannot be tuned here: this machine lacks {', '.join(sorted(missing))}"
+        )
+    shown.stage("measure the machine", 1)
+    machine = hardware(target, records)
+    tasks = tasks_of(plan, bodies, target)
+    workers = Workers(target)
+    try:
+        return tune_tasks(tasks, measurers or workers, target, machine, records, budget, shown)
+    finally:
+        workers.end()
+
+
+def artifact_target(artifact: Artifact) -> Target:
+    """The target that an artifact was built for, with this machine's cores and caches."""
+    given, here = artifact.manifest["target"], Target.parse("cpu")
+    options = artifact.manifest.get("options", {})
+    return replace(
+        here,
+        arch=given["arch"],
+        features=frozenset(given["features"]),
+        deterministic=bool(options.get("deterministic", False)),
+    )
+
+
+def kernels_of(artifact: Artifact, target: Target) -> tuple[Plan, dict[str, KernelBody]]:
+    """The plan and the kernel bodies of an artifact, made again from its graph."""
+    graph = parse_graph((artifact.path / "graph.ir").read_text(encoding="utf-8"))
+    grouped = Recorder().run(graph, grouping(cpu_backend(target)))
+    had = artifact.plan
+    planned = plan_memory(grouped, entries=tuple(had.entries), limits=had.limits)
+    return planned.plan, {n: KernelBody(k.body, k.template) for n, k in planned.kernels.items()}
+
+
+def rebuild(
+    artifact: Artifact,
+    plan: Plan,
+    bodies: Mapping[str, KernelBody],
+    target: Target,
+    records: Records,
+) -> None:
+    """Put an artifact in the place of itself that differs in its kernels alone, which are built
+    with what the records have chosen.
+    """
+    place = artifact.path
+
+    def make(folder: Path) -> None:
+        for name in read_manifest(place)["files"]:
+            if name not in _KEPT_OUT:
+                _link(place / name, folder / name)
+        reports = write_library(bodies, target, folder, records)
+        if named_plan(plan, reports) != artifact.plan:
+            raise CompileError(
+                f"{place}: this version of ferrule makes another plan of its graph: compile again"
+            )
+        write_manifest(folder, _fields(artifact.manifest, reports))
+
+    in_folder(place.parent, make).save(place)
+
+
+def _fields(manifest: Mapping[str, Any], reports: Mapping[str, KernelReport]) -> dict[str, Any]:
+    """The manifest with the choices of its kernels renewed."""
+    fields = {k: v for k, v in manifest.items() if k not in ("format", "files", "digest")}
+    choices = {
+        r.function: {bucket: dict(c.values) for bucket, c in r.choices.items()}
+        for r in reports.values()
+    }
+    report = dict(fields["report"])
+    report["kernels"] = {
+        name: {**kernel, "choices": choices.get(name, {})}
+        for name, kernel in report["kernels"].items()
+    }
+    return {**fields, "report": report}
+
+
+def _link(source: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, copy)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, copy)
