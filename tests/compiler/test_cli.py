@@ -30,7 +30,7 @@ def test_help_answers_at_once():
     begin = time.perf_counter()
     done = ferrule("--help")
     assert time.perf_counter() - begin < 1.0
-    for command in ("compile", "run", "chat", "plan", "explain", "opt", "verify"):
+    for command in ("compile", "run", "chat", "plan", "tune", "explain", "opt", "verify"):
         assert command in done.stdout
 
 
