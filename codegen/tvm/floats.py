@@ -60,9 +60,7 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
             )
         kernel.snippets.add(DOT_BF16)
     isa = kernel.isa
-    # Tiles add up in an order of their own, and are too slow for a single row.
-    by_tiles = isa.has_bf16_tiles and layout.depth == 2 and not isa.one_order
-    tiled = _by_tiles if by_tiles else None
+    tiled = _by_tiles if isa.sums_by_tiles and layout.depth == 2 else None
     scheme = Scheme((isa.one, isa.few, isa.many), _over_depth, by_tiles=tiled)
     emit_scheme(kernel, node, operand(kernel, node), layout, results, scheme)
 
@@ -135,7 +133,7 @@ def _spaces(node: Node, target: Target) -> tuple[Space, ...]:
         "bf16" if pairs else "f32",
         # One order of sums, where it is asked for, is that of one partial sum.
         unrolls=(1,) if isa.one_order else (1, 2, 4),
-        by_tiles=pairs and isa.has_bf16_tiles,
+        by_tiles=pairs and isa.sums_by_tiles,
     )
 
 

@@ -60,6 +60,11 @@ class Isa:
     has_integer_tiles: bool = False
     one_order: bool = False
 
+    @property
+    def sums_by_tiles(self) -> bool:
+        """Whether linears sum floats in AMX tiles, which add up in an order of their own."""
+        return self.has_bf16_tiles and not self.one_order
+
 
 def integer_dot(target: Target) -> str:
     """What a target makes integer dot products by, a kind that dots.py explains; nothing where it
@@ -79,7 +84,8 @@ def isa_of(target: Target) -> Isa:
         return isa
     # One partial sum each, over k in its order.
     one, few, many = (replace(tile, unroll=1) for tile in (isa.one, isa.few, isa.many))
-    one = replace(one, columns=isa.one.unroll)  # what hid the latency of sums hides it yet
+    # What hid the latency of sums hides it yet.
+    one = replace(one, columns=isa.one.columns * isa.one.unroll)
     return replace(isa, one=one, few=few, many=many, one_order=True)
 
 

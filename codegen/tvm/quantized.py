@@ -266,7 +266,7 @@ def _by_tiles(linear: Linear, rows: Expr) -> None:
     if groups == 1 and linear.codes.dtype == "u8":
         steps = Steps(groups, length, size=64, width=1)
         return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
-    if linear.kernel.isa.has_bf16_tiles and linear.node.dtype == "bf16" and length % 32 == 0:
+    if linear.kernel.isa.sums_by_tiles and linear.node.dtype == "bf16" and length % 32 == 0:
         wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
         steps = Steps(groups, length, size=32, width=2, together=True)
         return emit_widened(linear, rows, steps, wide)

@@ -11,8 +11,11 @@ import torch
 from ferrule.codegen.backend import cpu_backend
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
+from ferrule.ir.ops import quantized as ops
 from ferrule.ir.ops import serving
 from ferrule.ir.target import Target
+from ferrule.passes.layout_codes import PackedCodes
+from ferrule.passes.quantize import Format
 from kernels import Kernels, T, cache, drawn, given
 
 N, K, ROWS = 96, 777, 48
@@ -44,6 +47,39 @@ def test_rows_do_not_depend_on_their_number(text: str) -> None:
         rows = [library.run(name, [x[r : r + 1], w], [(1, N)])[0] for r in range(ROWS)]
         for count in (2, 4, 5, 8, 17, 19, 40, 48):
             (many,) = library.run(name, [x[:count], w], [(count, N)])
+            assert torch.equal(many, torch.cat(rows[:count])), f"{name}: {count} rows"
+
+
+QUANTIZED = ("int8", "int4-g32", "int4-g64-asym", "int8-g64")
+
+
+def quantized(target: Target, text: str, dtype: str) -> Graph:
+    form = Format.parse(text)
+    x = given("x", dtype, T, K)
+    codes, scale, zeros = form.quantized(given("w", "f32", N, K))
+    more = () if zeros is None else (zeros,)
+    plain = ops.quantized_linear(x, codes, scale, *more, offset=form.offset)
+    backend = cpu_backend(target)
+    packed = PackedCodes.of(codes, scale, backend.layouts[codes.dtype], zeros)
+    weights = [packed.codes, packed.scale, *(() if zeros is None else (packed.zeros,))]
+    q, s, *z = (given(f"p{i}", w.dtype, *w.shape) for i, w in enumerate(weights))
+    y = PackedCodes(q, s, packed.layout, *z).linear(plain, integer=backend.integer_dots)
+    return Graph("quantized", (x, q, s, *z), (y,))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("text", TARGETS)
+def test_rows_of_quantized_weights_do_not_depend_on_their_number(text: str, dtype: str) -> None:
+    target = deterministic(text)
+    bodies = {f.replace("-", "_"): quantized(target, f, dtype) for f in QUANTIZED}
+    library = Kernels(target, bodies)
+    for name, body in bodies.items():
+        x = drawn(dtype, (ROWS, K))
+        packed = [drawn(i.dtype, tuple(int(d) for d in i.shape)) for i in body.inputs[1:]]
+        packed[2:] = [zeros % 16 for zeros in packed[2:]]  # of codes of four bits
+        rows = [library.run(name, [x[r : r + 1], *packed], [(1, N)])[0] for r in range(ROWS)]
+        for count in (2, 5, 16, 17, 33, 48):
+            (many,) = library.run(name, [x[:count], *packed], [(count, N)])
             assert torch.equal(many, torch.cat(rows[:count])), f"{name}: {count} rows"
 
 

@@ -39,7 +39,12 @@ def _pairs(delta: Delta) -> Answer:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "quantize"),
-    [("qwen2", "float32", None), ("llama", "bfloat16", None), ("mixtral", "float32", "int4-asym")],
+    [
+        ("qwen2", "float32", None),
+        ("llama", "bfloat16", None),
+        ("llama", "bfloat16", "int4"),
+        ("mixtral", "float32", "int4-asym"),
+    ],
 )
 def test_tokens_do_not_depend_on_the_batch(name: str, dtype: str, quantize: str | None) -> None:
     draw = random.Random(7)
