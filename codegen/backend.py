@@ -130,6 +130,17 @@ class KernelReport:
     choices: Choices = field(default_factory=dict[str, Choice])
 
 
+def integer_dot(target: Target) -> str:
+    """What a target makes integer dot products by, a kind that tvm/dots.py explains; nothing where
+    it has none.
+    """
+    if target.has("avx512f", "avx512_vnni"):
+        return "vnni512"
+    if target.has("avx_vnni", "avx2"):
+        return "vnni256"
+    return "pairs" if target.has("avx2") else ""
+
+
 def cpu_backend(target: Target) -> Backend:
     """What the CPU's templates take, for a target; needs no compiler to ask."""
     rows = frozenset(
@@ -150,7 +161,7 @@ def cpu_backend(target: Target) -> Backend:
     layouts["u4"] = Layout(16, 2)
     if target.has("avx512f", "avx512_bf16"):
         layouts["bf16"] = Layout(16, 2)
-    integer = target.has("avx2")  # what has no dot instruction adds up pairs
+    integer = bool(integer_dot(target))
     if integer:
         layouts |= {"u8": Layout(16, 4), "u4": Layout(16, 4, 2)}
     return Backend("tvm", templates, layouts, integer)

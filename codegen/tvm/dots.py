@@ -45,10 +45,7 @@ class Dot:
 
     def nibbles(self, part: Expr, half: int) -> Expr:
         """The low or high four bits of each byte."""
-        width = 4 * self.lanes
-        if half:
-            return bind(tirx.op.shift_right(part, T.broadcast(_u8(4), width)))
-        return bind(tirx.op.bitwise_and(part, T.broadcast(_u8(15), width)))
+        return bind(nibbles(part, half, 4 * self.lanes))
 
     def ready(self, part: Expr) -> tuple[Expr, ...]:
         """Codes as `add` wants them: made once for all rows."""
@@ -82,6 +79,13 @@ class Dot:
 
     def _sign(self, x: Expr, by: Expr) -> Expr:
         return T.call_llvm_pure_intrin(self._bytes, "llvm.x86.avx2.psign.b", x, by)
+
+
+def nibbles(part: Expr, half: int, width: int) -> Expr:
+    """The low (half 0) or high four bits of `width` bytes."""
+    if half:
+        return tirx.op.shift_right(part, T.broadcast(_u8(4), width))
+    return tirx.op.bitwise_and(part, T.broadcast(_u8(15), width))
 
 
 def _u8(value: int) -> Expr:

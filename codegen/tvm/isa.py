@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import tvm
 
 from ...ir.target import Target
+from ..backend import integer_dot
 
 LANES = 16
 """Elements of a vector in every template: one AVX-512 register of float32; LLVM splits it on
@@ -64,17 +65,6 @@ class Isa:
     def sums_by_tiles(self) -> bool:
         """Whether linears sum floats in AMX tiles, which add up in an order of their own."""
         return self.has_bf16_tiles and not self.one_order
-
-
-def integer_dot(target: Target) -> str:
-    """What a target makes integer dot products by, a kind that dots.py explains; nothing where it
-    has none.
-    """
-    if target.has("avx512f", "avx512_vnni"):
-        return "vnni512"
-    if target.has("avx_vnni", "avx2"):
-        return "vnni256"
-    return "pairs" if target.has("avx2") else ""
 
 
 def isa_of(target: Target) -> Isa:

@@ -22,7 +22,7 @@ from ...ir.target import Target
 from ..backend import Layout
 from ..space import Space
 from .amx import ROWS
-from .dots import Dot
+from .dots import Dot, nibbles
 from .function import Anchor, Kernel
 from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
@@ -146,18 +146,12 @@ def _wide_codes(linear: Linear, block: Expr, step: Expr, half: int) -> Expr:
         value = buffer[(block, step, T.ramp(i64(0), i64(1), LANES))]
     else:
         value = buffer[(block, step, i64(0), T.ramp(i64(0), i64(1), LANES))]
-        value = _nibble(value, half, LANES)
+        value = nibbles(value, half, LANES)
     return _widened(tirx.Cast(f"int32x{LANES}", value))
 
 
 def _widened(value: Expr) -> Expr:
     return bind(tirx.Cast(f"float32x{LANES}", value))
-
-
-def _nibble(value: Expr, half: int, lanes: int) -> Expr:
-    if half:
-        return tirx.op.shift_right(value, T.broadcast(tirx.IntImm("uint8", 4), lanes))
-    return tirx.op.bitwise_and(value, T.broadcast(tirx.IntImm("uint8", 15), lanes))
 
 
 # -- integer dot products

@@ -20,15 +20,14 @@ from .loops import Work
 from .tiles import (
     Panel,
     Steps,
-    add_products,
-    begin_sums,
+    add_steps,
     emit_panels,
     over_tiles,
     panels_of,
     plain,
-    store_tile,
+    store_tiles,
 )
-from .values import Expr, bind, i64
+from .values import Expr, bind, i64, nearest_bf16
 
 PAIR = 2 * LANES
 """Elements of a tile's row: two of k for each of sixteen columns."""
@@ -56,7 +55,7 @@ def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
         lanes = steps.size
         factor = T.broadcast(wide.factor(row, group), lanes)
         value = tirx.Cast(f"float32x{lanes}", source[(*row, group, part)]) * factor
-        return tirx.Cast(f"uint16x{lanes}", _high_half(value, lanes))
+        return tirx.Cast(f"uint16x{lanes}", _rounded(value, lanes))
 
     def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
         _chunk(panel, work, wide, chunk, last)
@@ -76,20 +75,15 @@ def _chunk(panel: Panel, work: Work, wide: Wide, chunk: Expr, last: bool) -> Non
             _widen_group(panel, wide, held, (v, bind(low + g), g))
     first = bind(low * i64(steps.count))
 
+    span = (first, bind(first + count * i64(steps.count)))
+
+    def weights(vector: int, step: Expr) -> Expr:
+        return held[i64(vector), step - first, i64(0), i64(0)]
+
     def block(tile: Expr, number: int) -> None:
-        sums = [(i, v, i * columns + v) for i in range(number) for v in range(columns)]
-        begin_sums(panel, tile, sums, tirx.EQ(chunk, i64(0)))
-        register = amx.Registers.of(number, columns)
-        with T.serial(i64(0), count * i64(steps.count)) as s:
-            at = bind(first + s)
-            add_products(
-                panel, "tdpbf16ps", register, tile, at, lambda v: held[i64(v), s, i64(0), i64(0)]
-            )
-        for i, v, t in sums:
-            amx.store(t, panel.sums[(*panel.row_of_sums(tile + i64(i), v), i64(0))])
-        for i in range(number if last else 0):
-            at = bind(tile + i64(i))
-            store_tile(panel, work, at, lambda v, r, lane, at=at: plain(panel, at, v, r, lane))
+        add_steps(panel, "tdpbf16ps", (tile, number), span, tirx.EQ(chunk, i64(0)), weights)
+        if last:
+            store_tiles(panel, work, (tile, number), plain)
 
     over_tiles(panel, block)
 
@@ -108,8 +102,9 @@ def _widen_group(
         row = tirx.floormod(run, i64(per_step)) * i64(2)
         for half in range(2):
             low, high = (_scaled(words, 16 * half + shift, zero, scale) for shift in (0, 8))
-            upper = tirx.op.shift_left(_high_half(high, LANES), _u32(16))
-            pairs = tirx.op.bitwise_or(_high_half(low, LANES), upper)
+            sixteen = T.broadcast(tirx.IntImm("uint32", 16), LANES)
+            upper = tirx.op.shift_left(_rounded(high, LANES), sixteen)
+            pairs = tirx.op.bitwise_or(_rounded(low, LANES), upper)
             bits = tirx.op.reinterpret(f"uint16x{PAIR}", bind(pairs))
             lanes = T.ramp(i64(0), i64(1), PAIR)
             T.buffer_store(held, bits, [i64(v), step, row + i64(half), lanes])
@@ -124,12 +119,6 @@ def _scaled(words: Expr, shift: int, zero: Expr, scale: Expr) -> Expr:
     return tirx.Cast(f"float32x{LANES}", code - zero) * scale
 
 
-def _high_half(value: Expr, lanes: int) -> Expr:
-    """The bits of finite floats rounded to bfloat16, ties to even, as small uint32."""
-    bits = bind(tirx.op.reinterpret(f"uint32x{lanes}", value))
-    odd = tirx.op.bitwise_and(tirx.op.shift_right(bits, _u32(16, lanes)), _u32(1, lanes))
-    return tirx.op.shift_right(bits + odd + _u32(0x7FFF, lanes), _u32(16, lanes))
-
-
-def _u32(value: int, lanes: int = LANES) -> Expr:
-    return T.broadcast(tirx.IntImm("uint32", value), lanes)
+def _rounded(value: Expr, lanes: int) -> Expr:
+    """The bits of finite floats rounded to bfloat16, each in a uint32."""
+    return nearest_bf16(bind(tirx.op.reinterpret(f"uint32x{lanes}", value)))

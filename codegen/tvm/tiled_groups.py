@@ -16,7 +16,7 @@ from . import amx
 from .isa import LANES
 from .linear import Linear
 from .loops import Work, flat_index
-from .tiles import ROOMS, Panel, Steps, emit_panels, panels_of, plain, store_tile
+from .tiles import ROOMS, Panel, Steps, emit_panels, panels_of, plain, store_tiles
 from .values import Expr, bind, const, i64
 
 
@@ -42,7 +42,7 @@ def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
         _groups(panel, codes, factors, (chunk, steps.chunk // steps.count))
         if last:
             with T.serial(i64(0), panel.tiles) as tile:
-                store_tile(panel, work, tile, lambda v, r, lane: plain(panel, tile, v, r, lane))
+                store_tiles(panel, work, (tile, 1), plain)
 
     emit_panels(linear, rows, steps, "float32", body)
 

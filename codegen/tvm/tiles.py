@@ -219,7 +219,7 @@ def _tile_row(
                 T.buffer_store(made, value, [*last, r, i])
 
 
-def store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
+def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
     """The epilogue of a row tile, column vector by column vector."""
     linear, start = panel.linear, bind(tile * i64(amx.ROWS))
     for c in range(panel.wide):
@@ -239,11 +239,19 @@ def store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
         )
 
 
-# -- whole rows
-
-
 Scaled = Callable[[Panel, Expr, int, Expr, Expr], Expr]
 """scaled(panel, tile, vector, r, lane): a sum as float32."""
+
+
+def store_tiles(panel: Panel, work: Work, tiles: tuple[Expr, int], value: Scaled) -> None:
+    """The epilogues of row tiles, given as the first and how many."""
+    first, count = tiles
+    for i in range(count):
+        at = bind(first + i64(i))
+        _store_tile(panel, work, at, lambda v, r, lane, at=at: value(panel, at, v, r, lane))
+
+
+# -- whole rows
 
 
 def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
@@ -257,7 +265,8 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
         span = (bind(chunk * cut), bind(chunk * cut + cut))
 
         def block(tile: Expr, count: int) -> None:
-            _block(panel, kind, (tile, count), span, tirx.EQ(chunk, i64(0)), None)
+            start = tirx.EQ(chunk, i64(0))
+            add_steps(panel, kind, (tile, count), span, start, _packed_weights(panel))
 
         over_tiles(panel, block)
 
@@ -276,10 +285,9 @@ def _last_chunk(panel: Panel, work: Work, kind: str, chunks: int, value: Scaled)
 
     def block(tile: Expr, count: int) -> None:
         span = (i64((chunks - 1) * panel.steps.cut), i64(whole))
-        _block(panel, kind, (tile, count), span, True if chunks == 1 else None, tail)
-        for i in range(count):
-            at = bind(tile + i64(i))
-            store_tile(panel, work, at, lambda v, r, lane, at=at: value(panel, at, v, r, lane))
+        start = True if chunks == 1 else None
+        add_steps(panel, kind, (tile, count), span, start, _packed_weights(panel), tail)
+        store_tiles(panel, work, (tile, count), value)
 
     over_tiles(panel, block)
 
@@ -296,39 +304,40 @@ def over_tiles(panel: Panel, block: Callable[[Expr, int], None]) -> None:
         block(bind(panel.tiles - i64(1)), 1)
 
 
-def _block(
+Weights = Callable[[int, Expr], Expr]
+"""weights(vector, step): the element where a step's tile of w begins."""
+
+
+def add_steps(
     panel: Panel,
     kind: str,
     tiles: tuple[Expr, int],
     span: tuple[Expr, Expr],
     start: Expr | bool | None,
-    tail: tirx.Buffer | None,
+    weights: Weights,
+    tail: tirx.Buffer | None = None,
 ) -> None:
-    """Sums of `count` row tiles by all vectors over a span of steps; `start`: whether they begin at
+    """Add a span of steps to the sums of `tiles` (the first row tile and how many) by all vectors,
+    and after them a last, short step by the weights of `tail`; `start`: whether the sums begin at
     zero, True for always and None for never.
     """
     first, count = tiles
     columns = len(panel.vectors)
     sums = [(i, v, i * columns + v) for i in range(count) for v in range(columns)]
     register = amx.Registers.of(count, columns)
-    begin_sums(panel, first, sums, start)
+    _begin_sums(panel, first, sums, start)
     with T.serial(*span) as s:
-        add_products(panel, kind, register, first, s, lambda v: _step_weights(panel, v, s))
+        _add_products(panel, kind, register, first, s, weights)
     if tail is not None:
         at = i64(panel.steps.count - 1)
-        tails = [tail[i64(v), i64(0), i64(0)] for v in range(columns)]
-        add_products(panel, kind, register, first, at, tails.__getitem__)
+        _add_products(panel, kind, register, first, at, lambda v, _: tail[i64(v), i64(0), i64(0)])
     for i, v, t in sums:
         amx.store(t, panel.sums[(*panel.row_of_sums(first + i64(i), v), i64(0))])
 
 
-def begin_sums(
+def _begin_sums(
     panel: Panel, first: Expr, sums: list[tuple[int, int, int]], start: Expr | bool | None
 ) -> None:
-    """Fill tiles, as (row tile, vector, register), with zeros where `start` (True is always, None
-    never), with the sums so far otherwise.
-    """
-
     def zero() -> None:
         for _, _, t in sums:
             amx.zero(t)
@@ -348,30 +357,32 @@ def begin_sums(
             load()
 
 
-def _step_weights(panel: Panel, vector: int, step: Expr) -> Expr:
-    offset, block = panel.vectors[vector]
+def _packed_weights(panel: Panel) -> Weights:
+    """Where tiles of weights lie in the packed weight itself."""
     w = panel.linear.kernel.places[panel.linear.codes].buffer
-    at = step * i64(amx.ROWS)
-    return w[block + i64(offset // LANES), at, i64(0), i64(0)]
+
+    def first(vector: int, step: Expr) -> Expr:
+        offset, block = panel.vectors[vector]
+        return w[block + i64(offset // LANES), step * i64(amx.ROWS), i64(0), i64(0)]
+
+    return first
 
 
-def add_products(
+def _add_products(
     panel: Panel,
     kind: str,
     register: amx.Registers,
     first: Expr,
     step: Expr,
-    weights: Callable[[int], Expr],
+    weights: Weights,
 ) -> None:
-    """Add one step's products to the tiles of sums: of x from the row tile `first` on, by the
-    weights that begin at the element `weights(vector)`.
-    """
+    """Add one step's products to the tiles of sums, of x from the row tile `first` on."""
     columns = len(panel.vectors)
     for i, x in enumerate(register.x):
         amx.load(x, panel.x[(*panel.steps.place(first + i64(i), step), i64(0), i64(0))])
         for v, w in enumerate(register.w):
             if i == 0:
-                amx.load(w, weights(v))
+                amx.load(w, weights(v, step))
             amx.multiply(kind, i * columns + v, x, w)
 
 

@@ -202,10 +202,24 @@ def round_bf16(value: Expr) -> Expr:
     value = bind(value)
     bits = bind(tirx.op.reinterpret("uint32", value))
     u = lambda n: tirx.IntImm("uint32", n)  # noqa: E731
-    odd = tirx.op.bitwise_and(tirx.op.shift_right(bits, u(16)), u(1))
-    nearest = tirx.op.shift_right(bits + odd + u(0x7FFF), u(16))
+    nearest = nearest_bf16(bits)
     quiet = tirx.op.bitwise_or(tirx.op.shift_right(bits, u(16)), u(0x40))
     return tirx.Cast("uint16", tirx.Select(is_nan(value), quiet, nearest))
+
+
+def nearest_bf16(bits: Expr) -> Expr:
+    """The upper half, in as many bits, of a finite float32 rounded to nearest, ties to even: given
+    and gives uint32, one or a vector of them.
+    """
+    u = lambda n: _like(tirx.IntImm("uint32", n), bits)  # noqa: E731
+    odd = tirx.op.bitwise_and(tirx.op.shift_right(bits, u(16)), u(1))
+    return tirx.op.shift_right(bits + odd + u(0x7FFF), u(16))
+
+
+def _like(number: Expr, value: Expr) -> Expr:
+    """A number in as many lanes as a value has."""
+    _, _, lanes = dtype_of(value).partition("x")
+    return T.broadcast(number, int(lanes)) if lanes else number
 
 
 def _widen_f8(bits: Expr, exponent: int, mantissa: int) -> Expr:
