@@ -54,7 +54,7 @@ class Track:
             self.first_token = time.monotonic()
         shown, reason, stop_reason = self._finish(token)
         count, prompt = request.params.logprobs, request.prompt_logprobs
-        first = self.index == 0 and sequence.generated == 1
+        first = sequence.generated == 1
         return Delta(
             request.name,
             (token,),

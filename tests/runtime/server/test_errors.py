@@ -181,4 +181,4 @@ def test_a_request_that_takes_too_long(tokenizer):
             stream = client.completions.create(model="fox", prompt="a", max_tokens=500, stream=True)
             with pytest.raises(openai.APIError, match=r"more than 0\.3 seconds"):
                 list(stream)
-        assert running.service.unfinished == 0
+        wait_for(lambda: running.service.unfinished == 0)

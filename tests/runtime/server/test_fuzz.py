@@ -12,7 +12,7 @@ from ferrule.runtime.server.models import Models
 from ferrule.runtime.server.responses import ResponseBody
 from ferrule.runtime.server.service import Service
 from ferrule.runtime.server.settings import Settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scripted import ScriptRunner, served
 
@@ -139,6 +139,7 @@ def application(tokenizer):
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(requests() | likely())
+@example(("/v1/completions", {"prompt": "th", "logprobs": 0, "n": 2, "echo": True}))
 def test_any_body_is_answered(application, request_):
     path, body = request_
     status, answer = application.post(path, json.dumps(body).encode())
