@@ -1,5 +1,7 @@
-"""The ops in families: tensor, model, serving, quantized. Importing this package declares all."""
+"""The ops in families: tensor, model, recurrent, serving, quantized. Importing this package
+declares all.
+"""
 
-from . import model, quantized, serving, tensor
+from . import model, quantized, recurrent, serving, tensor
 
-__all__ = ["model", "quantized", "serving", "tensor"]
+__all__ = ["model", "quantized", "recurrent", "serving", "tensor"]

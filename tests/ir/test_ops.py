@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 DIMS = " where B in [1, 9], C in [1, 9], M in [1, 9], N in [1, 9], S in [1, 9], T in [1, 9]"
 X, INTS, C = "%x: f32[B, S, 8]", "%x: i32[B, S, 8]", "%x: bool[B, S, 8]"
 KV = "%k: cache<f32>[16; 2, 8]"
+SCAN = "%q: f32[B, S, 2, 6], %k: f32[B, S, 2, 6], %v: bf16[B, S, 4, 5], %g: f32[B, S, 4, 1]"
 STEP = "%t: i32[N, M], %s: i32[N + 1], %c: i32[N]"
 FLOAT = [
     "exp",
@@ -94,6 +95,11 @@ GOOD = [
      'scale = 0.5, causal = true, window = 4, extras = ("sinks", "slopes")', "f32[B, 4, S, 8]"),
     ("expert_linear", "%x: f32[T, 2, 8], %w: f32[4, 5, 8], %i: i64[T, 2], %b: f32[4, 5]", "",
      "f32[T, 2, 5]"),
+    ("causal_conv", X + ", %w: f32[8, 3]", "", "f32[B, S, 8]"),
+    ("linear_scan", SCAN, "", "bf16[B, S, 4, 5]"),
+    ("linear_scan",
+     "%q: f32[B, S, 4, 6], %k: f32[B, S, 4, 6], %v: f32[B, S, 4, 5], %g: f32[B, S, 4, 6], "
+     "%b: bf16[B, S, 4]", "", "f32[B, S, 4, 5]"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 8], %v: f32[T, 2, 6], %s: i32[N + 1]",
      "scale = 0.5, window = 3", "f32[T, 4, 6]"),
     ("cache_append", KV + ", %v: f32[T, 2, 8], %s: i32[T]", "", "cache<f32>[16; 2, 8]"),
@@ -198,6 +204,15 @@ BAD = [
      'scale = 1.0, extras = ("sunk",)', "extras name"),
     ("expert_linear", "%x: f32[T, 2, 8], %w: f32[4, 5, 8], %i: i64[T]", "", "were wanted"),
     ("expert_linear", "%x: f32[T, 8], %w: f32[4, 5, 8], %i: f32[T]", "", "i32 or i64 index"),
+    ("causal_conv", X + ", %w: f32[7, 3]", "", "of one dtype were wanted"),
+    ("causal_conv", X + ", %w: bf16[8, 3]", "", "of one dtype were wanted"),
+    ("causal_conv", "%x: f32[T, 8], %w: f32[8, 3]", "", r"x\[B, S, C\] was wanted"),
+    ("linear_scan", SCAN.replace("%k: f32[B, S, 2, 6]", "%k: f32[B, S, 2, 7]"), "", "one shape"),
+    ("linear_scan", SCAN.replace("bf16[B, S, 4", "bf16[B, S, 3"), "", "no multiple"),
+    ("linear_scan", SCAN.replace("bf16[B, S", "bf16[B, T"), "", "on the same tokens"),
+    ("linear_scan", SCAN.replace("%g: f32[B, S, 4, 1]", "%g: f32[B, S, 4, 5]"), "", "a log_decay"),
+    ("linear_scan", SCAN + ", %b: f32[B, S, 2]", "", "one beta"),
+    ("linear_scan", SCAN + ", %b: i32[B, S, 4]", "", "floats were wanted"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 7], %v: f32[T, 2, 6], %s: i32[N + 1]",
      "scale = 0.5", "were wanted"),
     ("cache_append", KV + ", %v: f16[T, 2, 8], %s: i32[T]", "", "values of cache"),
