@@ -20,6 +20,7 @@ from ..passes.layout_weights import LayoutWeights
 from ..passes.merge_linears import MergeLinears
 from ..passes.quantize import Quantize, Recipe
 from ..passes.raise_attention import RaiseAttention
+from ..passes.raise_convs import RaiseConvs
 from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
 from ..passes.select_logit_rows import SelectLogitRows
@@ -50,7 +51,9 @@ def raising() -> tuple[Phase, ...]:
     return (
         Phase("canonicalize", (Canonicalize(),)),
         # Norms first: attention over normalized queries and keys is matched through them.
-        Phase("raise", (RaiseNorms(), RaiseExperts(), RaiseAttention(), Canonicalize())),
+        Phase(
+            "raise", (RaiseNorms(), RaiseConvs(), RaiseExperts(), RaiseAttention(), Canonicalize())
+        ),
         Phase("merge", (MergeLinears(),)),
     )
 
