@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from .checkpoint import LiveWeights, Weights
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
+from .helped import helped
 from .sources import model_line
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
@@ -74,7 +75,7 @@ def capture(
     model does not export.
     """
     weights = LiveWeights(model) if weights is None else weights
-    with prepared(model):
+    with prepared(model), helped(model):
         if args is None and kwargs is None:
             return _capture_language_model(model, max_context, weights, name)
         return _capture_module(

@@ -24,7 +24,7 @@ from ..ir.graph import Graph
 from ..ir.node import Node, input_, parameter
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
-from .aten import contraction, creation, elementwise, index, movement, reduction
+from .aten import contraction, creation, elementwise, index, movement, recurrent, reduction
 from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
 from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
@@ -38,6 +38,7 @@ TABLE: Mapping[str, Builder] = {
     **reduction.TABLE,
     **index.TABLE,
     **contraction.TABLE,
+    **recurrent.TABLE,
 }
 
 
