@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import serve, tune_command
+from . import serve, tune_command, zoo_command
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 serve.add_commands(app)
 tune_command.add_commands(app)
+zoo_command.add_commands(app)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A compiled artifact.", show_default=False)
