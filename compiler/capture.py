@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as torch_config
 
 from .checkpoint import LiveWeights, Weights
 from .decisions import Splits, decided_by_length
@@ -192,11 +193,10 @@ def _ids(limit: int) -> torch.Tensor:
 
 
 def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
-    shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim("S", min=1, max=limit)},)
     longest = LogitsOf(model, limit, end=1)
-    program = _export(longest, (_ids(limit),), {}, shapes)
+    program = _export_for_all(longest, limit)
     if longest.splits.places:
-        shortest = _export(LogitsOf(model, limit, end=0), (_ids(limit),), {}, shapes)
+        shortest = _export_for_all(LogitsOf(model, limit, end=0), limit)
         if str(shortest.graph) != str(program.graph):
             raise CompileError(
                 f"{type(model).__name__} computes differently at different lengths: "
@@ -204,6 +204,25 @@ def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
                 "A max_context below that length compiles"
             )
     return program
+
+
+def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
+    """The program for any batch and every length up to the limit."""
+    try:
+        return _export(model, (_ids(limit),), {}, _open_shapes(limit, least=1))
+    except CompileError as refusal:
+        try:
+            # Where a part of a table is all of it, its strides are others, and the tracer keeps the
+            # two apart. Told not to look at sizes for what is decided the same way without, it
+            # joins them. It then no longer takes for granted that a size is not 1.
+            with torch_config.patch(backed_size_oblivious=True):
+                return _export(model, (_ids(limit),), {}, _open_shapes(limit, least=2))
+        except CompileError:
+            raise refusal from None
+
+
+def _open_shapes(limit: int, least: int) -> Any:
+    return ({0: Dim("B", min=least, max=MOST_BATCH), 1: Dim("S", min=least, max=limit)},)
 
 
 def _found_bound(model: nn.Module, limit: int) -> int | None:
