@@ -8,7 +8,7 @@ torch can; the rest are reported at once, each with the line of model source tha
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
 
-from ..ir.dims import Dim, as_dim, dim, equal_shapes
+from ..ir.dims import equal_shapes
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_, parameter
@@ -30,6 +30,7 @@ from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
 from .errors import CompileError
 from .sources import origin
+from .traced_sizes import OpenSizeError, TracedSizes
 
 TABLE: Mapping[str, Builder] = {
     **elementwise.TABLE,
@@ -149,7 +150,7 @@ class _Importer:
     placeholders: dict[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.names = {symbol: dim(name) for symbol, name in self.captured.dims.items()}
+        self.sizes = TracedSizes(self.captured.dims, self.captured.bounds)
 
     def run(self) -> tuple[tuple[Node, ...], tuple[str, ...]]:
         """The nodes of the results and their names."""
@@ -162,7 +163,7 @@ class _Importer:
                 continue
             try:
                 self._import(node)
-            except (Unsupported, IRError, _Open) as error:
+            except (Unsupported, IRError, OpenSizeError) as error:
                 problems.append(f"  {node.target}, {self._where(node)}: {error}")
         if problems:
             raise CompileError("ops that cannot be imported:\n" + "\n".join(problems))
@@ -221,10 +222,12 @@ class _Importer:
         """
         name = spec.target.removeprefix(self.captured.prefix)
         held = self._held(spec)
-        if held is not None:
-            self.constants[name] = held
         value = node.meta["val"]
         kind = self._type(value)
+        if held is not None and held.dim() == 0 and not held.is_complex():
+            return t.scalar(held.item(), kind.dtype)  # a number: rules read its value
+        if held is not None:
+            self.constants[name] = held
         if not value.is_complex():
             return parameter(name=name, type=kind)
         pairs = parameter(name=name, type=TensorType(kind.dtype, (*kind.shape, 2)))
@@ -283,8 +286,8 @@ class _Importer:
     def to_dim(self, value: Any) -> Any:
         """A traced size in our dims; numbers as they are."""
         if isinstance(value, (torch.SymInt, torch.SymFloat)):
-            return _translated(value.node.expr, self.names)
-        return _translated(value, self.names) if isinstance(value, sympy.Expr) else value
+            return self.sizes.dim(value.node.expr)
+        return self.sizes.dim(value) if isinstance(value, sympy.Expr) else value
 
     def _type(self, value: torch.Tensor) -> TensorType:
         return TensorType(DTYPES[value.dtype], tuple(self.to_dim(d) for d in value.shape))
@@ -328,45 +331,6 @@ class _Importer:
             nodes.append(made)
             names.append("logits" if self.captured.is_language_model else name)
         return tuple(nodes), tuple(names)
-
-
-class _Open(Exception):
-    """A size that only the data decides."""
-
-
-def _translated(expr: Any, names: Mapping[str, sympy.Symbol]) -> Dim:
-    """torch's symbolic size in our dims: its symbols renamed, its own functions as sympy's."""
-    if isinstance(expr, (int, float)):
-        return expr  # type: ignore[return-value]
-    if expr.is_Integer:
-        return int(expr)
-    if expr.is_Symbol:
-        if str(expr) not in names:
-            raise _Open(f"a size depends on the data ({expr})")
-        return names[str(expr)]
-    parts = [_translated(a, names) for a in expr.args]
-    made = _FUNCTIONS.get(type(expr).__name__, expr.func)(*(sympy.sympify(p) for p in parts))
-    return float(made) if made.is_Float else as_dim(made)  # type: ignore[return-value]
-
-
-def _floor_division(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
-    return sympy.floor(a / b)
-
-
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "FloorDiv": _floor_division,
-    "CleanDiv": _floor_division,
-    "PythonMod": sympy.Mod,
-    "Mod": sympy.Mod,
-    "ModularIndexing": lambda a, b, c: sympy.Mod(sympy.floor(a / b), c),
-    "ToFloat": lambda a: a,
-    "TruncToInt": lambda a: a,
-    "IntTrueDiv": lambda a, b: a / b,
-    "FloatTrueDiv": lambda a, b: a / b,
-    "PowByNatural": sympy.Pow,
-    "Max": sympy.Max,
-    "Min": sympy.Min,
-}
 
 
 def _same(made: Node, wanted: TensorType) -> bool:

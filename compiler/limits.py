@@ -38,15 +38,22 @@ def within_tables(captured: Captured, wanted: int | None) -> Captured:
 
 
 def _lookups_by_length(graph: Graph) -> list[Node]:
-    """Rows taken from a table of known size at places that depend on the length alone."""
+    """Rows taken from a table of known size at places that depend on the length, alone or beside
+    the tokens that are counted.
+    """
     found: list[Node] = []
     for node in graph.nodes():
         if node.op.name != "take" or not isinstance(node.inputs[0].shape[node["axis"]], int):
             continue
         below = {n.op.name for n in walk((node.inputs[1],))}
-        if "input" not in below and "parameter" not in below:
+        if "parameter" not in below and ("input" not in below or "cumsum" in below):
             found.append(node)
     return found
+
+
+TOKENS = range(4)
+"""Sequences of one token over and over: of whatever one token a count leaves out, another of these
+is counted at every place."""
 
 
 def _longest(lookup: Node, high: int, weights: Weights) -> int:
@@ -54,11 +61,16 @@ def _longest(lookup: Node, high: int, weights: Weights) -> int:
     with it.
     """
     rows = lookup.inputs[0].shape[lookup["axis"]]
-    places = Graph("places", (), (lookup.inputs[1],))
+    reached = tuple(n for n in walk((lookup.inputs[1],)) if n.op.name == "input")
+    places = Graph("places", reached, (lookup.inputs[1],))
 
     def fits(length: int) -> bool:
-        (value,) = evaluate(places, {}, weights, {"B": 1, "S": length})
-        return not value.numel() or int(torch.max(value)) < rows
+        for token in TOKENS if reached else (0,):
+            ids = [torch.full((1, length), token) for _ in reached]
+            (value,) = evaluate(places, ids, weights, {"B": 1, "S": length})
+            if value.numel() and int(torch.max(value)) >= rows:
+                return False
+        return True
 
     if fits(high):
         return high

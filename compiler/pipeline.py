@@ -21,9 +21,11 @@ from ..passes.merge_linears import MergeLinears
 from ..passes.quantize import Quantize, Recipe
 from ..passes.raise_attention import RaiseAttention
 from ..passes.raise_convs import RaiseConvs
+from ..passes.raise_counts import RaiseCounts
 from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
 from ..passes.select_logit_rows import SelectLogitRows
+from ..passes.split_masks import SplitMasks
 from ..passes.tabulate_positions import TabulatePositions
 
 if TYPE_CHECKING:
@@ -52,7 +54,15 @@ def raising() -> tuple[Phase, ...]:
         Phase("canonicalize", (Canonicalize(),)),
         # Norms first: attention over normalized queries and keys is matched through them.
         Phase(
-            "raise", (RaiseNorms(), RaiseConvs(), RaiseExperts(), RaiseAttention(), Canonicalize())
+            "raise",
+            (
+                RaiseNorms(),
+                RaiseConvs(),
+                RaiseCounts(),
+                RaiseExperts(),
+                RaiseAttention(),
+                Canonicalize(),
+            ),
         ),
         Phase("merge", (MergeLinears(),)),
     )
@@ -67,6 +77,7 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
         Phase(
             "serving form",
             (
+                SplitMasks(),
                 # Masks before positions: what is left of them then needs no table.
                 DescribeMasks(max_context=context, evaluate=evaluate),
                 TabulatePositions(max_context=context, evaluate=evaluate),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
 
 COUNT = 32  # greedy tokens of each prompt
+WARMING = "llama"
 TIE = 1e-4  # of the largest logit: where the two best are nearer, either is the best
 
 
@@ -107,7 +108,7 @@ def compiled(model: nn.Module) -> Artifact:
     """A tiny model's artifact, not yet compared with eager."""
     from .build import Options, build_in_temporary
 
-    options = Options(max_context=96, max_batch=4, chunk=40, progress=False, parity=False)
+    options = Options(max_context=64, max_batch=4, chunk=40, progress=False, parity=False)
     return build_in_temporary(model, options)
 
 
@@ -201,15 +202,39 @@ def read_found(records: Path) -> list[Found]:
 
 def _each(types: Sequence[str], limit: float) -> Iterator[Found]:
     """Each type in a process of its own, forked from one that has the libraries loaded."""
-    context = multiprocessing.get_context("forkserver")
-    package = __name__.rpartition(".")[0]
-    context.set_forkserver_preload([f"{package}.build", f"{package}.zoo_models", "transformers"])
+    if not types:
+        return
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe(duplex=False)
+    home = spawn.Process(target=_fork_each, args=(list(types), limit, there))
+    home.start()
+    there.close()
+    try:
+        for _ in types:
+            yield here.recv()
+    except EOFError:
+        raise CompileError("the process that the zoo's types are forked from has ended") from None
+    finally:
+        home.kill()
+        home.join()
+        here.close()
+
+
+def _fork_each(types: list[str], limit: float, to: Any) -> None:
+    """Send what becomes of each type. What a process does for the first time (loading libraries,
+    filling their tables) takes longer than the rest: it is done once, before the forks.
+    """
+    from .zoo_models import tiny_model
+
+    if len(types) > 1:
+        compiled(tiny_model(WARMING))  # no kernel is run, so no thread is begun
+    fork = multiprocessing.get_context("fork")
     for kind in types:
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(kind, there), daemon=True)
+        here, there = fork.Pipe(duplex=False)
+        process = fork.Process(target=_answer, args=(kind, there))
         process.start()
         there.close()
-        yield _reply(kind, here, limit)
+        to.send(_reply(kind, here, limit))
         process.kill()
         process.join()
         here.close()

@@ -220,6 +220,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "attention_hidden_size": 96,
     },
     "codegen": {"n_head": 4},
+    "xlm": {"causal": True},
     "doge": {"keep_window_size": 96},
     "gemma4": {"text_config": _GEMMA4},
     "gemma4_unified": {"text_config": _GEMMA4},

@@ -19,7 +19,16 @@ from ..ir.ops import tensor as t
 from ..ir.rewrite import Rules, hole, rewrite
 from .batch_frames import best_target, key_heads, moved
 from .rules.movement import MOVEMENT
-from .rules.values import holds, literal, reshaped, spread, transposed, without_widening
+from .rules.repeats import repeated, unrepeated
+from .rules.values import (
+    MASKED,
+    holds,
+    literal,
+    reshaped,
+    spread,
+    transposed,
+    without_widening,
+)
 from .trace_scores import (
     Scores,
     Step,
@@ -134,16 +143,7 @@ def _same_heads(key: Node, value: Node, target: Target) -> tuple[Node, Node]:
     """Both with as many heads: where they differ, all of the target's."""
     if equal(key.shape[1], value.shape[1]):
         return key, value
-    return _repeated(key, target[1]), _repeated(value, target[1])
-
-
-def _repeated(node: Node, heads: Dim) -> Node:
-    batch, grouped, *tail = node.shape
-    if equal(grouped, heads):
-        return node
-    assert isinstance(grouped, int) and isinstance(heads, int), f"heads {grouped} of {heads}"
-    apart = reshaped(node, (batch, grouped, 1, *tail))
-    return reshaped(spread(apart, (batch, grouped, heads // grouped, *tail)), (batch, heads, *tail))
+    return repeated(key, target[1]), repeated(value, target[1])
 
 
 def one_dtype(*nodes: Node) -> tuple[Node, ...]:
@@ -172,12 +172,15 @@ def _per_head(sinks: Node, heads: Dim) -> Node | None:
 
 @dataclass(frozen=True)
 class Folded:
-    """The steps as attention takes them; `stretch` are tensors to multiply the queries by."""
+    """The steps as attention takes them; `stretch` are tensors to multiply the queries by,
+    `selects` those that scores were multiplied by, which have to be 1 where a key is seen.
+    """
 
     scale: float = 1.0
     softcap: float = 0.0
     mask: Node | None = None
     stretch: tuple[Node, ...] = ()
+    selects: tuple[Node, ...] = ()
 
 
 def fold_steps(steps: Sequence[Step], target: Target) -> Folded | None:
@@ -192,7 +195,21 @@ def fold_steps(steps: Sequence[Step], target: Target) -> Folded | None:
             return None
     if folded.softcap < 0:
         return None
-    return folded
+    return _selected(folded) if folded.selects else folded
+
+
+def _selected(folded: Folded) -> Folded | None:
+    """The mask, infinite where a key is seen whose score is multiplied by something but 1: a
+    mask that has such a place is of no family, and is refused when it is evaluated.
+    """
+    if folded.mask is None:
+        return None
+    mask = _as_float(folded.mask)
+    for by in folded.selects:
+        hidden = t.lt(mask, t.scalar(MASKED, mask.dtype))
+        fine = t.logical_or(t.eq(by, t.scalar(1.0, by.dtype)), hidden)
+        mask = t.where(fine, mask, t.scalar(float("inf"), mask.dtype))
+    return replace(folded, mask=mask, selects=())
 
 
 def _fold(folded: Folded, step: Step, operand: Node | None) -> Folded | None:
@@ -206,6 +223,8 @@ def _fold(folded: Folded, step: Step, operand: Node | None) -> Folded | None:
         if capped or mask is not None:
             return None
         return replace(folded, stretch=(*folded.stretch, operand))
+    if step.kind == "select":
+        return None if mask is not None else replace(folded, selects=(*folded.selects, operand))
     if step.kind == "add":
         return replace(folded, mask=operand if mask is None else _sum(_as_float(mask), operand))
     if mask is None and step.factor == -float("inf"):
@@ -252,40 +271,6 @@ def repeated_keys(root: Node) -> Node | None:
     if fewer[0] is None or fewer[1] is None or not equal(fewer[0].shape[1], fewer[1].shape[1]):
         return None
     return root.with_inputs((q, fewer[0], fewer[1], *more))
-
-
-def unrepeated(node: Node, axis: int) -> Node | None:
-    """The node before an axis was repeated, each entry R times in a row; None where it was not."""
-    if node.op is t.transpose:
-        inner = unrepeated(node.inputs[0], node["permutation"][axis])
-        return None if inner is None else node.with_inputs((inner,))
-    if node.op is t.cast:
-        inner = unrepeated(node.inputs[0], axis)
-        return None if inner is None else node.with_inputs((inner,))
-    if node.op is t.broadcast:
-        return _before_spread(node, axis)
-    if node.op is not t.reshape or node.inputs[0].op is not t.broadcast:
-        return None
-    wide = node.inputs[0]
-    if len(wide.shape) != len(node.shape) + 1 or not _splits(node.shape, wide.shape, axis):
-        return None
-    thin = _before_spread(wide, axis + 1)
-    return (
-        None if thin is None else reshaped(thin, (*wide.shape[: axis + 1], *wide.shape[axis + 2 :]))
-    )
-
-
-def _splits(whole: Shape, parts: Shape, axis: int) -> bool:
-    """Whether parts is whole with one axis split in two."""
-    rest = equal_shapes((*whole[:axis], *whole[axis + 1 :]), (*parts[:axis], *parts[axis + 2 :]))
-    return rest and equal(product(parts[axis : axis + 2]), whole[axis])
-
-
-def _before_spread(node: Node, axis: int) -> Node | None:
-    """What a broadcast along one axis alone was made from."""
-    source = node.inputs[0]
-    wanted = (*node.shape[:axis], 1, *node.shape[axis + 1 :])
-    return source if equal_shapes(source.shape, wanted) and node.shape[axis] != 1 else None
 
 
 @ATTENTION.on(hole("root", is_attention))

@@ -17,15 +17,16 @@ from ..ir.node import Node
 from ..ir.ops import tensor as t
 from .rules.values import literal, reshaped, transposed
 
-Kind = Literal["scale", "stretch", "tanh", "add", "keep"]
+Kind = Literal["scale", "stretch", "select", "tanh", "add", "keep"]
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing done to the scores.
 
-    scale: times `factor`. stretch: times `operand`, the same for all keys. tanh. add: plus
-    `operand`. keep: stays where `operand` (bool) is true, becomes `factor` elsewhere.
+    scale: times `factor`. stretch: times `operand`, the same for all keys. select: times `operand`,
+    where it matters 1. tanh. add: plus `operand`. keep: stays where `operand` (bool) is true,
+    becomes `factor` elsewhere.
     """
 
     kind: Kind
@@ -148,6 +149,15 @@ def _scale(node: Node) -> Scores | None:
         if number == 0:
             return None
         return found.then("scale", node, factor=1 / number if node.op is t.div else float(number))
+    return _select(node) if node.op is t.mul else None
+
+
+def _select(node: Node) -> Scores | None:
+    """Times a tensor that differs by key: a mask of ones, where an added one hides the rest."""
+    for scores, by in (node.inputs, node.inputs[::-1]):
+        found = trace_scores(scores)
+        if found is not None:
+            return found.then("select", node, as_matrices(by))
     return None
 
 

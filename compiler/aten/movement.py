@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...ir.dims import Dim, equal, product
+from ...ir.dims import Dim, as_dim, equal, product
 from ...ir.node import Node
 from ...ir.ops import tensor as t
 from .table import (
@@ -144,8 +144,12 @@ def part(x: Node, axis: int, start: Dim, stop: Dim, step: int = 1) -> Node:
 
 
 def place(index: Any, size: Dim) -> Dim:
-    """An index counted from the front; negative ones count from the end."""
-    return size + index if isinstance(index, int) and index < 0 else index
+    """An index counted from the front; negative ones count from the end, and so does a dim with a
+    minus before it.
+    """
+    if isinstance(index, int):
+        return size + index if index < 0 else index
+    return as_dim(size + index) if index.could_extract_minus_sign() else index
 
 
 def _bounds(

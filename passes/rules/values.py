@@ -22,6 +22,10 @@ _HOLDS: dict[str, frozenset[str]] = {
 }
 
 
+MASKED = -1e3
+"""What is filled in where a key is not to be seen lies below: -inf, a dtype's lowest, -1e4."""
+
+
 def holds(wide: str, narrow: str) -> bool:
     """Whether every value of a dtype is a value of a wider one too."""
     return wide == narrow or narrow in _HOLDS.get(wide, frozenset())

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 
 import pytest
+import torch
 from check import check_pass
+from ferrule.compiler.reference import evaluate
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, input_, parameter
@@ -289,3 +291,30 @@ STAY: dict[str, Callable[[], Node]] = {
 def test_what_is_no_attention_stays(name: str):
     before = graph(STAY[name]())
     check_pass(RaiseAttention(), before, before)
+
+
+ONES = parameter(name="ones", type=TensorType("f32", (1, 1, 9, 9)))
+
+
+def square() -> Node:
+    """A table of [9, 9] cut to the length."""
+    part = t.slice_(ONES, axis=2, start=0, stop=S)
+    return t.slice_(part, axis=3, start=0, stop=S)
+
+
+def test_scores_times_a_mask_of_ones():
+    z = t.add(t.mul(scores(), square()), t.mul(t.sub(number(1.0), square()), number(-1e4)))
+    found = Canonicalize().run(RaiseAttention().run(Canonicalize().run(graph(weigh(z)))))
+    (one,) = (n for n in found.nodes() if n.op is model.attention)
+    given = {"q": Q, "k": K, "v": V}
+    assert {n["name"] for n in one.inputs[:3]} == set(given)
+    lower = torch.tril(torch.ones(1, 1, 9, 9))
+    sizes = {"B": 1, "S": 9}
+    (mask,) = evaluate(Graph("m", (), (one.inputs[3],)), {}, {"ones": lower}, sizes)
+    assert torch.equal(mask > -1e3, lower > 0)
+    # What is multiplied by something else and seen is told apart from every mask.
+    (odd,) = evaluate(Graph("m", (), (one.inputs[3],)), {}, {"ones": lower * 0.5}, sizes)
+    assert torch.isposinf(odd[lower > 0]).sum() == 0  # -5000 hides these too
+    halves = torch.ones(1, 1, 9, 9) * 0.999
+    (odd,) = evaluate(Graph("m", (), (one.inputs[3],)), {}, {"ones": halves}, sizes)
+    assert torch.isposinf(odd).all()
