@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as torch_config
+from torch.fx.experimental import _config as _torch_config
 
 from .checkpoint import LiveWeights, Weights
 from .decisions import Splits, decided_by_length
@@ -32,6 +32,7 @@ from .sources import model_line
 BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
 DEFAULT_CONTEXT = 2048
+TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +216,7 @@ def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
             # Where a part of a table is all of it, its strides are others, and the tracer keeps the
             # two apart. Told not to look at sizes for what is decided the same way without, it
             # joins them. It then no longer takes for granted that a size is not 1.
-            with torch_config.patch(backed_size_oblivious=True):
+            with TORCH_CONFIG.patch(backed_size_oblivious=True):
                 return _export(model, (_ids(limit),), {}, _open_shapes(limit, least=2))
         except CompileError:
             raise refusal from None

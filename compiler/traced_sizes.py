@@ -21,7 +21,7 @@ class TracedSizes:
 
     def __init__(self, names: Mapping[str, str], bounds: Mapping[str, tuple[int, int]]) -> None:
         self._symbols = {symbol: dim(name) for symbol, name in names.items()}
-        self._bounds = {dim(name): bound for name, bound in bounds.items()}
+        self._bounds: dict[Any, tuple[int, int]] = {dim(n): b for n, b in bounds.items()}
 
     def dim(self, expr: Any) -> Dim:
         """The size as a dim; raises OpenSizeError where it has a symbol that is no dim."""

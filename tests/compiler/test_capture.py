@@ -4,7 +4,10 @@ import pytest
 import torch
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
+from ferrule.compiler.import_aten import import_captured
+from ferrule.compiler.reference import evaluate
 from models import zoo
+from models.tables import CountedLM, MaskTableLM
 from torch import nn
 
 
@@ -131,3 +134,23 @@ def test_any_module_is_captured_with_its_arguments():
     batch = torch.export.Dim("rows", min=1, max=64)
     open_ = capture(module, args=(torch.randn(4, 5),), dynamic_shapes=({0: batch},))
     assert list(open_.bounds.values()) == [(1, 64)]
+
+
+def test_the_whole_of_a_square_table_is_no_case_of_its_own():
+    model = zoo.randomize(MaskTableLM())
+    captured = capture(model, max_context=24)
+    assert captured.bounds["S"] == (1, 24)
+    imported = import_captured(captured)
+    for shape in ((1, 1), (3, 2), (2, 23), (1, 24)):
+        ids = torch.randint(0, 31, shape)
+        (found,) = evaluate(imported.graph, {"ids": ids}, imported.weights)
+        torch.testing.assert_close(found, model(ids))
+    with pytest.raises(CompileError, match="24"):
+        capture(model, max_context=25)
+
+
+def test_positions_that_are_counted_bound_the_length():
+    model = zoo.randomize(CountedLM())
+    assert capture(model).bounds["S"] == (1, 22)  # positions begin at 2
+    with pytest.raises(CompileError, match=r"max_context 23 .*24 rows .*22 tokens"):
+        capture(model, max_context=23)

@@ -11,6 +11,7 @@ from ferrule.compiler.reference import evaluate
 from ferrule.ir.text import parse_graph, print_graph
 from ferrule.ir.verify import verify
 from models import zoo
+from models.tables import MaskTableLM
 from torch import nn
 
 # Other shapes than tests/models tries, which imports every type.
@@ -242,3 +243,9 @@ def test_results_keep_their_tree():
     outputs = evaluate(imported.graph, [torch.ones(3)], {})
     rebuilt = torch.utils._pytree.tree_unflatten(list(outputs), imported.tree)
     torch.testing.assert_close(rebuilt["both"][1], torch.zeros(3))
+
+
+def test_a_number_in_the_forward_is_a_constant():
+    graph = import_captured(capture(MaskTableLM())).graph
+    assert not [p for p in graph.parameters() if p.shape == ()]
+    assert -1e9 in [n["value"] for n in graph.nodes() if n.op.name == "constant"]
