@@ -122,7 +122,7 @@ def sets_of(case: Case, body: Graph) -> list[list[tvm.runtime.Tensor]]:
 def bytes_of(case: Case, body: Graph) -> int:
     """Bytes of the sequences' keys and values, scales included."""
     kinds = [i.type for i in body.inputs if isinstance(i.type, CacheType)]
-    return sum(case.lengths) * sum(k.bytes_per_token() for k in kinds)
+    return sum(case.lengths) * sum(k.entry_bytes() for k in kinds)
 
 
 def measured(case: Case, dtype: str, cached: str) -> tuple[float, int]:

@@ -20,7 +20,7 @@ Shape = tuple[Dim, ...]
 
 
 # What stands for something else in the text of a graph.
-_RESERVED = frozenset({"true", "false", "None", "inf", "nan", "graph", "cache"})
+_RESERVED = frozenset({"true", "false", "None", "inf", "nan", "graph", "cache", "state"})
 _FUNCTIONS: Mapping[str, Callable[..., sympy.Expr]] = MappingProxyType(
     {"floor": sympy.floor, "ceiling": sympy.ceiling, "Mod": sympy.Mod}
     | {"Max": sympy.Max, "Min": sympy.Min}

@@ -352,6 +352,8 @@ class _Reader:
             return TupleType(tuple(items))
         if self.accept("cache<"):
             return self._cache()
+        if self.accept("state<"):
+            return self._state()
         dtype = self.match(r"\w+", "a type")
         self.expect("[")
         return TensorType(dtype, tuple(parse_dim(d) for d in self._dims()))
@@ -364,6 +366,12 @@ class _Reader:
         self.expect(";")
         return CacheType(dtype, block, tuple(int(d) for d in self._dims()))
 
+    def _state(self) -> CacheType:
+        dtype = self.match(r"\w+", "a dtype")
+        self.expect(">")
+        self.expect("[")
+        return CacheType(dtype, 0, tuple(int(d) for d in self._dims()))
+
     def _dims(self) -> list[str]:
         dims: list[str] = []
         more = not self.accept("]")
@@ -373,7 +381,7 @@ class _Reader:
         return dims
 
 
-_TYPE = rf"(?:{'|'.join(BITS)})\[|cache<"
+_TYPE = rf"(?:{'|'.join(BITS)})\[|cache<|state<"
 _WORDS = {"true": True, "false": False, "None": None}
 
 

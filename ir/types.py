@@ -78,9 +78,10 @@ class TupleType:
 
 @dataclass(frozen=True)
 class CacheType:
-    """A paged cache: blocks of `block` slots, each holding one token's entry.
+    """A paged cache: blocks of `block` slots, each holding one token's entry; or, where `block` is
+    0, states, each holding one sequence's entry.
 
-    Physically it is an array [C, block, *entry] of C blocks.
+    Physically it is an array [C, block, *entry] of C blocks, or [Z, *entry] of Z states.
     """
 
     dtype: str
@@ -89,18 +90,30 @@ class CacheType:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
-        if self.block < 1 or any(d < 1 for d in self.entry):
+        if self.block < 0 or any(d < 1 for d in self.entry):
             raise IRError(f"a cache's block and entry are positive, not {self}")
 
-    def bytes_per_token(self) -> int:
-        """Bytes that one token takes."""
+    @property
+    def is_state(self) -> bool:
+        """Whether an entry belongs to a sequence, not to a token."""
+        return self.block == 0
+
+    def array(self, count: Dim) -> Shape:
+        """The shape of the array that holds so many blocks, or states."""
+        return (count, *self.entry) if self.is_state else (count, self.block, *self.entry)
+
+    def entry_bytes(self) -> int:
+        """Bytes that one token takes, or the state of one sequence."""
         count = 1
         for d in self.entry:
             count *= d
         return (count * BITS[self.dtype] + 7) // 8
 
     def __str__(self) -> str:
-        return f"cache<{self.dtype}>[{self.block}; {', '.join(str(d) for d in self.entry)}]"
+        entry = ", ".join(str(d) for d in self.entry)
+        if self.is_state:
+            return f"state<{self.dtype}>[{entry}]"
+        return f"cache<{self.dtype}>[{self.block}; {entry}]"
 
 
 Type = TensorType | TupleType | CacheType

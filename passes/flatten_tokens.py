@@ -2,9 +2,9 @@
 -> logits[T, V].
 
 Every value is followed from the ids on by its factors of batch and length (token_values.py); an op
-that keeps tokens apart is done on [T, ...], attention becomes ragged attention, and anything else
-is refused by name and place. This is the proof that the graph may be served in ragged batches: no
-step of it assumes anything about the model.
+that keeps tokens apart is done on [T, ...], attention, convolutions and scans become ragged, and
+anything else is refused by name and place. This is the proof that the graph may be served in ragged
+batches: no step of it assumes anything about the model.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from ..ir.dims import dim
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_
-from ..ir.ops import model, tensor
+from ..ir.ops import tensor
 from ..ir.types import TensorType
 from ..ir.verify import quote
 from .analyze_tokens import analyze
+from .recurrent_rules import RULES as RECURRENT
 from .tabulate_positions import POSITIONS
 from .token_rules import Operand, attention, broadcast, rule_for
 from .token_values import B, MixesTokensError, S, T, TokenValue, aligned, as_token
 
 N = dim("N")
+_SEQUENCE_WISE = {"attention": attention, **RECURRENT}
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class _Flattener:
         try:
             if not any(isinstance(v, TokenValue) for v in operands):
                 return self._lone_position(node)
-            if node.op is model.attention:
-                return attention(node, operands, self.query_start)
+            if node.op.name in _SEQUENCE_WISE:
+                return _SEQUENCE_WISE[node.op.name](node, operands, self.query_start)
             return rule_for(node)(node, operands)
         except MixesTokensError as error:
             raise IRError(f"{error}\n{quote(self.graph, node)}") from None

@@ -13,6 +13,7 @@ from ferrule.ir.types import CacheType
 Weights = dict[str, torch.Tensor]
 Tokens = list[np.ndarray]
 SPARE = 3  # blocks of the pool that no sequence owns
+BLOCK = 4  # tokens of a block where no cache says so
 
 
 def random_weights(graph: Graph, rng: np.random.Generator) -> Weights:
@@ -43,13 +44,14 @@ class PagedRun:
     ) -> None:
         self.graph, self.weights = graph, weights
         self.kinds = {i["name"]: i.type for i in graph.inputs if isinstance(i.type, CacheType)}
-        self.block = next(iter(self.kinds.values())).block
+        self.block = max(k.block for k in self.kinds.values()) or BLOCK
         most = -(-32 // self.block)
         pool = count * most + SPARE
         self.table = rng.permutation(pool)[: count * most].reshape(count, most)
-        shapes = {n: (pool, self.block, *k.entry) for n, k in self.kinds.items()}
+        shapes = {n: k.array(pool) for n, k in self.kinds.items()}
         self.caches = {n: torch.full(s, torch.nan, dtype=torch.float64) for n, s in shapes.items()}
-        self.done = [0] * count
+        self.done, self.state = [0] * count, [-1] * count
+        self.rng = rng
 
     def step(self, parts: list[tuple[int, np.ndarray]]) -> list[np.ndarray]:
         """Logits of each part (sequence number, its next tokens): of all its tokens, or of its last
@@ -64,6 +66,7 @@ class PagedRun:
             "block_table": self.table[[n for n, _ in parts]],
             "slots": np.concatenate(slots),
             "logit_rows": np.cumsum(lengths) - 1,
+            **self._states([n for n, _ in parts]),
         }
         outputs = _evaluate(self.graph, given, self.weights, self.caches)
         named = dict(zip(self.graph.output_names, outputs, strict=True))
@@ -73,6 +76,15 @@ class PagedRun:
         logits = named["logits"].numpy()
         cuts = range(1, len(parts)) if "argmax" in named else np.cumsum(lengths)[:-1]
         return np.split(logits, list(cuts))
+
+    def _states(self, numbers: list[int]) -> dict[str, np.ndarray]:
+        """Where the states of a step's sequences are, and go: elsewhere, or where they were."""
+        before = np.array([self.state[n] for n in numbers])
+        free = iter(self.rng.permutation(sorted(set(range(len(self.table) * 2)) - {*self.state})))
+        for n in numbers:
+            if self.state[n] < 0 or self.rng.random() < 0.4:
+                self.state[n] = int(next(free))
+        return {"state_from": before, "state_to": np.array([self.state[n] for n in numbers])}
 
     def _slots(self, n: int, count: int) -> np.ndarray:
         places = np.arange(self.done[n], self.done[n] + count)

@@ -121,7 +121,7 @@ def _bind_input(t: Type, value: Any, sizes: dict[str, int], name: str) -> None:
     if isinstance(t, TensorType):
         shape = t.shape
     elif isinstance(t, CacheType):
-        shape = (value.shape[0], t.block, *t.entry)
+        shape = t.array(value.shape[0])
     if len(shape) != value.dim():
         raise IRError(f"input {name}: {list(value.shape)} given, {t} wanted")
     for dim, size in zip(shape, value.shape, strict=True):

@@ -1,11 +1,15 @@
-"""Recurrent ops: causal convolutions and scans over tokens whose state has a fixed size."""
+"""Recurrent ops: causal convolutions and scans over tokens whose state has a fixed size.
+
+Each in three forms: over a batch [B, S], over ragged sequences [T], and over ragged sequences that
+go on from states.
+"""
 
 from __future__ import annotations
 
-from ..dims import equal, equal_shapes, exact_quotient
+from ..dims import Dim, equal, equal_shapes, exact_quotient, shape_text
 from ..errors import IRError
 from ..node import op
-from ..types import TensorType
+from ..types import CacheType, TensorType, TupleType
 
 
 def check_conv(x: TensorType, w: TensorType) -> None:
@@ -65,3 +69,103 @@ def linear_scan(
         raise IRError(f"q[B, S, G, K] was wanted, not {q}")
     check_scan(q, k, v, log_decay, beta)
     return v
+
+
+@op("contraction", "mixes")
+def ragged_conv(x: TensorType, w: TensorType, query_start: TensorType) -> TensorType:
+    """causal_conv inside each of N sequences that stand one after another, taps first in w.
+
+    Shapes: x[T, C], w[K, C], query_start[N + 1] -> [T, C]; sequence n is rows query_start[n] to
+    query_start[n + 1].
+    """
+    _check_taps(x, w)
+    _check_starts(query_start)
+    return x
+
+
+@op("contraction", "mixes")
+def ragged_scan(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    log_decay: TensorType,
+    query_start: TensorType,
+    *beta: TensorType,
+) -> TensorType:
+    """linear_scan inside each of N sequences that stand one after another.
+
+    Shapes: q[T, G, K], k[T, G, K], v[T, H, V], log_decay[T, H, D], query_start[N + 1],
+    beta[T, H] -> y[T, H, V].
+    """
+    if q.rank != 3:
+        raise IRError(f"q[T, G, K] was wanted, not {q}")
+    check_scan(q, k, v, log_decay, beta)
+    _check_starts(query_start)
+    return v
+
+
+@op("contraction", "mixes")
+def state_conv(
+    x: TensorType,
+    w: TensorType,
+    state: CacheType,
+    query_start: TensorType,
+    state_from: TensorType,
+    state_to: TensorType,
+) -> TupleType:
+    """ragged_conv that goes on where a step before ended: (y[T, C], the states behind the step).
+
+    A state holds the K - 1 rows of x before a sequence's first one of this step, [K - 1, C]; that
+    of sequence n is read at state_from[n], zeros where that is below 0, and written to state_to[n].
+    No two sequences write one state, and none writes what another reads.
+    """
+    _check_taps(x, w)
+    _check_state(state, x.dtype, (w.shape[0] - 1, w.shape[1]))
+    _check_starts(query_start, state_from, state_to)
+    return TupleType((x, state))
+
+
+@op("contraction", "mixes")
+def state_scan(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    log_decay: TensorType,
+    state: CacheType,
+    query_start: TensorType,
+    state_from: TensorType,
+    state_to: TensorType,
+    *beta: TensorType,
+) -> TupleType:
+    """ragged_scan that goes on where a step before ended: (y[T, H, V], the states behind the step).
+
+    A state is S f32[H, K, V]; it is read and written as in state_conv.
+    """
+    if q.rank != 3:
+        raise IRError(f"q[T, G, K] was wanted, not {q}")
+    check_scan(q, k, v, log_decay, beta)
+    _check_state(state, "f32", (v.shape[1], q.shape[2], v.shape[2]))
+    _check_starts(query_start, state_from, state_to)
+    return TupleType((v, state))
+
+
+def _check_taps(x: TensorType, w: TensorType) -> None:
+    fits = x.rank == w.rank == 2 and equal(x.shape[1], w.shape[1])
+    if not fits or not x.is_float or w.dtype != x.dtype:
+        raise IRError(f"floats x[T, C] and w[K, C] of one dtype were wanted, not {x}, {w}")
+
+
+def _check_state(state: CacheType, dtype: str, entry: tuple[Dim, ...]) -> None:
+    if not state.is_state or state.dtype != dtype or not equal_shapes(state.entry, entry):
+        raise IRError(f"a state<{dtype}>{shape_text(entry)} was wanted, not {state}")
+
+
+def _check_starts(query_start: TensorType, *places: TensorType) -> None:
+    """Refuse a batch that is not query_start[N + 1] and an i32 for each sequence."""
+    sequences = query_start.shape[0] - 1 if query_start.rank == 1 else 0
+    for t in (query_start, *places):
+        if t.dtype != "i32" or t.rank != 1:
+            raise IRError(f"query_start i32[N + 1] and i32[N] were wanted, not {t}")
+    for t in places:
+        if not equal(t.shape[0], sequences):
+            raise IRError(f"an i32 for each sequence of {query_start} was wanted, not {t}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..dims import Dim, equal, equal_shapes
 from ..errors import IRError
-from ..node import op
+from ..node import Node, op
 from ..types import CacheType, TensorType, TupleType, Type
 from .model import check_extra_shapes, check_extras, heads_divide
 
@@ -60,6 +60,17 @@ def cache_append(cache: CacheType, value: TensorType, slots: TensorType) -> Cach
     if not fits or not equal_shapes(slots.shape, value.shape[:1]):
         raise IRError(f"value[T, {cache.entry}] and slots[T] were wanted, not {value}, {slots}")
     return cache
+
+
+def updated(node: Node) -> tuple[Node | None, Node]:
+    """The cache that a node's value is an update of (None: it is none), and the op that makes it:
+    an append, or one that gives back states behind its rows.
+    """
+    if node.op is cache_append:
+        return node.inputs[0], node
+    writer = node.inputs[0] if node.op.name == "item" else node
+    caches = [i for i in writer.inputs if i.type == node.type]
+    return (caches[0] if len(caches) == 1 else None), writer
 
 
 @op("contraction", "mixes")

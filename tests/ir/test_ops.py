@@ -18,6 +18,8 @@ DIMS = " where B in [1, 9], C in [1, 9], M in [1, 9], N in [1, 9], S in [1, 9], 
 X, INTS, C = "%x: f32[B, S, 8]", "%x: i32[B, S, 8]", "%x: bool[B, S, 8]"
 KV = "%k: cache<f32>[16; 2, 8]"
 SCAN = "%q: f32[B, S, 2, 6], %k: f32[B, S, 2, 6], %v: bf16[B, S, 4, 5], %g: f32[B, S, 4, 1]"
+TOKENS = "%q: f32[T, 2, 6], %k: f32[T, 2, 6], %v: bf16[T, 4, 5], %g: f32[T, 4, 1]"
+PLACES = "%s: i32[N + 1], %f: i32[N], %t: i32[N]"
 STEP = "%t: i32[N, M], %s: i32[N + 1], %c: i32[N]"
 FLOAT = [
     "exp",
@@ -100,6 +102,12 @@ GOOD = [
     ("linear_scan",
      "%q: f32[B, S, 4, 6], %k: f32[B, S, 4, 6], %v: f32[B, S, 4, 5], %g: f32[B, S, 4, 6], "
      "%b: bf16[B, S, 4]", "", "f32[B, S, 4, 5]"),
+    ("ragged_conv", "%x: bf16[T, 8], %w: bf16[3, 8], %s: i32[N + 1]", "", "bf16[T, 8]"),
+    ("ragged_scan", f"{TOKENS}, %s: i32[N + 1], %b: f32[T, 4]", "", "bf16[T, 4, 5]"),
+    ("state_conv", f"%x: bf16[T, 8], %w: bf16[3, 8], %c: state<bf16>[2, 8], {PLACES}", "",
+     "(bf16[T, 8], state<bf16>[2, 8])"),
+    ("state_scan", f"{TOKENS}, %c: state<f32>[4, 6, 5], {PLACES}, %b: f32[T, 4]", "",
+     "(bf16[T, 4, 5], state<f32>[4, 6, 5])"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 8], %v: f32[T, 2, 6], %s: i32[N + 1]",
      "scale = 0.5, window = 3", "f32[T, 4, 6]"),
     ("cache_append", KV + ", %v: f32[T, 2, 8], %s: i32[T]", "", "cache<f32>[16; 2, 8]"),
@@ -213,6 +221,16 @@ BAD = [
     ("linear_scan", SCAN.replace("%g: f32[B, S, 4, 1]", "%g: f32[B, S, 4, 5]"), "", "a log_decay"),
     ("linear_scan", SCAN + ", %b: f32[B, S, 2]", "", "one beta"),
     ("linear_scan", SCAN + ", %b: i32[B, S, 4]", "", "floats were wanted"),
+    ("ragged_conv", "%x: bf16[T, 8], %w: bf16[8, 3], %s: i32[N + 1]", "", "one dtype were wanted"),
+    ("ragged_conv", "%x: bf16[T, 8], %w: bf16[3, 8], %s: i64[N + 1]", "", "were wanted"),
+    ("ragged_scan", f"{SCAN}, %s: i32[N + 1]", "", r"q\[T, G, K\] was wanted"),
+    ("state_conv", f"%x: bf16[T, 8], %w: bf16[3, 8], %c: state<f32>[2, 8], {PLACES}", "",
+     r"a state<bf16>\[2, 8\] was wanted"),
+    ("state_conv", f"%x: f32[T, 8], %w: f32[3, 8], %c: cache<f32>[16; 2, 8], {PLACES}", "",
+     r"a state<f32>\[2, 8\] was wanted"),
+    ("state_scan", f"{TOKENS}, %c: state<f32>[4, 5, 6], {PLACES}", "", "was wanted"),
+    ("state_scan", f"{TOKENS}, %c: state<f32>[4, 6, 5], {PLACES.replace('[N]', '[N + 1]')}", "",
+     "an i32 for each sequence"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 7], %v: f32[T, 2, 6], %s: i32[N + 1]",
      "scale = 0.5", "were wanted"),
     ("cache_append", KV + ", %v: f16[T, 2, 8], %s: i32[T]", "", "values of cache"),

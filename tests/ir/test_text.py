@@ -117,6 +117,13 @@ def test_a_type_may_be_written_out():
     assert parse_graph(text).outputs[0] is parameter(name="w", type=TensorType("f32", (3,)))
 
 
+def test_a_state_is_a_cache_without_blocks():
+    text = "graph g(%h: state<f32>[4, 8]) {\n  return %h as h\n}\n"
+    graph = parse_graph(text)
+    assert graph.inputs[0].type == CacheType("f32", 0, (4, 8))
+    assert print_graph(graph) == text
+
+
 def test_a_line_for_each_node():
     graph = parse_graph(TEXT)
     lines = node_lines(graph)

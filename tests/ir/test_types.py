@@ -117,16 +117,19 @@ def test_refused_types():
     with pytest.raises(IRError, match="negative"):
         TensorType("f32", (3, -1))
     with pytest.raises(IRError, match="positive"):
-        CacheType("bf16", 0, (8, 64))
+        CacheType("bf16", -1, (8, 64))
 
 
 def test_text_of_types():
     assert str(TensorType("f16", (B, 64))) == "f16[B, 64]"
     assert str(TensorType("f16", ())) == "f16[]"
     assert str(CacheType("bf16", 16, (8, 64))) == "cache<bf16>[16; 8, 64]"
+    assert str(CacheType("f32", 0, (8, 64))) == "state<f32>[8, 64]"
+    assert CacheType("f32", 0, (8, 64)).array(3) == (3, 8, 64)
+    assert CacheType("f32", 16, (8, 64)).array(3) == (3, 16, 8, 64)
     pair = TupleType((TensorType("f32", (2,)), TensorType("i64", (2,))))
     assert str(pair) == "(f32[2], i64[2])"
-    assert CacheType("i4", 16, (3, 3)).bytes_per_token() == 5
+    assert CacheType("i4", 16, (3, 3)).entry_bytes() == 5
     assert substitute_type(TupleType((TensorType("f32", (B,)),)), {"B": 3}) == TupleType(
         (TensorType("f32", (3,)),)
     )

@@ -44,7 +44,7 @@ def entries(graph: Graph) -> list[tuple[int, ...]]:
 
 
 def token_bytes(graph: Graph) -> int:
-    return sum(i.type.bytes_per_token() for i in graph.inputs if isinstance(i.type, CacheType))
+    return sum(i.type.entry_bytes() for i in graph.inputs if isinstance(i.type, CacheType))
 
 
 def merged_qkv(attention: str, extra: str = "") -> str:
