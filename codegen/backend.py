@@ -156,6 +156,8 @@ def cpu_backend(target: Target) -> Backend:
         "attention": Template(
             frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
         ),
+        "conv": Template(frozenset({"causal_conv", "state_conv"}), rows, _RESHAPES),
+        "scan": Template(frozenset({"linear_scan", "state_scan"}), rows, _RESHAPES),
     }
     layouts = {d: Layout(16, 1) for d in ("f64", "f32", "f16", "bf16", "u8")}
     layouts["u4"] = Layout(16, 2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..ir.dims import Dim, as_dim, dim, product
 from ..ir.graph import Graph
 from ..ir.node import Node
+from ..ir.ops.serving import updated
 from ..ir.types import BITS, CacheType, TensorType
 from .needed import needed_elements
 from .visible import Mask, pairs_doubled, span
@@ -72,8 +73,19 @@ def _bytes(node: Node, count: Dim) -> Dim:
 
 
 def _written(output: Node) -> Dim:
+    if isinstance(output.type, CacheType) and output.type.is_state:
+        states, writer = updated(output)
+        assert states is not None, output
+        return _state_bytes(states, writer)
     value = output.inputs[1] if isinstance(output.type, CacheType) else output
     return _bytes(value, product(value.shape))
+
+
+def _state_bytes(states: Node, reader: Node) -> Dim:
+    """Bytes of the states of a step's sequences."""
+    assert isinstance(states.type, CacheType), f"{states.type}"
+    places = reader.inputs[reader.inputs.index(states) + 2]
+    return product((places.shape[0], states.type.entry_bytes()))
 
 
 def _cached_bytes(cache: Node, body: Graph) -> Dim:
@@ -81,10 +93,12 @@ def _cached_bytes(cache: Node, body: Graph) -> Dim:
     assert isinstance(cache.type, CacheType), f"{cache.type}"
     total: Dim = 0
     for r in body.users(cache):
-        if r.op.name == "paged_attention":
+        if cache.type.is_state:
+            total = total + _state_bytes(cache, r)
+        elif r.op.name == "paged_attention":
             tokens, sequences = r.shape[0], r.inputs[5].shape[0]
             seen = span(_mask(r), dim(CONTEXT), tokens // sequences)
-            total = total + product((sequences, seen, cache.type.bytes_per_token()))
+            total = total + product((sequences, seen, cache.type.entry_bytes()))
     return as_dim(total)
 
 
@@ -99,9 +113,11 @@ def _multiplied(n: Node) -> str:
 
 def _operations(n: Node) -> Dim:
     kinds = ("leaf", "movement", "index")
+    name = n.op.name
+    if name.endswith(("_conv", "_scan")):
+        return _recurrent_operations(n)
     if any(map(n.op.has, kinds)) or not isinstance(n.type, TensorType):
         return 0
-    name = n.op.name
     if name.endswith("attention"):
         return _attention_operations(n)
     if "integer" in name:
@@ -112,6 +128,19 @@ def _operations(n: Node) -> Dim:
         return product((2, *n.shape, *n.inputs[1].shape[1:]))
     source = n.inputs[0] if n.op.has("reduction") and n.inputs else n
     return product(source.shape)
+
+
+def _recurrent_operations(n: Node) -> Dim:
+    """Two operations a tap and element; for each element of a state and token, two to decay and add
+    and two to read, and with the delta rule two more.
+    """
+    if n.op.name.endswith("_conv"):
+        x, w = n.inputs[:2]
+        taps = w.shape[1 if n.op.name == "causal_conv" else 0]
+        return product((2, *x.shape, taps))
+    q, v = n.inputs[0], n.inputs[2]
+    delta = len(n.inputs) == (9 if n.op.name == "state_scan" else 5)
+    return product((6 if delta else 4, *v.shape, q.shape[-1]))
 
 
 def _attention_operations(n: Node) -> Dim:

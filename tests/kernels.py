@@ -19,6 +19,7 @@ import tvm
 from ferrule.codegen.backend import KernelBody
 from ferrule.codegen.space import Choices
 from ferrule.codegen.tvm import build_library
+from ferrule.codegen.tvm.function import cache_of
 from ferrule.compiler.reference import evaluate
 from ferrule.compiler.reference.context import DTYPES as TORCH
 from ferrule.ir.dims import Dim, dim, substitute
@@ -102,13 +103,12 @@ class Kernels:
         self.library[self.reports[name].function](*packed, *results)
         after = dict(zip(body.inputs, packed, strict=True))
         done = {o: r for (o, _), r in zip(outputs, results, strict=True)}
-        return [_tensor(done[o] if o in done else after[_appended(o)], o) for o in body.outputs]
+        return [_tensor(done[o] if o in done else after[cache_of(o)], o) for o in body.outputs]
 
 
-def _appended(node: Node) -> Node:
-    while node.op.name == "cache_append":
-        node = node.inputs[0]
-    return node
+def state(name: str, dtype: str, *entry: int) -> Node:
+    """An input of states, one a sequence."""
+    return input_(name=name, type=CacheType(dtype, 0, entry))
 
 
 def compare(dtype: str, have: torch.Tensor, want: torch.Tensor, what: str) -> None:
@@ -139,7 +139,7 @@ def value_of(
     """The value of an input: the one given, or a random one."""
     t = node.type
     if isinstance(t, CacheType):
-        shape: tuple[int, ...] = (dims["C"], t.block, *t.entry)
+        shape = t.array(dims["C"])
     else:
         shape = tuple(size(d, dims) for d in t.shape)
     chosen = inputs.get(node["name"])

@@ -19,6 +19,7 @@ from ...ir.text import print_graph
 from ..backend import KernelBody, KernelReport
 from ..cost import Cost, cost_of
 from ..space import Choice, Choices, Space
+from .convolve import CONV
 from .dense import DENSE
 from .expert import EXPERT
 from .floats import LINEAR
@@ -29,6 +30,7 @@ from .paged import PAGED, RAGGED
 from .pull import CodegenError
 from .quantized import INTEGER, QUANTIZED
 from .quantized_expert import INTEGER_EXPERT, QUANTIZED_EXPERT
+from .scan import SCAN
 
 ANCHORS: Mapping[str, Anchor] = {
     "packed_linear": LINEAR,
@@ -40,6 +42,10 @@ ANCHORS: Mapping[str, Anchor] = {
     "attention": DENSE,
     "paged_attention": PAGED,
     "ragged_attention": RAGGED,
+    "causal_conv": CONV,
+    "state_conv": CONV,
+    "linear_scan": SCAN,
+    "state_scan": SCAN,
 }
 """Ops with a template of their own; every other op goes through the rows template."""
 
@@ -213,7 +219,8 @@ def _template_of(anchors: Sequence[Node]) -> str:
     name = anchors[0].op.name
     if name.endswith("expert_linear"):
         return "expert_linear"
-    return "linear" if name.endswith("linear") else "attention"
+    words = ("linear", "conv", "scan", "attention")
+    return next(word for word in words if name.endswith(word))
 
 
 _LINKERS = ("ld", "ld.lld", "ld.gold", "ld.bfd")

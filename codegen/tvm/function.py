@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import Dim, Shape, as_dim, names_in
 from ...ir.graph import Graph
 from ...ir.node import Node
+from ...ir.ops.serving import updated
 from ...ir.target import Target
 from ...ir.types import CacheType, TensorType, Type
 from ..space import DEFAULT, Choices, Space, V
@@ -89,7 +90,7 @@ class Anchor:
 def physical_shape(t: Type, blocks: Dim) -> Shape:
     """The shape of the array behind an argument; packed dtypes count bytes along the last axis."""
     if isinstance(t, CacheType):
-        return (blocks, t.block, *t.entry)
+        return t.array(blocks)
     if not isinstance(t, TensorType):
         raise CodegenError(f"an argument of type {t}")
     if t.dtype in SUBBYTE and t.shape:
@@ -147,9 +148,11 @@ def _arguments(kernel: Kernel) -> dict[Node, Place]:
 
 
 def cache_of(node: Node) -> Node:
-    """The cache argument that a chain of appends goes to."""
-    while node.op.name == "cache_append":
-        node = node.inputs[0]
+    """The cache argument that a chain of updates goes to."""
+    while not node.op.has("leaf"):
+        below, _ = updated(node)
+        assert below is not None, node
+        node = below
     return node
 
 

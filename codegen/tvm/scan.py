@@ -1,0 +1,266 @@
+"""Scans whose state is a matrix [K, V] a head: gated linear attention, state spaces, delta rules.
+
+    S = diag(exp(g)) S + k new^T,   y = S^T q,   new = v, or beta (v - (diag(exp(g)) S)^T k)
+
+Columns of S do not meet: an item is a run of columns of one head of one sequence, which it takes
+through its tokens one after another, the columns staying in the nearest memory. Where S has one
+column, an item is a run of heads, and the rows of S are the vectors. So a row's result depends on
+its own sequence alone, in one order, whatever the steps it comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.node import Node
+from . import mathematics as m
+from .function import Anchor, Kernel
+from .isa import LANES
+from .loops import Place, Work
+from .reductions import across, fold_of
+from .sequences import Sequences, accumulated, pieces_of, wanted_whole
+from .values import Expr, bind, bind_opaque, cast, const, i64, vectorized
+
+COLUMNS = 2 * LANES
+"""Columns of the state of an item."""
+HEADS = 16
+"""Heads of an item where a head has one column."""
+Pieces = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan: its sequences, where its states and rows are, the sizes."""
+
+    batch: Sequences
+    node: Node
+    state: Place
+    place: Place
+    heads: int
+    groups: int
+    rows: int
+    columns: int
+    decays: int
+    beta: Node | None
+
+    @property
+    def dtype(self) -> str:
+        """The TVM dtype of the sums."""
+        return accumulated(self.node.inputs[2].dtype)
+
+    def value(self, work: Work, which: int | Node, at: list[Expr]) -> Expr:
+        """An element of an input, by its place or itself."""
+        x = self.node.inputs[which] if isinstance(which, int) else which
+        return cast(work.pull().value(x, at), self.dtype)
+
+    def group(self, h: Expr) -> Expr:
+        """The group of q and k that a head reads."""
+        return bind(tirx.floordiv(h, i64(self.heads // self.groups)))
+
+    def read(self, *at: Expr) -> Expr:
+        """An element of a state."""
+        return cast(self.state.read(list(at)), self.dtype)
+
+
+def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
+    states = node.op.name == "state_scan"
+    return wanted_whole(kernel, (*node.inputs[:4], *node.inputs[8 if states else 4 :]))
+
+
+def emit_scan(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
+    """Emit a linear_scan or a state_scan."""
+    batch = Sequences.of(kernel, node, 4)
+    place, done = batch.result(results)
+    heads, columns = (int(d) for d in node.inputs[2].shape[-2:])
+    groups, rows = (int(d) for d in node.inputs[0].shape[-2:])
+    beta = node.inputs[4 if batch.state is None else 8 :]
+    state = batch.state or _scratch(batch, (heads, rows, columns))
+    decays = int(node.inputs[3].shape[-1])
+    scan = Scan(
+        batch, node, state, place, heads, groups, rows, columns, decays, next(iter(beta), None)
+    )
+    cost = heads * rows * columns // LANES
+    if columns == 1:
+        batch.over(-(-heads // HEADS), cost, lambda w, n, each: _heads(scan, w, n, each))
+    else:
+        batch.over(heads * -(-columns // COLUMNS), cost, lambda w, n, each: _head(scan, w, n, each))
+    kernel.places.update(done)
+
+
+def _scratch(batch: Sequences, entry: tuple[int, ...]) -> Place:
+    """Where states are that no step goes on from."""
+    dtype = accumulated(batch.node.inputs[2].dtype)
+    held = T.alloc_buffer([batch.count, *(i64(d) for d in entry)], dtype)
+    return Place(held, "f64" if dtype == "float64" else "f32")
+
+
+def _head(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
+    """Some columns of one head of a sequence."""
+    whole, rest = divmod(scan.columns, COLUMNS)
+    runs = whole + bool(rest)
+    h = bind(tirx.floordiv(each, i64(runs)))
+    run = bind(tirx.floormod(each, i64(runs)))
+    if not rest or not whole:
+        return _columns(scan, work, n, h, bind(run * i64(COLUMNS)), pieces_of(rest or COLUMNS))
+    with T.If(tirx.LT(run, i64(whole))):
+        with T.Then():
+            _columns(scan, work, n, h, bind(run * i64(COLUMNS)), pieces_of(COLUMNS))
+        with T.Else():
+            _columns(scan, work, n, h, i64(whole * COLUMNS), pieces_of(rest))
+
+
+def _columns(scan: Scan, work: Work, n: Expr, h: Expr, first: Expr, pieces: Pieces) -> None:
+    """Columns `first` and on of one head, through all tokens of the sequence in this step."""
+    target = bind(scan.batch.target(n))
+    with T.serial(i64(0), i64(scan.rows)) as i:
+        _begin(scan, n, target, lambda v: (h, i, first + v), pieces)
+    q, k, decay = (T.alloc_buffer((scan.rows,), scan.dtype) for _ in range(3))
+    new, held, y = ([T.alloc_buffer((lanes,), scan.dtype) for _, lanes in pieces] for _ in "nhy")
+    group = scan.group(h)
+    with T.serial(*scan.batch.rows(n)) as t:
+        index = scan.batch.index(n, t)
+        _vector(scan, work, 0, [*index, group], q)
+        _vector(scan, work, 1, [*index, group], k)
+        factor = _decays(scan, work, [*index, h], decay)
+        _news(scan, work, [*index, h], first, pieces, (new, y))
+        if scan.beta is not None:
+            _correct(scan, work, (target, h, first), [*index, h], pieces, (k, factor, new, held))
+        with T.serial(i64(0), i64(scan.rows)) as i:
+            d, a, b = factor(i), bind_opaque(k[i]), bind_opaque(q[i])
+            for p, (low, lanes) in enumerate(pieces):
+                with vectorized(lanes) as v:
+                    at = [target, h, i, first + i64(low) + v]
+                    s = bind_opaque(scan.read(*at) * d + new[p][v] * a)
+                    scan.state.store(at, s)
+                    T.buffer_store(y[p], y[p][v] + s * b, [v])
+        for p, (low, lanes) in enumerate(pieces):
+            with vectorized(lanes) as v:
+                scan.place.store([*index, h, first + i64(low) + v], y[p][v])
+
+
+def _begin(
+    scan: Scan, n: Expr, target: Expr, at: Callable[[Expr], tuple[Expr, ...]], pieces: Pieces
+) -> None:
+    """A row of the state that a sequence begins with: zeros, or a copy where it is elsewhere."""
+    source = scan.batch.source(n)
+    with T.If(tirx.LT(source, i64(0))):
+        with T.Then():
+            for low, lanes in pieces:
+                with vectorized(lanes) as v:
+                    scan.state.store([target, *at(i64(low) + v)], const(0, scan.dtype))
+        with T.Else(), T.If(tirx.NE(source, target)), T.Then():
+            for low, lanes in pieces:
+                with vectorized(lanes) as v:
+                    value = scan.read(source, *at(i64(low) + v))
+                    scan.state.store([target, *at(i64(low) + v)], value)
+
+
+def _vector(scan: Scan, work: Work, which: int, at: list[Expr], into: tirx.Buffer) -> None:
+    """A row of q or k as the scan's floats."""
+    for low, lanes in pieces_of(scan.rows):
+        with vectorized(lanes) as v:
+            j = i64(low) + v
+            T.buffer_store(into, scan.value(work, which, [*at, j]), [j])
+
+
+def _decays(scan: Scan, work: Work, at: list[Expr], into: tirx.Buffer) -> Callable[[Expr], Expr]:
+    """What each row of the state is multiplied by: one factor for all, or one for each."""
+    if scan.decays == 1:
+        one = bind_opaque(m.exp(scan.value(work, 3, [*at, i64(0)])))
+        return lambda i: one
+    for low, lanes in pieces_of(scan.rows):
+        with vectorized(lanes) as v:
+            j = i64(low) + v
+            T.buffer_store(into, m.exp(scan.value(work, 3, [*at, j])), [j])
+    return lambda i: bind_opaque(into[i])
+
+
+def _news(
+    scan: Scan,
+    work: Work,
+    at: list[Expr],
+    first: Expr,
+    pieces: Pieces,
+    into: tuple[list[tirx.Buffer], list[tirx.Buffer]],
+) -> None:
+    """v of a token, and a result of zeros."""
+    new, y = into
+    for p, (low, lanes) in enumerate(pieces):
+        with vectorized(lanes) as v:
+            T.buffer_store(new[p], scan.value(work, 2, [*at, first + i64(low) + v]), [v])
+            T.buffer_store(y[p], const(0, scan.dtype), [v])
+
+
+def _correct(
+    scan: Scan,
+    work: Work,
+    state: tuple[Expr, Expr, Expr],
+    at: list[Expr],
+    pieces: Pieces,
+    buffers: tuple[tirx.Buffer, Callable[[Expr], Expr], list[tirx.Buffer], list[tirx.Buffer]],
+) -> None:
+    """The delta rule: new = beta (v - what the decayed state holds for k)."""
+    (target, h, first), (k, factor, new, held) = state, buffers
+    for p, (_, lanes) in enumerate(pieces):
+        with vectorized(lanes) as v:
+            T.buffer_store(held[p], const(0, scan.dtype), [v])
+    with T.serial(i64(0), i64(scan.rows)) as i:
+        a = bind_opaque(k[i] * factor(i))
+        for p, (low, lanes) in enumerate(pieces):
+            with vectorized(lanes) as v:
+                s = scan.read(target, h, i, first + i64(low) + v)
+                T.buffer_store(held[p], held[p][v] + s * a, [v])
+    assert scan.beta is not None, scan.node
+    beta = bind_opaque(scan.value(work, scan.beta, at))
+    for p, (_, lanes) in enumerate(pieces):
+        with vectorized(lanes) as v:
+            T.buffer_store(new[p], (new[p][v] - held[p][v]) * beta, [v])
+
+
+def _heads(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
+    """Some heads of a sequence, whose states have one column."""
+    target = bind(scan.batch.target(n))
+    low = bind(each * i64(HEADS))
+    high = bind(tirx.min(low + i64(HEADS), i64(scan.heads)))
+    pieces = pieces_of(scan.rows)
+    with T.serial(low, high) as h:
+        _begin(scan, n, target, lambda v: (h, v, i64(0)), pieces)
+    decay, total = (T.alloc_buffer((size,), scan.dtype) for size in (scan.rows, 1))
+    with T.serial(*scan.batch.rows(n)) as t, T.serial(low, high) as h:
+        index = scan.batch.index(n, t)
+        group = scan.group(h)
+        factor = _decays(scan, work, [*index, h], decay)
+        new = bind_opaque(scan.value(work, 2, [*index, h, i64(0)]))
+        key = lambda j: scan.value(work, 1, [*index, group, j])  # noqa: E731
+        if scan.beta is not None:
+            old = _sum(
+                scan, pieces, total, lambda j: scan.read(target, h, j, i64(0)) * factor(j) * key(j)
+            )
+            new = bind_opaque((new - old) * scan.value(work, scan.beta, [*index, h]))
+
+        def row(j: Expr) -> Expr:
+            s = bind_opaque(scan.read(target, h, j, i64(0)) * factor(j) + key(j) * new)
+            scan.state.store([target, h, j, i64(0)], s)
+            return s * scan.value(work, 0, [*index, group, j])
+
+        scan.place.store([*index, h, i64(0)], _sum(scan, pieces, total, row))
+
+
+def _sum(scan: Scan, pieces: Pieces, total: tirx.Buffer, element: Callable[[Expr], Expr]) -> Expr:
+    """The sum of an element for each row of a state, in one order."""
+    T.buffer_store(total, const(0, scan.dtype), [i64(0)])
+    for low, lanes in pieces:
+        part = T.alloc_buffer((lanes,), scan.dtype)
+        with vectorized(lanes) as v:
+            T.buffer_store(part, element(i64(low) + v), [v])
+        T.buffer_store(
+            total, total[i64(0)] + across(part, fold_of("reduce_sum"), scan.dtype), [i64(0)]
+        )
+    return bind_opaque(total[i64(0)])
+
+
+SCAN = Anchor(_needs, emit_scan)
