@@ -61,6 +61,8 @@ def whole_step(ids: Sequence[int], block: int) -> Batch:
         block_table=[range(-(-count // block))],
         slots=range(count),
         logit_rows=range(count - 1),
+        state_from=[-1],
+        state_to=[0],
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from ..codegen.backend import KernelBody
+from ..ir.node import Node
+from ..ir.ops.serving import updated
 from ..ir.plan import Argument, Call
 from ..ir.types import CacheType
 from ..runtime.executor import Executor
@@ -33,7 +35,7 @@ def kernel_departures(
     """The error of each call of a prefill step, then of a decode step of one more token."""
     plan = artifact.plan
     blocks = sum(-(-(len(s) + 1) // plan.block) for s in sequences) * len(sequences)
-    executor = Executor(plan, artifact.library, artifact.weights, blocks)
+    executor = Executor(plan, artifact.library, artifact.weights, blocks, len(sequences))
     longer = [[*s, s[0]] for s in sequences]
     group = list(range(len(sequences)))
     spans = [(len(s), len(s) + 1) for s in sequences]
@@ -59,12 +61,19 @@ def _departure(kernel: Any, tensors: Any, call: Call, made: KernelBody) -> tuple
     errors = []
     for output, value in zip(body.outputs, wanted, strict=True):
         in_place = isinstance(output.type, CacheType)
-        at = body.inputs.index(output.inputs[0]) if in_place else next(places)
+        at = body.inputs.index(_cache(output)) if in_place else next(places)
         result = as_torch(arrays[at], call.arguments[at])
         errors.append(relative_error(value.double().numpy(), result.double().numpy()))
     # The coarsest dtype decides: a kernel keeps more digits between its ops than its body does.
     tolerance = max(TOLERANCES.get(a.dtype, 0.0) for a in call.arguments)
     return max(errors), tolerance
+
+
+def _cache(output: Node) -> Node:
+    """The input of a body that an output is an update of."""
+    cache, _ = updated(output)
+    assert cache is not None, output
+    return cache
 
 
 def as_torch(array: Any, argument: Argument) -> torch.Tensor:

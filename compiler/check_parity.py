@@ -64,7 +64,8 @@ def measure_parity(
 def _built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]]) -> Rows:
     library = KernelLibrary(folder / KERNELS)
     weights = Weights(folder / WEIGHTS)
-    executor = Executor(plan, library, weights, blocks_needed(sequences, plan.block))
+    blocks, states = blocks_needed(sequences, plan.block), len(sequences)
+    executor = Executor(plan, library, weights, blocks, states)
     return built_rows(executor, sequences)
 
 

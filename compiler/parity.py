@@ -267,21 +267,20 @@ def step_batch(
 ) -> Batch:
     """One ragged step: tokens begin..end of each sequence, each with blocks of its own."""
     width = -(-max(len(sequences[n]) for n in group) // block)
+    parts = list(zip(numbers, spans, strict=True))
     tables = {n: range(at * width, (at + 1) * width) for at, n in enumerate(group)}
-    pairs = [
-        (n, p) for n, (begin, end) in zip(numbers, spans, strict=True) for p in range(begin, end)
-    ]
+    pairs = [(n, p) for n, (begin, end) in parts for p in range(begin, end)]
     starts = np.cumsum([0, *(end - begin for begin, end in spans)]).tolist()
     return Batch(
         tokens=[sequences[n][p] for n, p in pairs],
         positions=[p for _, p in pairs],
         query_start=starts,
         context_length=[end for _, end in spans],
-        block_table=[
-            tables[n][: -(-end // block)] for n, (_, end) in zip(numbers, spans, strict=True)
-        ],
+        block_table=[tables[n][: -(-end // block)] for n, (_, end) in parts],
         slots=[tables[n][p // block] * block + p % block for n, p in pairs],
         logit_rows=[start - 1 for start in starts[1:]],
+        state_from=[group.index(n) if begin else -1 for n, (begin, _) in parts],
+        state_to=[group.index(n) for n in numbers],
     )
 
 

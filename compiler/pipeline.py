@@ -12,6 +12,7 @@ from ..ir.graph import Graph
 from ..ir.node import OPS
 from ..passes.base import Inspector, Phase, Ran, run_passes
 from ..passes.cache_attention import CacheAttention
+from ..passes.cache_states import CacheStates
 from ..passes.canonicalize import Canonicalize
 from ..passes.describe_masks import DescribeMasks
 from ..passes.flatten_tokens import FlattenTokens
@@ -31,7 +32,9 @@ from ..passes.tabulate_positions import TabulatePositions
 if TYPE_CHECKING:
     from ..passes.analyze_tokens import Evaluate
 
-_NO_BATCH = frozenset(OPS) - {"attention"}  # what remains once tokens are ragged
+# What remains once tokens are ragged, and once steps go on from caches.
+_NO_BATCH = frozenset(OPS) - {"attention", "causal_conv", "linear_scan"}
+_CACHED = _NO_BATCH - {"ragged_attention", "ragged_conv", "ragged_scan"}
 KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 
 
@@ -90,11 +93,12 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
             (
                 Canonicalize(),  # flattening leaves views of views, which hide keys and values
                 CacheAttention(block=sizes.block, max_context=context, dtype=sizes.cache_dtype),
+                CacheStates(),
                 # Last: what the caches need of every token is known only now.
                 SelectLogitRows(),
                 Canonicalize(),
             ),
-            leaves=_NO_BATCH - {"ragged_attention"},
+            leaves=_CACHED,
         ),
     )
 

@@ -19,13 +19,13 @@ LENGTHS = (128, 512, 2048, 8192, 32768, 131072)
 
 @dataclass(frozen=True)
 class Memory:
-    """The runtime's report, the bytes of a step's inputs and results, caches, and how many
-    sequences of a length fit.
+    """The runtime's report, the bytes of a step's inputs and results, caches (name, entry, bytes of
+    a token or, where the last is true, of a sequence), and how many sequences of a length fit.
     """
 
     report: PlanReport
     step_bytes: int
-    caches: tuple[tuple[str, str, int], ...]
+    caches: tuple[tuple[str, str, int, bool], ...]
     fitting: Mapping[int, int]
 
     @property
@@ -36,14 +36,20 @@ class Memory:
     def to_json(self) -> dict[str, object]:
         """The figures by name."""
         rest = {"step_bytes": self.step_bytes, "total_bytes": self.total_bytes}
-        caches = [{"name": n, "entry": e, "token_bytes": b} for n, e, b in self.caches]
+        caches = [
+            {"name": n, "entry": e, "state_bytes" if state else "token_bytes": b}
+            for n, e, b, state in self.caches
+        ]
         return {**asdict(self.report), **rest, "caches": caches, "fitting": dict(self.fitting)}
 
     def __str__(self) -> str:
         rows = [("inputs and results of a step", f"{self.step_bytes:,} bytes")]
         rows += [("total with them", f"{self.total_bytes:,} bytes")]
         rows += [(f"sequences of {n:,} tokens that fit", f"{c:,}") for n, c in self.fitting.items()]
-        rows += [(f"cache {n}", f"{e}, {b:,} bytes a token") for n, e, b in self.caches]
+        rows += [
+            (f"{'state' if state else 'cache'} {n}", f"{e}, {b:,} bytes a {_owner(state)}")
+            for n, e, b, state in self.caches
+        ]
         return "\n".join([str(self.report), *(f"{name:<36}{value}" for name, value in rows)])
 
 
@@ -57,19 +63,27 @@ def read_memory(folder: Path, budget: int | None = None) -> Memory:
     manifest = read_manifest(folder)
     plan = Plan.from_json((Path(folder) / "plan.json").read_bytes())
     fixed = plan.weight_bytes + plan.workspace_bytes + step_bytes(plan)
-    if budget is not None and budget < fixed + plan.block_bytes:
+    least = plan.block_bytes + plan.state_bytes
+    if budget is not None and budget < fixed + least:
         raise ArtifactError(
             f"{folder}: a budget of {budget:,} bytes holds no sequence: weights, workspace and a "
             f"step take {fixed:,}, a block of cache {plan.block_bytes:,}"
+            + (f", a state {plan.state_bytes:,}" if plan.state_bytes else "")
         )
     cache = None if budget is None else budget - fixed
     report = plan_report(plan, manifest, cache, available_memory())
     lengths = [n for n in LENGTHS if n < report.max_context] + [report.max_context] * bool(
         plan.caches
     )
-    caches = tuple((c.name, f"{c.dtype}{list(c.entry)}", c.token_bytes) for c in plan.caches)
+    caches = tuple(
+        (c.name, f"{c.dtype}{list(c.entry)}", c.entry_bytes, c.state) for c in plan.caches
+    )
     fitting = {n: plan.sequences_that_fit(report.cache_bytes, n) for n in lengths}
     return Memory(report, step_bytes(plan), caches, fitting)
+
+
+def _owner(state: bool) -> str:
+    return "sequence" if state else "token"
 
 
 def step_bytes(plan: Plan) -> int:

@@ -72,7 +72,8 @@ class Replay:
         blocks = len(self.sequences) * width
         table = [[*row, *[0] * (width - len(row))] for row in batch.block_table]
         known = {**vars(batch), "block_table": table}
-        return {i["name"]: _step_input(i, known, blocks) for i in graph.inputs}
+        pools = (blocks, len(self.sequences))
+        return {i["name"]: _step_input(i, known, pools) for i in graph.inputs}
 
 
 def prefill(sequences: Sequence[Sequence[int]], block: int) -> Batch:
@@ -81,9 +82,10 @@ def prefill(sequences: Sequence[Sequence[int]], block: int) -> Batch:
     return step_batch(block, sequences, group, list(group), [(0, len(s)) for s in sequences])
 
 
-def _step_input(node: Node, batch: Mapping[str, Any], blocks: int) -> torch.Tensor:
+def _step_input(node: Node, batch: Mapping[str, Any], pools: tuple[int, int]) -> torch.Tensor:
+    """The value of an input, in pools of so many blocks and states."""
     if isinstance(node.type, CacheType):
-        shape = (blocks, node.type.block, *node.type.entry)
+        shape = [int(d) for d in node.type.array(pools[node.type.is_state])]
         return torch.zeros(shape, dtype=DTYPES[node.type.dtype])
     return torch.tensor(batch[node["name"]], dtype=DTYPES[node.dtype])
 

@@ -53,7 +53,7 @@ def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
         specs = artifact.module.inputs
         inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in specs}
         return artifact.module.prepare(inputs, dims)
-    executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["C"])
+    executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["C"], dims["N"])
     return executor.prepare(example_batch(artifact.plan, dims))
 
 
@@ -76,4 +76,6 @@ def example_batch(plan: Plan, dims: Mapping[str, int]) -> Batch:
         block_table=tables,
         slots=slots,
         logit_rows=[n * tokens + tokens - 1 for n in range(count)],
+        state_from=[n if length > tokens else -1 for n in range(count)],
+        state_to=range(count),
     )

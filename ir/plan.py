@@ -20,7 +20,8 @@ Expr = int | str | tuple["str | Expr", ...]
 """A dim: 16, "T", or ("op", a, b) with op one of * + // max min."""
 
 Kind = Literal["input", "weight", "workspace", "cache", "result"]
-POOL_DIM = "C"  # blocks in the cache pool: known at load time, so it has no bounds in a plan
+# Blocks in the cache pool, and states: known at load time, so they have no bounds in a plan.
+POOL_DIM, STATE_DIM = "C", "Z"
 
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "f8e5m2": 8}
@@ -190,25 +191,33 @@ class Entry:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """One cache: physically [C, block, *entry]; the same block table serves all caches."""
+    """One cache: physically [C, block, *entry]; the same block table serves all caches. With
+    `state` an entry belongs to a sequence, not to a token: physically [Z, *entry].
+    """
 
     name: str
     dtype: str
     entry: tuple[int, ...]
+    state: bool = False
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes that one token takes."""
+    def entry_bytes(self) -> int:
+        """Bytes that one token takes, or the state of one sequence."""
         return tensor_bytes(self.dtype, self.entry)
+
+    def array(self, blocks: int, block: int, states: int) -> tuple[int, ...]:
+        """The shape of the array behind it, in pools of so many blocks and states."""
+        return (states, *self.entry) if self.state else (blocks, block, *self.entry)
 
     @staticmethod
     def from_json(value: object, where: str) -> "CacheSpec":
         """Read one cache; its entry is a list of sizes."""
-        fields = _Fields(value, where, ("name", "dtype", "entry"))
+        fields = _Fields(value, where, ("name", "dtype", "entry", "state"))
         entry = fields.shape("entry")
         if not all(isinstance(d, int) for d in entry):
             fields.fail("entry", "a list of integers")
-        return CacheSpec(fields.text("name"), fields.dtype(), cast("tuple[int, ...]", entry))
+        sizes = cast("tuple[int, ...]", entry)
+        return CacheSpec(fields.text("name"), fields.dtype(), sizes, fields.flag("state"))
 
 
 @dataclass(frozen=True)
@@ -242,7 +251,7 @@ class Plan:
                     self._check_argument(argument, caches, where)
 
     def _check_argument(self, argument: Argument, caches: set[str], where: str) -> None:
-        known = {*self.dims, POOL_DIM}
+        known = {*self.dims, POOL_DIM, STATE_DIM}
         for name in {n for d in argument.shape for n in dims_of(d)} - known:
             raise PlanError(f"{where}: dim {name!r} is not one of {', '.join(sorted(known))}")
         if argument.kind == "cache" and argument.name not in caches:
@@ -282,17 +291,25 @@ class Plan:
     @property
     def token_bytes(self) -> int:
         """Bytes of KV cache that one token takes, over all layers."""
-        return sum(cache.token_bytes for cache in self.caches)
+        return sum(cache.entry_bytes for cache in self.caches if not cache.state)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of recurrent state that one sequence takes, over all layers, at any length."""
+        return sum(cache.entry_bytes for cache in self.caches if cache.state)
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block of tokens, over all caches."""
         return self.token_bytes * self.block
 
+    def sequence_bytes(self, context: int) -> int:
+        """Bytes that a sequence of `context` tokens takes: its state, and whole blocks."""
+        return self.state_bytes + -(-context // self.block) * self.block_bytes
+
     def sequences_that_fit(self, budget: int, context: int) -> int:
-        """How many sequences of `context` tokens `budget` bytes of cache hold, in whole blocks."""
-        blocks = -(-context // self.block)
-        return budget // max(1, blocks * self.block_bytes)
+        """How many sequences of `context` tokens `budget` bytes of cache and states hold."""
+        return budget // max(1, self.sequence_bytes(context))
 
 
 class _Fields:
@@ -336,6 +353,11 @@ class _Fields:
         """An integer, zero or more."""
         value = self.value.get(key, default)
         return value if _is_count(value) else self.fail(key, "an integer, 0 or more")
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where the field is absent."""
+        value = self.value.get(key, False)
+        return value if isinstance(value, bool) else self.fail(key, "true or false")
 
     def items(self, key: str, default: tuple[object, ...] | None = None) -> list[object]:
         """A list of anything."""

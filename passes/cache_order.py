@@ -7,6 +7,7 @@ from __future__ import annotations
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, item
+from ..ir.ops.serving import updated
 from ..ir.types import CacheType, TupleType
 from ..ir.verify import quote
 
@@ -60,17 +61,18 @@ def _appends(graph: Graph, kernel: Node) -> list[tuple[Node, Node]]:
     body: Graph = kernel["body"]
     outer = dict(zip(body.inputs, kernel.inputs, strict=True))
     results: dict[Node, Node] = {}
+    writers: dict[Node, Node] = {}
     for i, o in enumerate(body.outputs):
         if isinstance(o.type, CacheType):
-            base = o.inputs[0]
-            if o.op.name != "cache_append" or base not in outer or base in results:
+            base, writer = updated(o)
+            if base not in outer or base in results:
                 raise IRError(
                     f"a kernel appends to a cache once and gives it back\n{quote(graph, kernel)}"
                 )
             results[base] = item(kernel, index=i) if isinstance(kernel.type, TupleType) else kernel
+            writers[base] = writer
     for node in body.nodes():
-        others = [i for i in node.inputs if i in results and node not in body.outputs]
-        if others:
+        if any(i in results and writers[i] is not node for i in node.inputs):
             raise IRError(
                 f"{node.op.name} reads a cache that its kernel appends to\n{quote(graph, kernel)}"
             )

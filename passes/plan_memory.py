@@ -15,7 +15,17 @@ from ..ir.dims import dim, upper_bound
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, item
-from ..ir.plan import Argument, CacheSpec, Call, Entry, Kind, Plan, TensorSpec
+from ..ir.plan import (
+    POOL_DIM,
+    STATE_DIM,
+    Argument,
+    CacheSpec,
+    Call,
+    Entry,
+    Kind,
+    Plan,
+    TensorSpec,
+)
 from ..ir.types import CacheType, TensorType, TupleType
 from ..ir.verify import quote
 from .buffers import Buffer, place_buffers
@@ -62,7 +72,7 @@ def plan_memory(
     plan = Plan(
         entries=dict.fromkeys(entries, entry),
         dims=dict(graph.bounds),
-        caches=tuple(CacheSpec(str(c["name"]), *_cache(c)) for c in caches),
+        caches=tuple(_cache_spec(c) for c in caches),
         block=_block(caches),
         workspace_bytes=memory.size,
         limits=dict(limits or {}),
@@ -77,13 +87,15 @@ def _check_grouped(graph: Graph) -> None:
             raise IRError(f"{node.op.name} is in no kernel\n{quote(graph, node)}")
 
 
-def _cache(node: Node) -> tuple[str, tuple[int, ...]]:
-    assert isinstance(node.type, CacheType), node
-    return node.type.dtype, node.type.entry
+def _cache_spec(node: Node) -> CacheSpec:
+    kind = node.type
+    assert isinstance(kind, CacheType), node
+    return CacheSpec(str(node["name"]), kind.dtype, kind.entry, kind.is_state)
 
 
 def _block(caches: list[Node]) -> int:
-    blocks = {c.type.block for c in caches if isinstance(c.type, CacheType)}
+    kinds = [c.type for c in caches if isinstance(c.type, CacheType)]
+    blocks = {kind.block for kind in kinds if not kind.is_state}
     if len(blocks) > 1:
         raise IRError(f"blocks of {sorted(blocks)} slots: one block table serves all caches")
     return blocks.pop() if blocks else 16
@@ -136,8 +148,9 @@ class _Memory:
     def argument(self, value: Node, cache: Mapping[Node, str]) -> Argument:
         """How a call names a value, in the shape that it is used in."""
         if isinstance(value.type, CacheType):
-            dtype, entry = _cache(value)
-            return Argument("cache", cache[value], 0, dtype, ("C", value.type.block, *entry))
+            count = dim(STATE_DIM if value.type.is_state else POOL_DIM)
+            array = tuple(expression(d) for d in value.type.array(count))
+            return Argument("cache", cache[value], 0, value.type.dtype, array)
         shape = tuple(expression(d) for d in value.shape)
         base = base_of(value)
         if base in self.buffers:

@@ -13,11 +13,12 @@ from ..ir.plan import Plan, PlanError
 from .beam import BeamSearchParams, beam_search
 from .engine import Completion, Delta, Engine
 from .errors import ArtifactError, RequestError
-from .executor import Executor, ModuleExecutor, available_memory, blocks_for
+from .executor import Executor, ModuleExecutor, available_memory
 from .front import Front
 from .library import KernelLibrary
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
 from .policies import Policy
+from .pools import pools_for
 from .report import PlanReport, plan_report
 from .sampling import SamplingParams
 from .saving import save_directory
@@ -105,8 +106,8 @@ class Artifact:
         if "decode" not in self.plan.entries or "mixed" not in self.plan.entries:
             names = ", ".join(self.plan.entries)
             raise RequestError(f"{self.path}: no language model: its entries are {names}")
-        blocks = blocks_for(self.plan, self.cache_bytes, available_memory())
-        executor = Executor(self.plan, self.library, self.weights, blocks)
+        blocks, states = pools_for(self.plan, self.cache_bytes, available_memory())
+        executor = Executor(self.plan, self.library, self.weights, blocks, states)
         return Engine(
             executor,
             self.text,

@@ -101,6 +101,10 @@ class BlockPool:
             self._blocks[key] = block
             self._keys[block] = key
 
+    def is_named(self, block: int) -> bool:
+        """Whether the block's content is known, so that somebody may find it."""
+        return block in self._keys
+
     def unname(self, blocks: Iterable[int]) -> None:
         """Forget what held blocks contain, so that nobody finds them again."""
         for block in blocks:

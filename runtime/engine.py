@@ -31,7 +31,7 @@ from .results import (
     TokenLogprobs,
 )
 from .sampling import Sampler
-from .scheduler import Scheduler, Step
+from .scheduler import Part, Scheduler, Step
 from .sequence import Sequence as Scheduled
 from .swap import Disk
 from .tensors import Array
@@ -105,6 +105,7 @@ class Engine:
             beside_decodes=beside_decodes,
             prefix_caching=prefix_caching,
             window=runner.window,
+            states=runner.states,
         )
         self.steps = self.prompt_tokens = self.generated_tokens = 0
         self._requests: dict[str, Request] = {}
@@ -289,11 +290,19 @@ class Engine:
             if part.sequence not in self._tracks:
                 continue  # its request ended with another of its sequences
             try:
-                rows = self._run(self.scheduler.alone(part))
+                deltas += self._alone(part)
             except Exception as own:
                 deltas.append(self._fail(self._tracks[part.sequence], own))
-            else:
-                deltas += self._advance(rows)
+        return deltas
+
+    def _alone(self, part: Part) -> list[Delta]:
+        """Serve one part of a failed step by itself, and before it what it has lost."""
+        deltas: list[Delta] = []
+        while part.sequence in self._tracks and part.sequence.computed < part.end:
+            step = self.scheduler.alone(part)
+            if step is None:
+                break
+            deltas += self._advance(self._run(step))
         return deltas
 
     def _advance(self, rows: Iterable[_Rows]) -> list[Delta]:

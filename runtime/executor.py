@@ -11,7 +11,6 @@ import numpy as np
 
 from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
 from .binding import Binder, Bound, Kernels, run_bound
-from .errors import ArtifactError
 from .tensors import STORAGE, Array, aligned_bytes, allocate, place
 from .weights import Weights
 
@@ -22,7 +21,8 @@ class Batch:
 
     Sequence n owns tokens query_start[n] to query_start[n + 1]; its context_length counts all its
     tokens up to and including this step; slots are places in the cache; logit_rows say which
-    tokens get logits.
+    tokens get logits. Where a model has recurrent states, that of sequence n is read at
+    state_from[n] (below 0: it begins) and written to state_to[n].
     """
 
     tokens: Sequence[int]
@@ -32,6 +32,8 @@ class Batch:
     block_table: Sequence[Sequence[int]]
     slots: Sequence[int]
     logit_rows: Sequence[int]
+    state_from: Sequence[int] = ()
+    state_to: Sequence[int] = ()
 
     @property
     def is_decode(self) -> bool:
@@ -50,6 +52,8 @@ class StepRunner(Protocol):
     max_context: int
     vocabulary: int
     window: int
+    states: int
+    state_blocks: int
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step: argmax i32[R] and logits f32[R, V], good until the next step."""
@@ -67,6 +71,14 @@ class StepRunner(Protocol):
         """Put what `read_blocks` gave into blocks, in the same order."""
         ...
 
+    def read_state(self, state: int) -> tuple[Array, ...]:
+        """Copies of a sequence's recurrent state, one array a layer that has one."""
+        ...
+
+    def write_state(self, state: int, content: tuple[Array, ...]) -> None:
+        """Put what `read_state` gave into a state."""
+        ...
+
 
 class Threaded(Kernels, Protocol):
     """Kernels whose workers belong to the calling thread."""
@@ -82,28 +94,41 @@ class Threaded(Kernels, Protocol):
 
 
 class Executor:
-    """A causal language model ready to run steps, with a cache of `blocks` blocks.
+    """A causal language model ready to run steps, with a cache of `blocks` blocks, and room for
+    the recurrent states of `states` sequences (a full batch's where it is None) if it has any.
 
     `step` returns argmax i32[R] and logits f32[R, V]: both are views of memory that the next step
     overwrites.
     """
 
     def __init__(
-        self, plan: Plan, library: Threaded, weights: Weights | Mapping[str, Array], blocks: int
+        self,
+        plan: Plan,
+        library: Threaded,
+        weights: Weights | Mapping[str, Array],
+        blocks: int,
+        states: int | None = None,
     ) -> None:
         self.plan = plan
         self.block = plan.block
         self.blocks = blocks
         self.chunk = bound_of(plan, "T")
         self.max_batch = min(bound_of(plan, "N"), bound_of(plan, "R"), self.chunk)
+        self.states = 0
+        if plan.state_bytes:
+            self.states = self.max_batch if states is None else states
+            self.max_batch = min(self.max_batch, self.states)
+        self.state_blocks = -(-plan.state_bytes // max(1, plan.block_bytes))
         self.max_rows = bound_of(plan, "R")
         self.table_width = -(-context_limit(plan) // plan.block)
         self.max_context = min(context_limit(plan), blocks * plan.block)
         self.window = plan.limits.get("window", 0)
         self._library = library
         self._caches = {
-            c.name: allocate(c.dtype, (blocks, plan.block, *c.entry)) for c in plan.caches
+            c.name: allocate(c.dtype, c.array(blocks, plan.block, self.states)) for c in plan.caches
         }
+        self._paged = [self._caches[c.name] for c in plan.caches if not c.state]
+        self._states = [self._caches[c.name] for c in plan.caches if c.state]
         self._signature: dict[str, TensorSpec] = {}
         sizes: dict[str, int] = {}
         for spec in _tensors(plan):
@@ -129,17 +154,26 @@ class Executor:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block's rows in every cache."""
-        for cache in self._caches.values():
+        for cache in self._paged:
             cache[target] = cache[source]
 
     def read_blocks(self, blocks: Sequence[int]) -> tuple[Array, ...]:
         """Copies of the blocks' rows, one array a cache."""
-        return tuple(cache[list(blocks)] for cache in self._caches.values())
+        return tuple(cache[list(blocks)] for cache in self._paged)
 
     def write_blocks(self, blocks: Sequence[int], content: tuple[Array, ...]) -> None:
         """Put rows that `read_blocks` gave into blocks."""
-        for cache, rows in zip(self._caches.values(), content, strict=True):
+        for cache, rows in zip(self._paged, content, strict=True):
             cache[list(blocks)] = rows
+
+    def read_state(self, state: int) -> tuple[Array, ...]:
+        """Copies of a sequence's state, one array a layer that has one."""
+        return tuple(states[state].copy() for states in self._states)
+
+    def write_state(self, state: int, content: tuple[Array, ...]) -> None:
+        """Put what `read_state` gave into a state."""
+        for states, entry in zip(self._states, content, strict=True):
+            states[state] = entry
 
     def prepare(self, batch: Batch) -> Bound:
         """The calls of one step, its inputs filled in, for whoever measures kernels one by one."""
@@ -150,6 +184,7 @@ class Executor:
             "R": len(batch.logit_rows),
             "M": width,
             "C": self.blocks,
+            "Z": self.states,
         }
         self._check(dims)
         entry = "decode" if batch.is_decode else "mixed"
@@ -177,6 +212,8 @@ class Executor:
         self._set("context_length", batch.context_length)
         self._set("slots", batch.slots)
         self._set("logit_rows", batch.logit_rows)
+        self._set("state_from", batch.state_from)
+        self._set("state_to", batch.state_to)
         if (memory := self._memory.get("block_table")) is not None:
             table = place(memory, 0, "i32", (len(batch.block_table), width))
             for row, blocks in zip(table, batch.block_table, strict=True):
@@ -302,22 +339,6 @@ def context_limit(plan: Plan) -> int:
         return plan.limits["max_context"]  # no kernel reads a cache
     widest = bound_of(plan, "M") * plan.block
     return min(plan.limits.get("max_context", widest), widest)
-
-
-def blocks_for(plan: Plan, budget: int | None, available: int) -> int:
-    """How many blocks of cache to make.
-
-    `budget` is in bytes; where it is None, every sequence of a full batch gets its whole context,
-    but the caches take no more than half of the `available` memory.
-    """
-    wanted = bound_of(plan, "N") * -(-context_limit(plan) // plan.block)
-    if not plan.caches:
-        return wanted
-    blocks = min(wanted, (available // 2 if budget is None else budget) // plan.block_bytes)
-    if blocks < 1:
-        given = "half of free memory" if budget is None else f"{budget} bytes"
-        raise ArtifactError(f"KV cache: {given} holds no block of {plan.block_bytes} bytes")
-    return blocks
 
 
 def available_memory(root: Path = Path("/")) -> int:

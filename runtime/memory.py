@@ -26,14 +26,31 @@ class BlockRunner(Protocol):
         """Put what `read_blocks` gave into blocks, in the same order."""
         ...
 
+    @property
+    def state_blocks(self) -> int:
+        """The size of a sequence's recurrent state in blocks, rounded up."""
+        ...
+
+    def read_state(self, state: int) -> tuple[Array, ...]:
+        """Copies of a recurrent state, one array a layer that has one."""
+        ...
+
+    def write_state(self, state: int, content: tuple[Array, ...]) -> None:
+        """Put what `read_state` gave into a state."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A sequence's blocks outside the cache; `computed` tokens are in them."""
+    """A sequence's blocks, and its state if it has one, outside the cache; `computed` tokens are in
+    them. `size` is the room they take in blocks; of the arrays the first `paged` hold blocks.
+    """
 
     count: int
     computed: int
     content: Stored
+    size: int
+    paged: int
 
 
 @dataclass
@@ -95,27 +112,31 @@ class BlockMemory:
         """Copy a block inside the cache."""
         self._runner.copy_block(source, target)
 
-    def save(self, blocks: Sequence[int], computed: int) -> Saved | None:
-        """Copy blocks out; None where there is no room or computing again is cheaper.
+    def save(self, blocks: Sequence[int], computed: int, state: int = -1) -> Saved | None:
+        """Copy blocks and a state (below 0: none) out; None where there is no room or computing
+        again is cheaper.
 
         A host without memory and a disk that is full cost a computation and no request.
         """
-        count = len(blocks)
-        if self.used + count > self.room or not self.costs.prefer_saving(computed, count):
+        size = len(blocks) + (self._runner.state_blocks if state >= 0 else 0)
+        if self.used + size > self.room or not self.costs.prefer_saving(computed, size):
             return None
         start = time.perf_counter()
         try:
-            content = self.store.put(self._runner.read_blocks(blocks))
+            rows = self._runner.read_blocks(blocks)
+            own = self._runner.read_state(state) if state >= 0 else ()
+            content = self.store.put((*rows, *own))
         except (MemoryError, OSError):
             self.failures += 1
             return None
-        self.costs.see_blocks(count, time.perf_counter() - start)
-        self.used += count
+        self.costs.see_blocks(size, time.perf_counter() - start)
+        self.used += size
         self.saves += 1
-        return Saved(count, computed, content)
+        return Saved(len(blocks), computed, content, size, len(rows))
 
-    def load(self, saved: Saved, blocks: Sequence[int], known: int = 0) -> bool:
-        """Put saved blocks back into the cache, all but the `known` first, and forget them.
+    def load(self, saved: Saved, blocks: Sequence[int], known: int = 0, state: int = -1) -> bool:
+        """Put saved blocks back into the cache, all but the `known` first, and what was saved of a
+        state into `state`; and forget them.
 
         False where they cannot be read: then nothing is written, and all is to be computed again.
         """
@@ -127,16 +148,19 @@ class BlockMemory:
             return False
         finally:
             self.discard(saved)
-        self._runner.write_blocks(blocks[known:], tuple(a[known : saved.count] for a in content))
-        self.costs.see_blocks(saved.count - known, time.perf_counter() - start)
+        rows = tuple(a[known : saved.count] for a in content[: saved.paged])
+        self._runner.write_blocks(blocks[known:], rows)
+        if state >= 0:
+            self._runner.write_state(state, content[saved.paged :])
+        self.costs.see_blocks(saved.size - known, time.perf_counter() - start)
         return True
 
     def discard(self, saved: Saved) -> None:
         """Give up what was saved."""
         self.store.drop(saved.content)
-        self.used -= saved.count
+        self.used -= saved.size
 
     def check(self, saved: Sequence[Saved]) -> None:
         """Raise AssertionError unless the room in use is that of these."""
-        held = sum(s.count for s in saved)
+        held = sum(s.size for s in saved)
         assert held == self.used <= self.room, f"{held} saved, {self.used} counted of {self.room}"

@@ -17,16 +17,20 @@ from .executor import Batch
 from .memory import BlockMemory
 from .policies import FirstCome, Key, Policy
 from .sequence import NO_BLOCK, Sequence
+from .states import States
 
 _SPARE = 4  # running sequences for which one block is kept free
 
 
 class Part(NamedTuple):
-    """`count` tokens of a sequence in one step; `fresh` are the blocks taken for them."""
+    """`count` tokens of a sequence in one step; `fresh` are the blocks taken for them, `end` is how
+    many tokens are computed after it.
+    """
 
     sequence: Sequence
     count: int  # pyright: ignore[reportIncompatibleMethodOverride] (what a tuple counts is of no use)
     fresh: tuple[int, ...]
+    end: int
 
     @property
     def ends(self) -> bool:
@@ -115,7 +119,9 @@ class Scheduler:
     at most `beside_decodes` of prompts where others decode. `rows` bounds the tokens that get
     logits. `memory` moves blocks; without one nothing is forked and preempted sequences are
     computed again. Where every layer sees at most `window` tokens back (0: some see all), blocks
-    that are out of sight are given back while the sequence runs.
+    that are out of sight are given back while the sequence runs. `states` recurrent states are
+    there (0: the model has none); a prompt is then computed to the ends of blocks, where the prefix
+    cache keeps its state.
     """
 
     def __init__(
@@ -132,8 +138,10 @@ class Scheduler:
         beside_decodes: int | None = None,
         prefix_caching: bool = True,
         window: int = 0,
+        states: int = 0,
     ) -> None:
         self.pool, self.block, self.memory = pool, block, memory
+        self.states = States(states)
         self.max_batch, self.chunk = max_batch, min(chunk, budget or chunk)
         self.rows = rows or max_batch
         self.beside_decodes = beside_decodes or self.chunk
@@ -175,6 +183,7 @@ class Scheduler:
         child.blocks = parent.blocks[: self.blocks_of(child.computed)]
         child.keys, child.freed = list(parent.keys), parent.freed
         self.pool.retain(child.held)
+        self.states.share(parent, child)
         self.running.append(child)
 
     def remove(self, sequence: Sequence) -> None:
@@ -211,7 +220,7 @@ class Scheduler:
         count = self._count(sequence, room)
         if not count or sequence in room.preempted:
             return
-        while self._needed(sequence, count) > self.pool.available:
+        while not self._fits(sequence, count):
             victim = max(self.running, key=self.policy.key)
             if part := room.parts.pop(victim, None):
                 _spend(room, part, -1)
@@ -221,7 +230,24 @@ class Scheduler:
                 return
         self._plan(sequence, count, room)
 
+    def _fits(self, sequence: Sequence, count: int) -> bool:
+        """Whether there are blocks for new tokens, and a state to write."""
+        blocks = self._needed(sequence, count) <= self.pool.available
+        return blocks and self.states.needed(sequence) <= self.states.available
+
     def _count(self, sequence: Sequence, room: _Room) -> int:
+        count = self._room_for(sequence, room)
+        border = (sequence.computed + count) // self.block * self.block
+        if count > 1 and self._keeps_states and border > sequence.computed:
+            return border - sequence.computed
+        return count
+
+    @property
+    def _keeps_states(self) -> bool:
+        """Whether the prefix cache keeps states, at the ends of blocks."""
+        return self.states.pool is not None and self.prefix_caching
+
+    def _room_for(self, sequence: Sequence, room: _Room) -> int:
         pending = len(sequence.tokens) - sequence.computed
         if pending > 1:
             pending = min(pending, room.prompt_tokens)
@@ -246,12 +272,14 @@ class Scheduler:
     def _reserve(self, sequence: Sequence, count: int) -> Part:
         if self._writes_shared(sequence):
             self._own(sequence, sequence.computed // self.block)
-        growth = -(-(sequence.computed + count) // self.block) - len(sequence.blocks)
+        self.states.reserve(sequence)
+        end = sequence.computed + count
+        growth = -(-end // self.block) - len(sequence.blocks)
         if growth <= 0:
-            return Part(sequence, count, ())
+            return Part(sequence, count, (), end)
         fresh = self.pool.allocate(growth)
         sequence.blocks.extend(fresh)
-        return Part(sequence, count, tuple(fresh))
+        return Part(sequence, count, tuple(fresh), end)
 
     def _own(self, sequence: Sequence, place: int) -> None:
         """Copy on write. Done at once: between steps the cache belongs to nobody else."""
@@ -276,7 +304,8 @@ class Scheduler:
         ahead = sum(self.blocks_of(len(s.tokens)) - len(s.blocks) for s in self.running)
         whole = self.blocks_of(len(sequence.tokens)) - len(sequence.blocks)
         spare = -(-len(self.running) // _SPARE)
-        if self.running and whole + ahead + spare > self.pool.available:
+        stateless = self.states.needed(sequence) > self.states.available
+        if self.running and (stateless or whole + ahead + spare > self.pool.available):
             self._vacate(sequence)
             return False
         self.waiting.pop()
@@ -292,7 +321,8 @@ class Scheduler:
             return
         tokens, useful = sequence.tokens, (len(sequence.tokens) - 1) // self.block
         extend_chain(sequence.keys, tokens, self.block, sequence.salt)
-        sequence.blocks = self.pool.find(sequence.keys[:useful])
+        found = self.pool.find(sequence.keys[:useful])
+        sequence.blocks = found[: self.states.find(sequence, sequence.keys[: len(found)])]
         self.pool.retain(sequence.blocks)
         sequence.computed = len(sequence.blocks) * self.block
 
@@ -306,8 +336,12 @@ class Scheduler:
             self.memory.discard(saved)
             return
         sequence.blocks += self.pool.allocate(saved.count - known)
-        if self.memory.load(saved, sequence.blocks, known):
+        self.states.reserve(sequence)
+        if self.memory.load(saved, sequence.blocks, known, sequence.next_state):
             sequence.computed = saved.computed
+            self.states.commit(sequence)
+        else:
+            self.states.roll_back(sequence)
 
     def _note_start(self, sequence: Sequence) -> None:
         if sequence.cached is None:
@@ -326,23 +360,25 @@ class Scheduler:
             blocks = sequence.blocks[: self.blocks_of(sequence.computed)]
             # What was given back is saved as any block: nothing will read it.
             held = [max(b, 0) for b in blocks]
-            sequence.saved = self.memory.save(held, sequence.computed)
+            sequence.saved = self.memory.save(held, sequence.computed, sequence.state)
         self._vacate(sequence)
         self.waiting.push(sequence)
 
     def _vacate(self, sequence: Sequence) -> None:
         # The end first: of a prefix that is cached the beginning is of use to the most.
         self.pool.release(reversed(sequence.held))
+        self.states.vacate(sequence)
         sequence.blocks.clear()
         sequence.computed = sequence.freed = 0
 
     def commit(self, step: Step) -> None:
         """The step has run: its tokens are in the cache. Call before new tokens are appended."""
         charges = self.policy.charges
-        for sequence, count, _ in step.parts:
-            sequence.computed += count
-            if sequence.computed % self.block < count and self.prefix_caching:
-                self._name(sequence, sequence.computed - count)
+        for sequence, count, _, end in step.parts:
+            sequence.computed = end
+            self.states.commit(sequence)
+            if end % self.block < count and self.prefix_caching:
+                self._name(sequence, end - count)
             if self.window:
                 self._free_unseen(sequence)
             if charges and sequence.computed == len(sequence.tokens) >= sequence.charged:
@@ -362,17 +398,38 @@ class Scheduler:
         extend_chain(sequence.keys, sequence.tokens, self.block, sequence.salt)
         for place in range(before // self.block, sequence.computed // self.block):
             self.pool.name(sequence.blocks[place], sequence.keys[place])
+        # States of outputs are not kept: each would push out one of a prompt.
+        if sequence.computed % self.block == 0 and sequence.computed <= sequence.prompt_length:
+            self.states.name(sequence, sequence.keys[sequence.computed // self.block - 1])
 
     def roll_back(self, step: Step) -> None:
-        """The step has not run: give back what it reserved; what it preempted stays queued."""
-        for part in step.parts:
-            if part.fresh:
-                del part.sequence.blocks[-len(part.fresh) :]
-                self.pool.release(part.fresh)
+        """The step has not run: give back what it reserved; what it preempted stays queued.
 
-    def alone(self, part: Part) -> Step:
-        """A step with one part of a step that was rolled back: its blocks are free again."""
-        return Step((self._reserve(part.sequence, part.count),))
+        A sequence whose state may have been updated begins anew, and nobody finds its blocks.
+        """
+        for part in step.parts:
+            sequence = part.sequence
+            if part.fresh:
+                del sequence.blocks[-len(part.fresh) :]
+                self.pool.release(part.fresh)
+            if self.states.is_lost(sequence):
+                self.pool.unname(sequence.held)
+                self._vacate(sequence)
+            self.states.roll_back(sequence)
+
+    def alone(self, part: Part) -> Step | None:
+        """A step towards the end of one part of a step that was rolled back, with that part alone.
+
+        None where its sequence has to begin anew and has no room to: then it waits.
+        """
+        sequence = part.sequence
+        count = min(part.end - sequence.computed, self.chunk)
+        if sequence.all_rows and sequence.computed < sequence.prompt_length:
+            count = min(count, self.rows)
+        if self._fits(sequence, count):
+            return Step((self._reserve(sequence, count),))
+        self._preempt(sequence)
+        return None
 
     def sequences(self) -> Iterator[Sequence]:
         """All sequences, running ones first."""
@@ -382,6 +439,7 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError unless every block and every sequence is accounted for."""
         self.pool.check(s.held for s in self.sequences())
+        self.states.check(self.sequences())
         held = [s.id for s in self.waiting if s.blocks or s.computed]
         assert not held, f"waiting sequences hold blocks or computed tokens: {held}"
         for sequence in self.running:
@@ -410,7 +468,7 @@ def _batch(parts: tuple[Part, ...], block: int) -> Batch:
     lengths: list[int] = []
     starts, rows = [0], []
     for part in parts:
-        sequence, count, _ = part
+        sequence, count = part.sequence, part.count
         begin, blocks = sequence.computed, sequence.blocks
         end = begin + count
         if count == 1:
@@ -430,8 +488,13 @@ def _batch(parts: tuple[Part, ...], block: int) -> Batch:
         query_start=starts,
         context_length=lengths,
         # No kernel reads what is out of sight; its place in the table only has to be a block.
-        block_table=[[max(b, 0) for b in s.blocks] if s.freed else s.blocks for s, _, _ in parts],
+        block_table=[
+            [max(b, 0) for b in p.sequence.blocks] if p.sequence.freed else p.sequence.blocks
+            for p in parts
+        ],
         slots=slots,
         # Kernels take at least one row; where no part ends, nobody reads it.
         logit_rows=rows or [len(tokens) - 1],
+        state_from=[p.sequence.state for p in parts],
+        state_to=[p.sequence.next_state for p in parts],
     )

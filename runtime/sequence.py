@@ -16,7 +16,8 @@ class Sequence:
     blocks, the first `freed` of which are given back (NO_BLOCK stands for each), because no later
     token sees them; `cached` counts prompt tokens that were found in the prefix cache, `charged`
     those that a policy has charged to the client. With `all_rows` every token of the prompt gets
-    logits.
+    logits. `state` is where its recurrent state is, `next_state` where the step that runs puts it
+    (NO_BLOCK: nowhere).
     """
 
     id: str
@@ -26,6 +27,8 @@ class Sequence:
     computed: int = 0
     blocks: list[int] = field(default_factory=list[int])
     freed: int = 0
+    state: int = NO_BLOCK
+    next_state: int = NO_BLOCK
     client: str = ""
     priority: int = 0
     limit: int = 16

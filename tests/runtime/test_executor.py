@@ -12,9 +12,9 @@ from ferrule.runtime.executor import (
     Executor,
     ModuleExecutor,
     available_memory,
-    blocks_for,
 )
 from ferrule.runtime.library import KernelLibrary
+from ferrule.runtime.pools import Pools, pools_for
 from ferrule.runtime.tensors import allocate
 from toys import argument, toy_next, toy_plan
 
@@ -122,7 +122,7 @@ def test_a_model_without_a_cache_takes_its_limits_from_the_plan():
     dims = {"T": [1, 16], "R": [1, 8]}
     limits = {"max_context": 30, "max_batch": 4}
     small = plan(entries=entries, dims=dims, limits=limits, caches=[])
-    assert blocks_for(small, None, 0) == 4 * 8
+    assert pools_for(small, None, 0) == Pools(4 * 8, 0)
     executor = Executor(small, Recorder(), {}, 32)
     assert (executor.max_batch, executor.max_context, executor.chunk) == (4, 30, 16)
     executor.step(decode([3, 30]))
@@ -138,12 +138,25 @@ def test_an_error_of_a_real_kernel_is_named(toy_kernels):
 
 
 def test_the_budget_gives_the_blocks():
-    assert blocks_for(plan(), 16 * 7 + 15, 0) == 7
-    assert blocks_for(plan(), None, 1 << 30) == 8 * 10
-    assert blocks_for(plan(), None, 16 * 11) == 5
-    assert blocks_for(plan(), 1 << 40, 0) == 80
+    assert pools_for(plan(), 16 * 7 + 15, 0) == Pools(7, 0)
+    assert pools_for(plan(), None, 1 << 30) == Pools(8 * 10, 0)
+    assert pools_for(plan(), None, 16 * 11) == Pools(5, 0)
+    assert pools_for(plan(), 1 << 40, 0) == Pools(80, 0)
     with pytest.raises(ArtifactError, match="half of free memory holds no block of 16 bytes"):
-        blocks_for(plan(), None, 31)
+        pools_for(plan(), None, 31)
+    states = [{"name": "kv", "dtype": "i32", "entry": [1]}]
+    states.append({"name": "h", "dtype": "f32", "entry": [6, 2], "state": True})
+    both = plan(caches=states)
+    assert (both.state_bytes, both.block_bytes, both.sequence_bytes(9)) == (48, 16, 48 + 3 * 16)
+    assert pools_for(both, 1 << 20, 0) == Pools(80, 16)
+    assert pools_for(both, 80 * 8 + 48 * 8 + 15, 0) == Pools(40, 8)
+    assert pools_for(both, 48 + 16, 0) == Pools(1, 1)
+    with pytest.raises(ArtifactError, match=r"63 bytes holds no .* and a state of 48 bytes"):
+        pools_for(both, 63, 0)
+    alone = plan(caches=states[1:])
+    assert pools_for(alone, 48 * 3, 0) == Pools(80, 3)
+    with pytest.raises(ArtifactError, match="holds no block of 0 bytes and a state of 48 bytes"):
+        pools_for(alone, 47, 0)
     executor = Executor(plan(), Recorder(), scale(), 3)
     assert (executor.max_context, executor.vocabulary, executor.max_batch) == (12, 67, 8)
 
@@ -220,3 +233,19 @@ def test_blocks_are_copied_and_moved_to_the_host_and_back_in_every_cache():
     for name, cache in executor._caches.items():
         np.testing.assert_array_equal(cache[[0, 8]], before[name][[2, 3]])
         assert not cache[1:8].any()
+
+
+def test_states_are_kept_apart_from_blocks_and_bound_the_batch():
+    caches = [
+        {"name": "h", "dtype": "f32", "entry": [3, 5], "state": True},
+        {"name": "kv", "dtype": "i32", "entry": [1]},
+    ]
+    executor = Executor(plan(caches=caches), Recorder(), scale(), 9, 5)
+    assert (executor.states, executor.max_batch, executor.state_blocks) == (5, 5, 4)
+    executor._caches["h"][...] = np.arange(75).reshape(5, 3, 5)
+    executor._caches["kv"][...] = 7
+    content = executor.read_state(2)
+    executor.copy_block(0, 2)
+    executor.write_state(4, content)
+    np.testing.assert_array_equal(executor._caches["h"][4], np.arange(30, 45).reshape(3, 5))
+    assert [a.shape for a in executor.read_blocks([1])] == [(1, 4, 1)]

@@ -97,16 +97,30 @@ def write_toy(directory, kernels, *, features=()):
 
 
 class FakeRunner:
-    """Runs steps in plain Python over a paged cache, and checks everything it is given."""
+    """Runs steps in plain Python over a paged cache, and checks everything it is given.
+
+    With `states` the next token comes from a state alone, which a step updates before it may fail.
+    """
 
     def __init__(
-        self, *, block=4, blocks=16, chunk=8, max_batch=4, max_rows=None, max_context=None, window=0
+        self,
+        *,
+        block=4,
+        blocks=16,
+        chunk=8,
+        max_batch=4,
+        max_rows=None,
+        max_context=None,
+        window=0,
+        states=0,
     ):
         self.block, self.blocks, self.chunk, self.max_batch = block, blocks, chunk, max_batch
         self.max_rows = max_rows or max_batch
         self.max_context = max_context or blocks * block
         self.vocabulary, self.window = VOCABULARY, window
         self.cache = np.full((blocks, block), -1)
+        self.states, self.state_blocks = states, 2 if states else 0
+        self.state = np.full((states, 2), -1)  # tokens so far, their sum as toy_next has it
         self.batches: list[Batch] = []
         self.fails_on = None  # a token that no step with it survives
         self.not_finite = None  # a token after which the logits are nan
@@ -117,6 +131,7 @@ class FakeRunner:
         assert 1 <= len(batch.context_length) <= self.max_batch
         assert 1 <= len(batch.logit_rows) <= self.max_rows
         assert len(batch.query_start) == len(batch.context_length) + 1
+        sums = self._advance(batch) if self.states else None
         if self.fails_on in batch.tokens:
             raise RuntimeError(f"no kernel for token {self.fails_on}")
         assert len(set(batch.slots)) == len(batch.slots)
@@ -124,7 +139,7 @@ class FakeRunner:
             self.cache[slot // self.block, slot % self.block] = token
         logits = np.zeros((len(batch.logit_rows), VOCABULARY), np.float32)
         for index, row in enumerate(batch.logit_rows):
-            logits[index] = self._logits(batch, row)
+            logits[index] = self._logits(batch, row) if sums is None else _row(sums[row])
         return logits.argmax(-1).astype(np.int32), logits
 
     def copy_block(self, source, target):
@@ -135,6 +150,29 @@ class FakeRunner:
 
     def write_blocks(self, blocks, content):
         self.cache[list(blocks)] = content[0]
+
+    def read_state(self, state):
+        return (self.state[state].copy(),)
+
+    def write_state(self, state, content):
+        self.state[state] = content[0]
+
+    def _advance(self, batch):
+        """The sum behind each token, from the states on, which go to their places."""
+        sums, before = [], self.state.copy()
+        places = list(zip(batch.state_from, batch.state_to, strict=True))
+        assert len(places) == len(batch.context_length)
+        for n, (source, target) in enumerate(places):
+            begin, end = batch.query_start[n : n + 2]
+            assert 0 <= target < self.states
+            assert all(target not in p for m, p in enumerate(places) if m != n), places
+            count, total = before[source].tolist() if source >= 0 else (0, 0)
+            assert count == batch.positions[begin], f"state of {count} tokens at {batch.positions}"
+            for token in batch.tokens[begin:end]:
+                count, total = count + 1, (total + token * (count + 1)) % VOCABULARY
+                sums.append(total)
+            self.state[target] = count, total
+        return sums
 
     def _logits(self, batch, row):
         n = int(np.searchsorted(batch.query_start, row, side="right")) - 1
@@ -147,4 +185,9 @@ class FakeRunner:
         ]
         if self.not_finite is not None and known[-1] == self.not_finite:
             return np.full(VOCABULARY, np.nan, np.float32)
-        return -np.abs(np.arange(VOCABULARY) - toy_next(known)).astype(np.float32)
+        return _row(toy_next(known))
+
+
+def _row(best):
+    """Logits whose largest is that of a token."""
+    return -np.abs(np.arange(VOCABULARY) - best).astype(np.float32)

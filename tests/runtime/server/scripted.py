@@ -68,7 +68,7 @@ class ScriptRunner:
         self.block, self.blocks, self.chunk, self.max_batch = 16, blocks, chunk, max_batch
         self.max_context, self.vocabulary, self.max_rows = max_context, VOCABULARY, chunk
         self.cache = np.full((blocks, 16), -1)
-        self.window = 0
+        self.window = self.states = self.state_blocks = 0
         self.script = script if script is not None else {}
         self.delay, self.broken, self.sure = 0.0, None, 40.0
 
