@@ -112,6 +112,16 @@ class BlockPool:
             if (key := self._keys.pop(block, None)) is not None:
                 del self._blocks[key]
 
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Forget these contents, whoever holds them."""
+        for key in keys:
+            if (block := self._blocks.pop(key, None)) is None:
+                continue
+            del self._keys[block]
+            if not self._counts[block]:
+                del self._cached[block]
+                self._free.append(block)
+
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """The blocks with these contents, up to the first that is not known."""
         found: list[int] = []

@@ -362,7 +362,7 @@ class Engine:
 
     def _fail(self, track: Track, error: Exception) -> Delta:
         # What a failed request computed may be what failed it: nobody else is to find it.
-        self.pool.unname(track.sequence.held)
+        self.scheduler.distrust(track.sequence)
         self._drop(track.request)
         return Delta(
             track.request.name,

@@ -402,10 +402,15 @@ class Scheduler:
         if sequence.computed % self.block == 0 and sequence.computed <= sequence.prompt_length:
             self.states.name(sequence, sequence.keys[sequence.computed // self.block - 1])
 
+    def distrust(self, sequence: Sequence) -> None:
+        """Let nobody find what was computed for a sequence."""
+        self.pool.drop(sequence.keys)
+        self.states.drop(sequence.keys)
+
     def roll_back(self, step: Step) -> None:
         """The step has not run: give back what it reserved; what it preempted stays queued.
 
-        A sequence whose state may have been updated begins anew, and nobody finds its blocks.
+        A sequence whose state may have been updated begins anew.
         """
         for part in step.parts:
             sequence = part.sequence
@@ -413,7 +418,6 @@ class Scheduler:
                 del sequence.blocks[-len(part.fresh) :]
                 self.pool.release(part.fresh)
             if self.states.is_lost(sequence):
-                self.pool.unname(sequence.held)
                 self._vacate(sequence)
             self.states.roll_back(sequence)
 
@@ -423,6 +427,8 @@ class Scheduler:
         None where its sequence has to begin anew and has no room to: then it waits.
         """
         sequence = part.sequence
+        if not sequence.computed:
+            self._find(sequence)
         count = min(part.end - sequence.computed, self.chunk)
         if sequence.all_rows and sequence.computed < sequence.prompt_length:
             count = min(count, self.rows)

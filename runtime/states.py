@@ -82,6 +82,11 @@ class States:
         if self.pool is not None:
             self.pool.name(sequence.state, key)
 
+    def drop(self, keys: Keys[bytes]) -> None:
+        """Forget the states behind these blocks."""
+        if self.pool is not None:
+            self.pool.drop(keys)
+
     def find(self, sequence: Sequence, keys: Keys[bytes]) -> int:
         """Take the state that stands behind the most of these blocks; gives how many, all where
         there are no states.

@@ -153,7 +153,7 @@ def test_the_budget_gives_the_blocks():
     assert pools_for(both, 48 + 16, 0) == Pools(1, 1)
     with pytest.raises(ArtifactError, match=r"63 bytes holds no .* and a state of 48 bytes"):
         pools_for(both, 63, 0)
-    alone = plan(caches=states[1:])
+    alone = plan(caches=states[1:], entries={})
     assert pools_for(alone, 48 * 3, 0) == Pools(80, 3)
     with pytest.raises(ArtifactError, match="holds no block of 0 bytes and a state of 48 bytes"):
         pools_for(alone, 47, 0)
