@@ -21,9 +21,9 @@ import numpy as np
 import tvm
 from ferrule.codegen.backend import KernelBody
 from ferrule.codegen.tvm import build_library
-from ferrule.ir.dims import dim
+from ferrule.ir.dims import dim, substitute
 from ferrule.ir.graph import Graph
-from ferrule.ir.node import input_, item
+from ferrule.ir.node import Node, input_, item
 from ferrule.ir.ops import recurrent
 from ferrule.ir.target import Target
 from ferrule.ir.types import CacheType, TensorType
@@ -46,6 +46,11 @@ class Case:
     columns: int
     decays: int = 1
     delta: bool = False
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The shape of a sequence's state."""
+        return self.heads, self.rows, self.columns
 
 
 CASES = {
@@ -81,7 +86,7 @@ def body_of(case: Case) -> Graph:
     }
     wanted = [name for name in shapes if name != "b" or case.delta]
     q, k, v, g, *beta = (input_(name=name, type=TensorType("f32", shapes[name])) for name in wanted)
-    kind = CacheType("f32", 0, (case.heads, case.rows, case.columns))
+    kind = CacheType("f32", 0, case.state)
     state = input_(name="state", type=kind)
     places = [
         input_(name=name, type=TensorType("i32", (size,)))
@@ -102,12 +107,12 @@ def scan_seconds(case: Case, tokens: int, states: int = 64) -> float:
     drawn = np.random.default_rng(0)
     sizes = {"T": tokens, "N": 1}
 
-    def tensor(node: object) -> tvm.runtime.Tensor:
-        shape = [int(d.subs(sizes)) if hasattr(d, "subs") else d for d in node.type.shape]
+    def tensor(node: Node) -> tvm.runtime.Tensor:
+        shape = [int(substitute(d, sizes)) for d in node.shape]
         values = drawn.standard_normal(shape).astype(np.float32) / 12
         return tvm.runtime.tensor(-np.abs(values) if node["name"] == "g" else values)
 
-    held = tvm.runtime.tensor(np.zeros((states, *body.inputs[4].type.entry), np.float32))
+    held = tvm.runtime.tensor(np.zeros((states, *case.state), np.float32))
     starts = tvm.runtime.tensor(np.array([0, tokens], np.int32))
     places = [tvm.runtime.tensor(np.array([n], np.int32)) for n in range(states)]
     before, beta = [tensor(i) for i in body.inputs[:4]], [tensor(i) for i in body.inputs[8:]]

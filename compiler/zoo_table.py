@@ -183,7 +183,12 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "logits_scaling": 1.3,
         "attention_multiplier": 0.3,
     },
-    "bamba": {"mamba_n_heads": 6, "mamba_d_head": 16},
+    "bamba": {
+        "num_hidden_layers": 3,
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 6,
+        "mamba_d_head": 16,
+    },
     "granitemoehybrid": {"mamba_n_heads": 6, "mamba_d_head": 16},
     "mamba2": {"num_heads": 6, "head_dim": 16, "n_groups": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -199,7 +204,12 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv"],
         "num_dense_layers": 1,
     },
-    "lfm2": {"block_multiple_of": 8, "block_auto_adjust_ff_dim": False},
+    "lfm2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_multiple_of": 8,
+        "block_auto_adjust_ff_dim": False,
+    },
     "reformer": {"axial_pos_embds_dim": [16, 32], "axial_pos_shape": [8, 12]},
     "gemma3n_text": {
         "num_hidden_layers": 4,

@@ -84,7 +84,7 @@ def assert_all_in_kernels(artifact: ferrule.Artifact) -> None:
             assert callable(artifact.library[call.kernel])
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "scratch_plain"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "scratch_plain", "lfm2"])
 def test_bfloat16_agrees_with_eager_bfloat16(name: str):
     model = zoo.build(name).to(torch.bfloat16)
     parity = compiled(model).manifest["parity"]

@@ -46,6 +46,7 @@ COUNTS: Mapping[str, tuple[int, int, int, int, int]] = {
     "afmoe": (3, 19, 0, 4, 13),
     "dots1": (3, 13, 0, 4, 15),
     "granite_swa": (3, 7, 0, 0, 13),
+    "lfm2": (1, 9, 0, 0, 13),
     "scratch_plain": (2, 0, 5, 0, 9),
     "scratch_interleaved": (2, 5, 0, 0, 9),
 }

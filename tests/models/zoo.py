@@ -47,6 +47,7 @@ TYPES = (
     "afmoe",
     "dots1",
     "granite_swa",
+    "lfm2",
 )
 SCRATCH: Mapping[str, Callable[[], nn.Module]] = {
     "scratch_plain": PlainLM,
