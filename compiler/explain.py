@@ -82,11 +82,14 @@ def _target(manifest: Mapping[str, Any]) -> Target:
 def step_dims(plan: Plan, entry: str, load: Load) -> dict[str, int]:
     """The sizes of a step; raises IRError where the artifact's limits do not allow it.
 
-    Beside the plan's dims: C, the blocks of all sequences, and L, the tokens of one.
+    Beside the plan's dims: C, the blocks of all sequences, Z, their recurrent states where the
+    model has such, and L, the tokens of one.
     """
-    if "M" not in plan.dims:
+    if "decode" not in plan.entries:
         return {name: high for name, (_, high) in plan.dims.items()}
-    longest = plan.limits.get("max_context", plan.dims["M"][1] * plan.block)
+    limits = plan.limits
+    given = "max_context" in limits
+    longest = limits["max_context"] if given else plan.dims["M"][1] * plan.block
     most, count = plan.dims["T"][1], load.sequences
     asked = min(CONTEXT, longest) if load.context is None else load.context
     context = _within("context", asked, longest)
@@ -97,9 +100,11 @@ def step_dims(plan: Plan, entry: str, load: Load) -> dict[str, int]:
     if tokens % count:
         raise IRError(f"{tokens} tokens of {count} sequences: wanted as many of each")
     blocks = -(-context // plan.block)
-    width = max(blocks, min(1 << (blocks - 1).bit_length(), plan.dims["M"][1]))
+    widest = plan.dims.get("M", (1, blocks))[1]
+    width = max(blocks, min(1 << (blocks - 1).bit_length(), widest))
     sizes = {"T": tokens, "N": count, "R": count, "M": width, "C": count * blocks}
-    return {**sizes, "L": context}
+    states = {"Z": count} if plan.state_bytes else {}
+    return {**sizes, **states, "L": context}
 
 
 def _within(name: str, value: int, most: int) -> int:

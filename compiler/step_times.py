@@ -49,7 +49,7 @@ def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
     from ..runtime.executor import Executor
     from ..runtime.tensors import allocate
 
-    if "M" not in artifact.plan.dims:
+    if "decode" not in artifact.plan.entries:
         specs = artifact.module.inputs
         inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in specs}
         return artifact.module.prepare(inputs, dims)
