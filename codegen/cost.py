@@ -116,7 +116,7 @@ def _operations(n: Node) -> Dim:
     name = n.op.name
     if name.endswith(("_conv", "_scan")):
         return _recurrent_operations(n)
-    if any(map(n.op.has, kinds)) or not isinstance(n.type, TensorType):
+    if any(map(n.op.has, kinds)) or not isinstance(n.type, TensorType) or name == "item":
         return 0
     if name.endswith("attention"):
         return _attention_operations(n)

@@ -31,8 +31,9 @@ from .results import (
     TokenLogprobs,
 )
 from .sampling import Sampler
-from .scheduler import Part, Scheduler, Step
+from .scheduler import Scheduler
 from .sequence import Sequence as Scheduled
+from .step import Part, Step
 from .swap import Disk
 from .tensors import Array
 from .text import Text, TextStream

@@ -8,10 +8,10 @@ from ferrule.codegen.needed import needed_elements
 from ferrule.codegen.visible import Mask, pairs_doubled, span
 from ferrule.ir.dims import Dim, dim, substitute
 from ferrule.ir.graph import Graph
-from ferrule.ir.node import Node
-from ferrule.ir.ops import model, quantized, serving
+from ferrule.ir.node import Node, item
+from ferrule.ir.ops import model, quantized, recurrent, serving
 from ferrule.ir.ops import tensor as t
-from kernels import T, cache, given
+from kernels import T, cache, given, state
 
 N, M, L = dim("N"), dim("M"), dim("L")
 
@@ -147,3 +147,23 @@ def test_caches_are_written_one_entry_a_token() -> None:
     kept, value, slots = cache("k", "i8", 2, 8), given("v", "i8", T, 2, 8), given("s", "i32", T)
     cost = cost_of(body(kept, value, slots, serving.cache_append(kept, value, slots)))
     assert (cost.reads, cost.bytes_written) == ((0, T * 16, T * 4), T * 16)
+
+
+def test_states_are_read_and_written_once_a_sequence_whatever_the_tokens() -> None:
+    places = [given(n, "i32", d) for n, d in (("s", N + 1), ("f", N), ("t", N))]
+    x, w, rows = given("x", "bf16", T, 64), given("w", "bf16", 4, 64), state("c", "bf16", 3, 64)
+    made = recurrent.state_conv(x, w, rows, *places)
+    inputs = (x, w, rows, *places)
+    cost = cost_of(Graph("g", inputs, (item(made, index=0), item(made, index=1))))
+    assert cost.reads[:3] == (T * 128, 4 * 128, N * 3 * 128)
+    assert cost.bytes_written == T * 128 + N * 3 * 128
+    assert cost.operations == 2 * 4 * 64 * T
+    q, k = (given(n, "f32", T, 2, 8) for n in "qk")
+    v, g, b = given("v", "f32", T, 4, 16), given("g", "f32", T, 4, 1), given("b", "f32", T, 4)
+    held = state("h", "f32", 4, 8, 16)
+    for beta, each in (((), 4), ((b,), 6)):
+        made = recurrent.state_scan(q, k, v, g, held, *places, *beta)
+        inputs = (q, k, v, g, held, *places, *beta)
+        cost = cost_of(Graph("g", inputs, (item(made, index=0), item(made, index=1))))
+        assert cost.reads[4] == N * 4 * 4 * 8 * 16
+        assert cost.operations == each * 4 * 8 * 16 * T
