@@ -118,9 +118,9 @@ class Executor:
         if plan.state_bytes:
             self.states = self.max_batch if states is None else states
             self.max_batch = min(self.max_batch, self.states)
-        self.state_blocks = -(-plan.state_bytes // max(1, plan.block_bytes))
         self.max_rows = bound_of(plan, "R")
         self.table_width = -(-context_limit(plan) // plan.block)
+        self.state_blocks = _state_blocks(plan, self.table_width)
         self.max_context = min(context_limit(plan), blocks * plan.block)
         self.window = plan.limits.get("window", 0)
         self._library = library
@@ -229,6 +229,13 @@ class Executor:
     def _result(self, name: str, dims: Mapping[str, int]) -> Array:
         spec = self._signature[name]
         return place(self._memory[name], 0, spec.dtype, evaluate_shape(spec.shape, dims))
+
+
+def _state_blocks(plan: Plan, context: int) -> int:
+    """The size of a state in blocks, rounded up; all of a context where blocks hold nothing."""
+    if plan.state_bytes and not plan.block_bytes:
+        return context
+    return -(-plan.state_bytes // max(1, plan.block_bytes))
 
 
 def _tensors(plan: Plan) -> Iterator[TensorSpec]:
