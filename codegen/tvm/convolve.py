@@ -17,7 +17,7 @@ from .function import Anchor, Kernel
 from .isa import LANES
 from .loops import Place, Work
 from .sequences import Sequences, accumulated, pieces_of, wanted_whole
-from .values import Expr, bind, cast, const, i64, vectorized
+from .values import Expr, bind, cast, const, i64, rounded, vectorized
 
 COLUMNS = 2 * LANES
 """Channels of an item."""
@@ -40,10 +40,14 @@ class _Conv:
         return accumulated(self.node.inputs[0].dtype)
 
     def value(self, work: Work, n: Expr, t: Expr, c: Expr) -> Expr:
-        """x of a token and channel."""
-        return cast(
-            work.pull().value(self.node.inputs[0], [*self.batch.index(n, t), c]), self.dtype
-        )
+        """x of a token and channel: as a state gives it back, so that no sum depends on whether the
+        row came in this step.
+        """
+        x = self.node.inputs[0]
+        value = work.pull().value(x, [*self.batch.index(n, t), c])
+        if self.batch.state is not None and not x.op.has("leaf"):
+            value = rounded(value, x.dtype)
+        return cast(value, self.dtype)
 
     def tap(self, work: Work, j: int, c: Expr) -> Expr:
         """The weight of the row that stands taps - 1 - j rows before."""

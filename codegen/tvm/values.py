@@ -273,6 +273,13 @@ def _load_packed(buffer: tirx.Buffer, dtype: str, index: Sequence[Expr]) -> Expr
     return tirx.op.bitwise_xor(tirx.Cast("int8", low), half) - half
 
 
+def rounded(value: Expr, dtype: str) -> Expr:
+    """A register's value as memory would give it back."""
+    if dtype == "bf16":
+        return widen_bf16(round_bf16(cast(value, "float32")))
+    return cast(cast(value, STORED[dtype]), COMPUTED[dtype])
+
+
 def stored(value: Expr, dtype: str) -> Expr:
     """A register's value in the form that memory holds."""
     if dtype == "bf16":

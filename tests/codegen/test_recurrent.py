@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ferrule.compiler.reference.context import DTYPES
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, item
@@ -118,36 +119,29 @@ def test_batches_begin_with_zeros(kernels: Kernels, name: str, size: tuple[int, 
     kernels.check(name, decays, B=size[0], S=size[1])
 
 
-@pytest.mark.parametrize("name", ["conv", "heads", "delta", "one column"])
+@pytest.mark.parametrize("name", ["conv", "conv bf16", "heads", "delta", "one column"])
 def test_tokens_give_the_same_bits_whatever_the_steps_they_come_in(kernels: Kernels, name: str):
     body, total = BODIES[name], 11
-    whole = values(body, (total,), (-1,), (0,))
-    made = {
-        i["name"]: torch.randn([total, *i.type.shape[1:]]).double() * 0.3
-        for i in body.inputs
-        if i["name"] not in {"starts", "source", "target", "state", "w"}
-    }
-    made["w"] = torch.randn(4, 37)
-    one = run(kernels, name, whole | made, [(0, total)])
+    given = values(body, (total,), (-1,), (0,))
+    for i in body.inputs:
+        if i["name"] not in given or callable(given[i["name"]]):
+            size = (total, *i.type.shape[1:]) if i["name"] != "w" else i.type.shape
+            given[i["name"]] = torch.randn([int(d) for d in size], dtype=torch.float64) * 0.3
+    one = run(kernels, name, given, [(0, total)])
     for cuts in ([(0, 4), (4, 5), (5, total)], [(i, i + 1) for i in range(total)]):
-        for have, want in zip(run(kernels, name, whole | made, cuts), one, strict=True):
+        for have, want in zip(run(kernels, name, given, cuts), one, strict=True):
             assert torch.equal(have, want)
 
 
 def run(kernels: Kernels, name: str, given: dict, cuts: list[tuple[int, int]]):
     """All rows, and the state behind them, of a sequence that comes in these parts."""
-    body, held, rows = kernels.bodies[name], given["state"].float(), []
+    body, held, rows = kernels.bodies[name], given["state"], []
     for begin, end in cuts:
         batch = {"starts": torch.tensor([0, end - begin]), "target": torch.tensor([0])}
         batch |= {"source": torch.tensor([-1 if begin == 0 else 0]), "state": held}
-        step = {
-            n: v[begin:end] for n, v in given.items() if n not in {*batch, "w"} and not callable(v)
-        }
-        all_values = {**given, **step, **batch}
-        values = [
-            all_values[i["name"]].to(torch.int32 if i.type.dtype == "i32" else torch.float32)
-            for i in body.inputs
-        ]
+        step = {n: v[begin:end] for n, v in given.items() if n not in {*batch, "w"}}
+        batch |= step | {n: v for n, v in given.items() if n == "w"}
+        values = [batch[i["name"]].to(DTYPES[i.type.dtype]) for i in body.inputs]
         shape = (end - begin, *(int(d) for d in body.outputs[0].type.shape[1:]))
         made, held = kernels.run(name, values, [shape, tuple(held.shape)])
         rows.append(made)
