@@ -28,7 +28,7 @@ def linear_scan(
     given = [x.float() for x in (q, k, v, log_decay)]
     state = given[2].new_zeros(v.shape[2], k.shape[3], v.shape[3])
     rows = [
-        scan(*(x[b] for x in given), None if beta is None else beta[b].float(), state)[0]
+        scan(*(x[b] for x in given), () if beta is None else (beta[b].float(),), state)[0]
         for b in range(len(v))
     ]
     return torch.stack(rows).to(v.dtype) if rows else torch.empty_like(v)
