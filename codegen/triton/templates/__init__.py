@@ -1,0 +1,1 @@
+"""Kernel templates: Triton functions that generated entries call, hooks and tiles handed over."""

@@ -1,0 +1,120 @@
+"""The tiles of the templates, as data: what may be chosen, what is taken where nothing is, and what
+a choice holds of a GPU's shared memory and registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...ir.errors import IRError
+from ...ir.target import Target
+from ..space import Choice
+
+KIB = 1 << 10
+SHARED = {
+    "sm_70": 96 * KIB, "sm_75": 64 * KIB, "sm_80": 163 * KIB, "sm_86": 99 * KIB,
+    "sm_89": 99 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "sm_120": 99 * KIB,
+    "gfx90a": 64 * KIB, "gfx942": 64 * KIB, "gfx950": 160 * KIB,
+}  # fmt: skip
+"""Bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute
+capabilities; CDNA instruction set guides)."""
+
+ACCUMULATORS = 160
+"""Float32 sums that a thread can hold beside what it reads: of 255 registers the rest."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the room that a choice needs depends on beside the choice: bytes of an element that is
+    multiplied, sums of columns made together, widths of a key and of a value (attention).
+    """
+
+    item: int = 2
+    parts: int = 1
+    width: int = 0
+    value_width: int = 0
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The choices of one template.
+
+    `defaults` by architecture, "" for any other; `shared(choice, sizes)` is about how many bytes
+    its pipeline holds, `sums(choice, sizes)` how many float32 values a program accumulates: both
+    rule out what cannot fit before it is compiled, and the compiled kernel has the last word.
+    """
+
+    values: Mapping[str, tuple[int, ...]]
+    defaults: Mapping[str, Mapping[str, int]]
+    shared: Callable[[Choice, Sizes], int]
+    sums: Callable[[Choice, Sizes], int]
+
+    def default(self, target: Target) -> Choice:
+        """What is taken where nothing was chosen."""
+        arch = target.arch if target.arch in self.defaults else ""
+        return Choice.of(self.defaults[arch])
+
+    def fits(self, choice: Choice, target: Target, sizes: Sizes) -> bool:
+        """Whether a choice has a chance of fitting the target."""
+        if target.arch not in SHARED:
+            raise IRError(f"no shared memory known of {target}; known: {', '.join(SHARED)}")
+        threads = choice["WARPS"] * warp_threads(target)
+        return (
+            self.shared(choice, sizes) <= SHARED[target.arch]
+            and self.sums(choice, sizes) <= ACCUMULATORS * threads
+        )
+
+
+def warp_threads(target: Target) -> int:
+    """Threads of a warp."""
+    return 64 if target.kind == "rocm" else 32
+
+
+def _operands(c: Choice, s: Sizes) -> int:
+    return c["STAGES"] * c["BK"] * (c["BM"] + s.parts * c["BN"]) * s.item
+
+
+def _products(c: Choice, s: Sizes) -> int:
+    return s.parts * c["BM"] * c["BN"]
+
+
+_WARPS = {"WARPS": (4, 8)}
+
+GEMM = Tiles(
+    {"BM": (64, 128), "BN": (64, 128, 256), "BK": (32, 64, 128), "STAGES": (2, 3, 4, 5)} | _WARPS,
+    {
+        "": {"BM": 128, "BN": 64, "BK": 64, "WARPS": 8, "STAGES": 3},
+        "sm_90": {"BM": 128, "BN": 128, "BK": 64, "WARPS": 8, "STAGES": 4},
+        "sm_100": {"BM": 128, "BN": 128, "BK": 64, "WARPS": 8, "STAGES": 4},
+        "gfx90a": {"BM": 128, "BN": 128, "BK": 32, "WARPS": 8, "STAGES": 2},
+        "gfx942": {"BM": 128, "BN": 128, "BK": 32, "WARPS": 8, "STAGES": 2},
+    },
+    _operands,
+    _products,
+)
+"""gemm: many rows."""
+
+GEMM_FEW = Tiles(
+    {"BM": (16, 32, 64), "BN": (64, 128), "BK": (64, 128, 256), "STAGES": (2, 3, 4, 5)}
+    | {"SPLIT": (1, 2, 4, 8)}
+    | _WARPS,
+    {
+        "": {"BM": 16, "BN": 64, "BK": 64, "WARPS": 4, "STAGES": 4, "SPLIT": 1},
+        "sm_90": {"BM": 16, "BN": 64, "BK": 128, "WARPS": 4, "STAGES": 4, "SPLIT": 1},
+        "sm_100": {"BM": 16, "BN": 64, "BK": 128, "WARPS": 4, "STAGES": 4, "SPLIT": 1},
+        "gfx90a": {"BM": 16, "BN": 64, "BK": 64, "WARPS": 4, "STAGES": 2, "SPLIT": 1},
+        "gfx942": {"BM": 16, "BN": 64, "BK": 64, "WARPS": 4, "STAGES": 2, "SPLIT": 1},
+    },
+    _operands,
+    _products,
+)
+"""gemm_few: up to a few dozen rows."""
+
+GEMV = Tiles(
+    {"BN": (1, 2, 4, 8, 16), "BK": (256, 512, 1024, 2048), "STAGES": (1,)} | _WARPS,
+    {"": {"BN": 4, "BK": 1024, "WARPS": 4, "STAGES": 1}},
+    lambda c, s: 0,
+    lambda c, s: 2 * s.parts * c["BN"] * c["BK"],
+)
+"""gemv: one row. A sum and what is added to it at the same time count twice."""
