@@ -118,3 +118,73 @@ GEMV = Tiles(
     lambda c, s: 2 * s.parts * c["BN"] * c["BK"],
 )
 """gemv: one row. A sum and what is added to it at the same time count twice."""
+
+
+def split_width(width: int) -> tuple[int, int]:
+    """A width as two powers of two, 16 at least, that cover it with little more: 576 as 512 and 64,
+    80 as 64 and 16, 128 as 128 and 0.
+    """
+    first = max(16, 1 << (width.bit_length() - 1))
+    rest = max(0, width - first)
+    return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
+
+
+def _pages(c: Choice, s: Sizes) -> int:
+    return c["STAGES"] * c["BK"] * (s.width + s.value_width) * s.item
+
+
+def _scores(c: Choice, s: Sizes) -> int:
+    named = dict(c.values)
+    return named.get("ROWS", named.get("HEADS", 16)) * (s.value_width + c["BK"])
+
+
+ATTEND_SPLITS = {
+    False: Tiles(
+        {"HEADS": (16,), "BK": (32, 64, 128), "SPLITS": (4, 8, 16, 32, 64), "STAGES": (2, 3, 4)}
+        | _WARPS,
+        {
+            "": {"HEADS": 16, "BK": 64, "SPLITS": 16, "WARPS": 4, "STAGES": 2},
+            "sm_90": {"HEADS": 16, "BK": 64, "SPLITS": 16, "WARPS": 4, "STAGES": 3},
+        },
+        _pages,
+        _scores,
+    ),
+    True: Tiles(
+        {"HEADS": (16, 32, 64), "BK": (16, 32, 64), "SPLITS": (4, 8, 16, 32, 64)}
+        | {"STAGES": (1, 2, 3)}
+        | _WARPS,
+        {"": {"HEADS": 16, "BK": 32, "SPLITS": 16, "WARPS": 4, "STAGES": 2}},
+        _pages,
+        _scores,
+    ),
+}
+"""attend_splits, by whether a key is wider than WIDE: with as many tokens a tile would not fit."""
+
+ATTEND_TOKENS = {
+    False: Tiles(
+        {"ROWS": (16, 32, 64, 128), "BK": (32, 64, 128), "STAGES": (1, 2, 3, 4)} | _WARPS,
+        {
+            "": {"ROWS": 64, "BK": 32, "WARPS": 4, "STAGES": 2},
+            "sm_90": {"ROWS": 128, "BK": 64, "WARPS": 8, "STAGES": 2},
+            "sm_100": {"ROWS": 128, "BK": 64, "WARPS": 8, "STAGES": 2},
+        },
+        _pages,
+        _scores,
+    ),
+    True: Tiles(
+        {"ROWS": (16, 32, 64), "BK": (16, 32, 64), "STAGES": (1, 2)} | _WARPS,
+        {"": {"ROWS": 16, "BK": 32, "WARPS": 4, "STAGES": 1}},
+        _pages,
+        _scores,
+    ),
+}
+"""attend_tokens, as above; ROWS is tokens times heads, see `rows_of`."""
+
+WIDE = 256
+"""Elements of a key from which on attention takes other tiles."""
+
+
+def rows_of(choice: Choice, repeat: int) -> dict[str, int]:
+    """HEADS and TOKENS of a choice of ROWS, for so many heads in a group."""
+    heads = min(choice["ROWS"], 1 << (repeat - 1).bit_length())
+    return {"HEADS": heads, "TOKENS": choice["ROWS"] // heads}

@@ -30,10 +30,12 @@ def rows_of_weights(
     """
     at = w + cols.to(tl.int64) * K + ks
     if EVEN_K and N % BN == 0:
-        return tl.load(at)
-    if EVEN_K:
-        return tl.load(at, mask=cols < N, other=0)
-    return tl.load(at, mask=(cols < N) & (ks < K), other=0)
+        value = tl.load(at)
+    elif EVEN_K:
+        value = tl.load(at, mask=cols < N, other=0)
+    else:
+        value = tl.load(at, mask=(cols < N) & (ks < K), other=0)
+    return value
 
 
 @triton.jit
