@@ -188,3 +188,44 @@ def rows_of(choice: Choice, repeat: int) -> dict[str, int]:
     """HEADS and TOKENS of a choice of ROWS, for so many heads in a group."""
     heads = min(choice["ROWS"], 1 << (repeat - 1).bit_length())
     return {"HEADS": heads, "TOKENS": choice["ROWS"] // heads}
+
+
+def _words(c: Choice, s: Sizes) -> int:
+    return c["STAGES"] * c["BK"] * (c["BM"] * s.item + s.parts * c["BN"])
+
+
+GEMM_CODES = Tiles(
+    {"BM": (16, 32, 64, 128), "BN": (64, 128), "BK": (32, 64, 128, 256), "PACK": (1, 2, 4, 8)}
+    | {"SPLIT": (1, 2, 4, 8), "STAGES": (2, 3, 4)}
+    | _WARPS,
+    {"": {"BM": 16, "BN": 64, "BK": 128, "PACK": 4, "SPLIT": 1, "WARPS": 4, "STAGES": 3}},
+    _words,
+    lambda c, s: 2 * s.parts * c["BM"] * c["BN"],
+)
+"""gemm_codes, for rows of up to BM and for more; `fitting_codes` says which go with a weight."""
+
+GEMV_CODES = Tiles(
+    {"BN": (1, 2, 4, 8, 16), "BK": (512, 1024, 2048, 4096), "PACK": (1, 2, 4, 8), "STAGES": (1,)}
+    | _WARPS,
+    {"": {"BN": 4, "BK": 2048, "PACK": 8, "WARPS": 4, "STAGES": 1}},
+    lambda c, s: 0,
+    lambda c, s: 4 * s.parts * c["BN"] * c["BK"] // c["PACK"],
+)
+"""gemv_codes: one row."""
+
+
+def fitting_codes(choice: Choice, bits: int, group: int, k: int) -> Choice:
+    """A choice of GEMM_CODES brought to a weight's groups of codes: BK divides the group, a word
+    holds whole codes of one group, and what is multiplied at a time is 16 k's deep at least.
+
+    Raises IRError where there are several groups, and of too few codes for that.
+    """
+    least = 8 // bits
+    if group < k and group % (16 * least):
+        raise IRError(f"groups of {group} codes of {k}: a multiple of {16 * least} was wanted")
+    whole = group & -group if group < k else 1 << (k - 1).bit_length()
+    deep = max(16 * least, min(choice["BK"], whole))
+    pack = min(choice["PACK"], 32 // bits, deep // 16)
+    while -(-k // group) * group % pack:
+        pack //= 2
+    return Choice.of(dict(choice.values) | {"BK": deep, "PACK": max(least, pack)})

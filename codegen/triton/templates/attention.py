@@ -18,6 +18,8 @@ of two; a group of more takes several. PRECISION says how float32 is multiplied.
 import triton
 import triton.language as tl
 
+from .ragged import ragged_tile
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -309,24 +311,6 @@ def join_splits(
 
 
 @triton.jit
-def tile_of_tokens(query_start, number, N, TOKENS: tl.constexpr):
-    """(sequence, first row) of a tile of TOKENS query tokens by its number.
-
-    Sequence n has the tiles from query_start[n] // TOKENS + n on: as many as it needs, or one too
-    many, whose first row is beyond its own.
-    """
-    low, high = 0, N
-    while high - low > 1:
-        middle = (low + high) // 2
-        begins = tl.load(query_start + middle) // TOKENS + middle
-        is_before = begins <= number
-        low = tl.where(is_before, middle, low)
-        high = tl.where(is_before, high, middle)
-    start = tl.load(query_start + low)
-    return low, start + (number - start // TOKENS - low) * TOKENS
-
-
-@triton.jit
 def attend_tokens(
     env, k_cache, v_cache, block_table, query_start, context_length,
     sinks, slopes, bias, k_scale, v_scale, N, M,
@@ -351,7 +335,7 @@ def attend_tokens(
     MASK: tl.constexpr = (SCALE, SOFTCAP, REACH, PRECISION)
     # The last tiles see the most keys: they go first.
     number = tl.num_programs(0) - 1 - tl.program_id(0)
-    sequence, first = tile_of_tokens(query_start, number, N, TOKENS)
+    sequence, first = ragged_tile(query_start, number, N, TOKENS)
     begin = tl.load(query_start + sequence)
     beyond = tl.load(query_start + sequence + 1)
     if (first < beyond) & (SINGLES or beyond - begin > 1):

@@ -57,7 +57,8 @@ def gemm(
     """sums[p][m, n] = sum over k of x[m, k] w[p N / PARTS + n, k].
 
     A tile of BM rows and BN columns by w[N, K]; grid (cdiv(M, BM) * cdiv(N / PARTS, BN),).
-    PRECISION says how float32 is multiplied.
+    PRECISION says how float32 is multiplied. Weights of a narrower float than x are widened; float8
+    by float8 is multiplied as it is, and scales are the hook's.
     """
     tl.static_assert(PARTS == 1 or PARTS == 2, "one part or two")
     WIDE: tl.constexpr = N // PARTS
@@ -72,11 +73,11 @@ def gemm(
         ks = k + tl.arange(0, BK)
         mask = (rows < M) if EVEN_K else (rows < M) & (ks < K)[None, :]
         x = LOAD_X(env, rows, ks[None, :], mask)
-        a = rows_of_weights(w, cols[None, :], ks[:, None], WIDE, K, BN, EVEN_K)
+        a = rows_of_weights(w, cols[None, :], ks[:, None], WIDE, K, BN, EVEN_K).to(x.dtype)
         first = tl.dot(x, a, first, input_precision=PRECISION)
         if PARTS == 2:
             beside = w + WIDE * K
-            b = rows_of_weights(beside, cols[None, :], ks[:, None], WIDE, K, BN, EVEN_K)
+            b = rows_of_weights(beside, cols[None, :], ks[:, None], WIDE, K, BN, EVEN_K).to(x.dtype)
             second = tl.dot(x, b, second, input_precision=PRECISION)
 
     sums = (first,) if PARTS == 1 else (first, second)
@@ -121,11 +122,11 @@ def gemm_few(
         ks = split * DEEP + k + tl.arange(0, BK)
         mask = (rows < M) if EVEN_K else (rows < M) & (ks < K)[:, None]
         x = LOAD_X(env, rows, ks[:, None], mask)
-        a = rows_of_weights(w, cols, ks[None, :], WIDE, K, BN, EVEN_K)
+        a = rows_of_weights(w, cols, ks[None, :], WIDE, K, BN, EVEN_K).to(x.dtype)
         first = tl.dot(a, x, first, input_precision=PRECISION)
         if PARTS == 2:
             beside = w + WIDE * K
-            b = rows_of_weights(beside, cols, ks[None, :], WIDE, K, BN, EVEN_K)
+            b = rows_of_weights(beside, cols, ks[None, :], WIDE, K, BN, EVEN_K).to(x.dtype)
             second = tl.dot(b, x, second, input_precision=PRECISION)
 
     inside = (rows < M) & (cols < WIDE)
@@ -170,6 +171,33 @@ def gather_splits(
 
 
 @triton.jit
+def row_of_sums(
+    env, w, row, cols, LOAD_X: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
+    K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The sums of one part or two over all k for columns cols[BN], of which WIDE are there; the
+    first twice where there is one part.
+    """
+    EVEN_K: tl.constexpr = K % BK == 0
+    first = tl.zeros((BN, BK), tl.float32)
+    second = tl.zeros((BN, BK), tl.float32)
+    for k in range(0, K, BK):
+        ks = (k + tl.arange(0, BK))[None, :]
+        x = LOAD_X(env, row, ks, ks < K).to(tl.float32)
+        a = rows_of_weights(w, cols[:, None], ks, WIDE, K, BN, EVEN_K)
+        first += a.to(tl.float32) * x
+        if PARTS == 2:
+            beside = w + WIDE * K
+            b = rows_of_weights(beside, cols[:, None], ks, WIDE, K, BN, EVEN_K)
+            second += b.to(tl.float32) * x
+    one = tl.sum(first, axis=1)
+    other = one
+    if PARTS == 2:
+        other = tl.sum(second, axis=1)
+    return one, other
+
+
+@triton.jit
 def gemv(
     env,
     w,
@@ -190,22 +218,7 @@ def gemv(
     """
     tl.static_assert(PARTS == 1 or PARTS == 2, "one part or two")
     WIDE: tl.constexpr = N // PARTS
-    EVEN_K: tl.constexpr = K % BK == 0
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     row = tl.program_id(1)
-
-    first = tl.zeros((BN, BK), tl.float32)
-    second = tl.zeros((BN, BK), tl.float32)
-    for k in range(0, K, BK):
-        ks = (k + tl.arange(0, BK))[None, :]
-        x = LOAD_X(env, row, ks, ks < K).to(tl.float32)
-        a = rows_of_weights(w, cols[:, None], ks, WIDE, K, BN, EVEN_K)
-        first += a.to(tl.float32) * x
-        if PARTS == 2:
-            beside = w + WIDE * K
-            b = rows_of_weights(beside, cols[:, None], ks, WIDE, K, BN, EVEN_K)
-            second += b.to(tl.float32) * x
-
-    one = tl.sum(first, axis=1)
-    sums = (one,) if PARTS == 1 else (one, tl.sum(second, axis=1))
-    STORE(env, sums, row, cols, cols < WIDE)
+    first, second = row_of_sums(env, w, row, cols, LOAD_X, PARTS, WIDE, K, BN, BK)
+    STORE(env, (first,) if PARTS == 1 else (first, second), row, cols, cols < WIDE)

@@ -15,8 +15,8 @@ from ferrule.ir.target import Target
 from interpreted import Hook, Interpreter
 from triton_entries import gemm as entries
 
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-6}
-"""Largest error relative to the largest value."""
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 2e-6}
+"""Largest error relative to the largest value; GPUs round bfloat16, the interpreter cuts it off."""
 MODULE = "triton_entries.gemm"
 SIZES = ((37, 29, 45), (16, 32, 64), (1, 17, 3))
 
