@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+from ferrule.codegen.triton.tiles import SHARED
+from ferrule.ir.target import Target
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
@@ -29,6 +31,15 @@ class Taken(NamedTuple):
     registers: int
     spilled: int
     shared: int
+
+    def fits(self, arch: str) -> bool:
+        """Whether nothing is spilled, and the target has that much."""
+        return self.spilled == 0 and self.registers <= 255 and self.shared <= SHARED[arch]
+
+
+def target_of(arch: str) -> Target:
+    """The target of an architecture."""
+    return Target.parse(f"{'rocm' if arch.startswith('gfx') else 'cuda'}:{arch}")
 
 
 def compiled(

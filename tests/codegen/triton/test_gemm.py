@@ -4,14 +4,12 @@ memory of the default tiles as compiled for GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import ceil
 
 import pytest
 import torch
-from cross_compiled import TARGETS, compiled, taken
-from ferrule.codegen.triton.tiles import GEMM, GEMM_FEW, GEMV, SHARED, Sizes, Tiles
-from ferrule.ir.target import Target
+from cross_compiled import TARGETS, compiled, taken, target_of
+from ferrule.codegen.triton.tiles import GEMM, GEMM_FEW, GEMV, Sizes, Tiles
 from interpreted import Hook, Interpreter
 from triton_entries import gemm as entries
 
@@ -19,13 +17,6 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 2e-6}
 """Largest error relative to the largest value; GPUs round bfloat16, the interpreter cuts it off."""
 MODULE = "triton_entries.gemm"
 SIZES = ((37, 29, 45), (16, 32, 64), (1, 17, 3))
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 class Case:
@@ -124,8 +115,7 @@ COMPILED = (("many", "sm_90", 2), ("many", "gfx942", 1), ("few", "sm_90", 1), ("
 def test_default_tiles_fit_and_spill_nothing(entry: str, arch: str, parts: int) -> None:
     kernel = cross_compiled(entry, arch, parts)
     found = taken(kernel)
-    assert found.spilled == 0 and found.registers <= 255, f"{found}"
-    assert found.shared <= SHARED[arch]
+    assert found.fits(arch), f"{found}"
     if entry != "one" and arch == "sm_90":
         assert "wgmma" in kernel.asm["ptx"]
 
@@ -133,7 +123,7 @@ def test_default_tiles_fit_and_spill_nothing(entry: str, arch: str, parts: int) 
 def cross_compiled(entry: str, arch: str, parts: int):
     """An entry for bfloat16 with the default tiles of a target."""
     pointers = dict.fromkeys(("x", "w", "y", "bias", "residual"), "*bf16")
-    tile = dict(ROOM[entry].default(target(arch)).values)
+    tile = dict(ROOM[entry].default(target_of(arch)).values)
     hooks = {"LOAD_X": entries.load_plain, "STORE": entries.store_all}
     warps, stages = tile.pop("WARPS"), tile.pop("STAGES")
     choices = {"N": 4096, "K": 4096, "PARTS": parts, **hooks, **tile}
@@ -142,13 +132,9 @@ def cross_compiled(entry: str, arch: str, parts: int):
     return compiled(made, arch, types, choices, warps=warps, stages=stages)
 
 
-def target(arch: str) -> Target:
-    return Target.parse(f"{'rocm' if arch.startswith('gfx') else 'cuda'}:{arch}")
-
-
 @pytest.mark.parametrize("tiles", ROOM.values(), ids=ROOM)
 def test_defaults_are_among_the_choices_and_fit(tiles: Tiles) -> None:
     for arch in TARGETS:
-        choice = tiles.default(target(arch))
+        choice = tiles.default(target_of(arch))
         assert all(value in tiles.values[name] for name, value in choice.values), f"{choice}"
-        assert tiles.fits(choice, target(arch), Sizes(parts=2)), f"{arch}: {choice}"
+        assert tiles.fits(choice, target_of(arch), Sizes(parts=2)), f"{arch}: {choice}"
