@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from ferrule.codegen.triton.templates.gemm import gather_splits, gemm, gemm_few, gemv
+from ferrule.codegen.triton.templates.gemm_persistent import gemm_persistent
 
 
 @triton.jit
@@ -124,3 +125,27 @@ def one(
 ):  # fmt: skip
     env = (x, y, bias, residual, N, K)
     gemv(env, w, M, N * PARTS, K, LOAD_X=LOAD_X, STORE=STORE, PARTS=PARTS, BN=BN, BK=BK)
+
+
+@triton.jit
+def persistent(
+    x, w, y, bias, residual, M, N: tl.constexpr, K: tl.constexpr, LOAD_X: tl.constexpr,
+    STORE: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    env = (x, y, bias, residual, N, K)
+    gemm_persistent(
+        env,
+        w,
+        M,
+        N * PARTS,
+        K,
+        LOAD_X=LOAD_X,
+        STORE=STORE,
+        PARTS=PARTS,
+        BM=BM,
+        BN=BN,
+        BK=BK,
+        TMA=TMA,
+        GROUP=2,
+    )

@@ -18,6 +18,7 @@ of two; a group of more takes several. PRECISION says how float32 is multiplied.
 import triton
 import triton.language as tl
 
+from .gemm import IEEE
 from .ragged import ragged_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -216,7 +217,7 @@ def attend_splits(
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr,
     REACH: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, EA: tl.constexpr, EB: tl.constexpr,
     HEADS: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr = "ieee",
+    PRECISION: tl.constexpr = IEEE,
 ):  # fmt: skip
     """One stretch of the keys of a sequence with one new token, for HEADS heads of a group (16 at
     least): values f32 partial[N, H, SPLITS, E], and stats f32[N, H, SPLITS, 2], the largest score
@@ -320,7 +321,7 @@ def attend_tokens(
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr,
     REACH: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, EA: tl.constexpr, EB: tl.constexpr,
     HEADS: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, SINGLES: tl.constexpr,
-    PRECISION: tl.constexpr = "ieee",
+    PRECISION: tl.constexpr = IEEE,
 ):  # fmt: skip
     """Attention of TOKENS tokens and HEADS heads of a group (TOKENS HEADS 16 at least) of a
     sequence; SINGLES: of sequences with one new token too, which attend_splits does better.

@@ -17,7 +17,7 @@ depth of BK / PACK), the k that is i BK / PACK behind w's own place in its stret
 import triton
 import triton.language as tl
 
-from .gemm import grouped_tile
+from .gemm import IEEE, grouped_tile
 
 
 @triton.jit
@@ -152,7 +152,7 @@ def gemm_codes(
     BITS: tl.constexpr, G: tl.constexpr, OFFSET: tl.constexpr, PACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     INTERLEAVED: tl.constexpr = False, SPLIT: tl.constexpr = 1, GROUP: tl.constexpr = 8,
-    PRECISION: tl.constexpr = "ieee",
+    PRECISION: tl.constexpr = IEEE,
 ):  # fmt: skip
     """sums[p][n, m] = sum over k of x[m, k] w[p N / PARTS + n, k], w the weights that codes stand
     for, on the side of the tile that matrix units make long.

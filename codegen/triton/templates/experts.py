@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .codes import row_of_codes, tile_of_codes
-from .gemm import row_of_sums, rows_of_weights
+from .gemm import IEEE, row_of_sums, rows_of_weights
 from .ragged import ragged_tile
 
 
@@ -123,7 +123,7 @@ def expert_rows(order, starts, M, E, BM: tl.constexpr):
 def expert_gemm(
     env, w, order, starts, bias, M, E, N: tl.constexpr, K: tl.constexpr,
     LOAD_X: tl.constexpr, STORE: tl.constexpr, PARTS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr = "ieee",
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr = IEEE,
 ):  # fmt: skip
     """sums[p][n, m] of a tile of rows of one expert by its weights w[E, N, K], bias[E, N] or None;
     order and starts from sort_rows.
@@ -159,7 +159,7 @@ def expert_gemm_codes(
     LOAD_X: tl.constexpr, STORE: tl.constexpr, PARTS: tl.constexpr,
     BITS: tl.constexpr, G: tl.constexpr, OFFSET: tl.constexpr, PACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    INTERLEAVED: tl.constexpr = False, PRECISION: tl.constexpr = "ieee",
+    INTERLEAVED: tl.constexpr = False, PRECISION: tl.constexpr = IEEE,
 ):  # fmt: skip
     """expert_gemm by codes[E, N, J, G] as in gemm_codes, scale and zeros [E, N, J]."""
     WIDE: tl.constexpr = N // PARTS

@@ -8,6 +8,9 @@ before anything is stored.
 import triton
 import triton.language as tl
 
+# Triton 3.6 takes no bare string as the default of a function that another calls.
+IEEE = tl.constexpr("ieee")
+
 
 @triton.jit
 def grouped_tile(number, tiles_m, tiles_n, GROUP: tl.constexpr):
@@ -52,7 +55,7 @@ def gemm(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr = 8,
-    PRECISION: tl.constexpr = "ieee",
+    PRECISION: tl.constexpr = IEEE,
 ):
     """sums[p][m, n] = sum over k of x[m, k] w[p N / PARTS + n, k].
 
@@ -99,7 +102,7 @@ def gemm_few(
     BN: tl.constexpr,
     BK: tl.constexpr,
     SPLIT: tl.constexpr = 1,
-    PRECISION: tl.constexpr = "ieee",
+    PRECISION: tl.constexpr = IEEE,
 ):
     """gemm for few rows: sums[p][n, m], the weights on the side of the tile that matrix units make
     long, so that few rows leave few of them idle.

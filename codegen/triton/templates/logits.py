@@ -5,7 +5,7 @@ memory, and a second launch takes the best of those. Of equal values the first c
 import triton
 import triton.language as tl
 
-from .gemm import row_of_sums, rows_of_weights
+from .gemm import IEEE, row_of_sums, rows_of_weights
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def store_best(values, best, column, first, rows, row_mask, mask, M):
 def gemm_best(
     env, w, best, column, M, N: tl.constexpr, K: tl.constexpr,
     LOAD_X: tl.constexpr, VALUE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr = "ieee",
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr = IEEE,
 ):  # fmt: skip
     """The largest VALUE(env, sums, rows, cols, mask), a float32, of a tile of BN columns and BM
     rows of sum over k of x[m, k] w[n, k]: f32 best[cdiv(N, BN), M], i32 column[cdiv(N, BN), M].

@@ -107,6 +107,27 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(interpreter: Interpreter) -
     assert torch.equal(run(slice(0, m))[17:], run(slice(17, m)))
 
 
+@pytest.mark.parametrize(("tma", "parts"), [(False, 1), (True, 2)])
+def test_programs_that_take_tile_after_tile(
+    interpreter: Interpreter, tma: bool, parts: int
+) -> None:
+    m, n, k = 37, 29, 48
+    case = Case(m, n, k, parts, torch.float16)
+    hooks = {"LOAD_X": Hook("load_plain"), "STORE": Hook("store_all")}
+    values = (case.x, case.w, case.y, case.bias, case.residual, m)
+    sizes = {"N": n, "K": k, "PARTS": parts, "TMA": tma}
+    back = interpreter.run(f"{MODULE}:persistent", (2,), *values, **sizes, **hooks, **TILE["many"])
+    case.check(back[2])
+
+
+def test_weights_come_by_the_tensor_memory_accelerator() -> None:
+    kernel = cross_compiled("persistent", "sm_90", 1, TMA=True)
+    found = taken(kernel)
+    assert found.fits("sm_90"), f"{found}"
+    assert "cp.async.bulk.tensor" in kernel.asm["ptx"] and "wgmma" in kernel.asm["ptx"]
+    assert kernel.metadata.global_scratch_size > 0
+
+
 ROOM = {"many": GEMM, "few": GEMM_FEW, "one": GEMV}
 COMPILED = (("many", "sm_90", 2), ("many", "gfx942", 1), ("few", "sm_90", 1), ("one", "sm_80", 2))
 
@@ -120,10 +141,10 @@ def test_default_tiles_fit_and_spill_nothing(entry: str, arch: str, parts: int) 
         assert "wgmma" in kernel.asm["ptx"]
 
 
-def cross_compiled(entry: str, arch: str, parts: int):
+def cross_compiled(entry: str, arch: str, parts: int, **more: int):
     """An entry for bfloat16 with the default tiles of a target."""
     pointers = dict.fromkeys(("x", "w", "y", "bias", "residual"), "*bf16")
-    tile = dict(ROOM[entry].default(target_of(arch)).values)
+    tile = dict(ROOM.get(entry, GEMM).default(target_of(arch)).values) | more
     hooks = {"LOAD_X": entries.load_plain, "STORE": entries.store_all}
     warps, stages = tile.pop("WARPS"), tile.pop("STAGES")
     choices = {"N": 4096, "K": 4096, "PARTS": parts, **hooks, **tile}
