@@ -1,0 +1,109 @@
+"""Recurrent ops over ragged sequences: sequence n is rows query_start[n] to query_start[n + 1],
+goes on from the state at state_from[n] (zeros where that is below 0) and leaves its own at
+state_to[n]. Without states each begins with zeros and leaves none.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def scan_sequences(
+    env, state, query_start, state_from, state_to,
+    LOAD_Q: tl.constexpr, LOAD_K: tl.constexpr, LOAD_V: tl.constexpr, LOAD_DECAY: tl.constexpr,
+    LOAD_BETA: tl.constexpr, STORE: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """y_t = S_t^T q_t, S_t = diag(exp(g_t)) S_{t-1} + k_t u_t^T; u_t is v_t, or with LOAD_BETA, the
+    delta rule (Yang et al., 2024), beta_t (v_t - (diag(exp(g_t)) S_{t-1})^T k_t).
+
+    BV columns of the state f32 S[K, V] of one head stay in registers over all tokens; columns do
+    not touch one another. state f32[.., H, K, V] or None; BK is K filled up to a power of two.
+    Hooks give a row's entries as attention's do: LOAD_Q and LOAD_K(env, row, group, ks, mask),
+    LOAD_V(env, row, head, vs, mask), LOAD_DECAY(env, row, head, ks, mask), the logarithm, with D =
+    1 at ks = 0 alone, LOAD_BETA(env, row, head, mask) or None; STORE(env, sums, row, head, vs,
+    mask). Grid (N, H, cdiv(V, BV)).
+    """
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    group = head // (H // G)
+    ks = tl.arange(0, BK)[:, None]
+    vs = (tl.program_id(2) * BV + tl.arange(0, BV))[None, :]
+    is_k, is_v = ks < K, vs < V
+    own = head * (K * V) + ks * V + vs
+    held = tl.zeros((BK, BV), tl.float32)
+    if state is not None:
+        source = tl.load(state_from + sequence).to(tl.int64)
+        known = is_k & is_v & (ks < tl.where(source >= 0, K, 0))
+        held = tl.load(state + source * (H * K * V) + own, mask=known, other=0)
+
+    for row in range(tl.load(query_start + sequence), tl.load(query_start + sequence + 1)):
+        if D == 1:
+            decay = LOAD_DECAY(env, row, head, ks * 0, is_k)
+        else:
+            decay = LOAD_DECAY(env, row, head, ks, is_k)
+        k = LOAD_K(env, row, group, ks, is_k).to(tl.float32)
+        new = LOAD_V(env, row, head, vs, is_v).to(tl.float32)
+        held = held * tl.exp(decay.to(tl.float32))
+        if LOAD_BETA is not None:
+            beta = LOAD_BETA(env, row, head, is_v).to(tl.float32)
+            new = beta * (new - tl.sum(held * k, axis=0)[None, :])
+        held += k * new
+        q = LOAD_Q(env, row, group, ks, is_k).to(tl.float32)
+        STORE(env, (tl.sum(held * q, axis=0)[None, :],), row, head, vs, is_v)
+
+    if state is not None:
+        target = tl.load(state_to + sequence).to(tl.int64)
+        tl.store(state + target * (H * K * V) + own, held, mask=is_k & is_v)
+
+
+@triton.jit
+def conv_sequences(
+    env, w, state, query_start, state_from, state_to,
+    LOAD_X: tl.constexpr, STORE: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """y[t, c] = sum over j of w[j, c] x[t - TAPS + 1 + j, c], x before a sequence's first row taken
+    from its state, the TAPS - 1 rows before it; w[TAPS, C], state[.., TAPS - 1, C] or None.
+
+    A program takes BC channels of a sequence, BT tokens at a time; BS is TAPS - 1 filled up to a
+    power of two. LOAD_X(env, rows, cols, mask), STORE(env, sums, rows, cols, mask).
+    Grid (N, cdiv(C, BC)).
+    """
+    sequence = tl.program_id(0)
+    start = tl.load(query_start + sequence)
+    end = tl.load(query_start + sequence + 1)
+    cols = (tl.program_id(1) * BC + tl.arange(0, BC))[None, :]
+    is_c = cols < C
+    known = 0
+    source = tl.zeros((), tl.int64)
+    if state is not None:
+        source = tl.load(state_from + sequence).to(tl.int64)
+        known = tl.where(source >= 0, TAPS - 1, 0)
+        target = tl.load(state_to + sequence).to(tl.int64)
+        # What lies behind this step, before anything is written over what lay before it.
+        back = tl.arange(0, BS)[:, None]
+        kept = end - start + back
+        before = state + source * ((TAPS - 1) * C) + kept * C + cols
+        left = tl.load(before, mask=is_c & (kept < known), other=0)
+        rows = end - (TAPS - 1) + back
+        is_new = is_c & (rows >= start) & (back < TAPS - 1)
+        left += LOAD_X(env, rows, cols, is_new).to(left.dtype)
+
+    for first in range(start, end, BT):
+        rows = first + tl.arange(0, BT)[:, None]
+        sums = tl.zeros((BT, BC), tl.float32)
+        for j in tl.static_range(TAPS):
+            at = rows - (TAPS - 1) + j
+            x = LOAD_X(env, at, cols, is_c & (at >= start) & (at < end)).to(tl.float32)
+            if state is not None:
+                behind = at - start + (TAPS - 1)
+                place = state + source * ((TAPS - 1) * C) + behind * C + cols
+                x += tl.load(place, mask=is_c & (at < start) & (behind < known), other=0)
+            sums += tl.load(w + j * C + cols, mask=is_c, other=0).to(tl.float32) * x
+        STORE(env, (sums,), rows, cols, is_c & (rows < end))
+
+    if state is not None:
+        tl.debug_barrier()
+        place = state + target * ((TAPS - 1) * C) + back * C + cols
+        tl.store(place, left, mask=is_c & (back < TAPS - 1))
