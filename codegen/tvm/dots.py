@@ -2,9 +2,10 @@
 the target has for it.
 
 - vnni512: vpdpbusd, sixteen sums at a time; vnni256: eight at a time (AVX-VNNI).
-- pairs: vpmaddubsw and vpmaddwd, eight at a time (AVX2). Pairs of products are added in 16 bits,
-  which four-bit codes by x fit. Eight-bit codes lose 128 before: |q - 128| by x with the sign of
-  q - 128 is at most 2 * 128 * 127, and the sums are those of codes less 128.
+- pairs: vpmaddubsw and vpmaddwd, eight at a time (AVX2). Pairs of products are added in 16 bits.
+  Those of four-bit codes by x are at most 2 * 15 * 128 each: eight of them are added up in 16 bits
+  before they are widened. Eight-bit codes lose 128 before: |q - 128| by x with the sign of q - 128
+  is at most 2 * 128 * 127, and the sums are those of codes less 128.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ class Dot:
         """What the sums' codes have lost."""
         return 128 if self.kind == "pairs" and self.dtype == "u8" else 0
 
+    @property
+    def narrow(self) -> int:
+        """Fours of k whose sums are added up in 16 bits, a pair of products a lane, before `widen`
+        takes them; 0 where every four goes to the 32-bit sums.
+        """
+        return (1 << 15) // (2 * 15 * 128) if self.kind == "pairs" and self.dtype == "u4" else 0
+
     def load(self, buffer: tirx.Buffer, at: tuple[Expr, ...]) -> list[Expr]:
         """Sixteen columns' bytes, four codes of each (or eight of four bits), in registers."""
         width = 4 * self.lanes
@@ -56,22 +64,42 @@ class Dot:
         return bind(self._sign(signed, signed)), signed
 
     def add(self, total: tirx.Buffer, number: int, codes: tuple[Expr, ...], four: Expr) -> None:
-        """total += codes . x in the lanes of the number-th part; `four` is 4 x as one int32."""
-        at = T.ramp(number * self.lanes, 1, self.lanes)
+        """total += codes . x in the lanes of the number-th part; `four` is 4 x as one int32.
+
+        A total of int16 holds sums of pairs, twice as many lanes.
+        """
         x = tirx.op.reinterpret(self._bytes, T.broadcast(four, self.lanes))
+        if str(total.dtype) == "int16":
+            at = T.ramp(2 * number * self.lanes, 1, 2 * self.lanes)
+            return T.buffer_store(total, total[at] + self._pairs(codes, x), [at])
+        at = T.ramp(number * self.lanes, 1, self.lanes)
         T.buffer_store(total, self.sum(total[at], codes, x), [at])
+
+    def widen(self, total: tirx.Buffer, pairs: tirx.Buffer) -> None:
+        """total += the sums of pairs."""
+        for low in range(0, LANES, self.lanes):
+            at = T.ramp(low, 1, self.lanes)
+            two = pairs[T.ramp(2 * low, 1, 2 * self.lanes)]
+            T.buffer_store(total, total[at] + self._joined(two), [at])
 
     def sum(self, total: Expr, codes: tuple[Expr, ...], x: Expr) -> Expr:
         """total + codes . x, as one expression."""
         if self.kind != "pairs":
             name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
             return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, total, codes[0], x)
+        return total + self._joined(self._pairs(codes, x))
+
+    def _pairs(self, codes: tuple[Expr, ...], x: Expr) -> Expr:
+        """Sums of two products each."""
         signed = x if len(codes) == 1 else self._sign(x, codes[1])
-        pairs = f"int16x{2 * self.lanes}"
-        two = T.call_llvm_pure_intrin(pairs, "llvm.x86.avx2.pmadd.ub.sw", codes[0], signed)
+        name = "llvm.x86.avx2.pmadd.ub.sw"
+        return T.call_llvm_pure_intrin(f"int16x{2 * self.lanes}", name, codes[0], signed)
+
+    def _joined(self, two: Expr) -> Expr:
+        """Sums of two lanes each, widened."""
         ones = T.broadcast(tirx.IntImm("int16", 1), 2 * self.lanes)
         name = "llvm.x86.avx2.pmadd.wd"
-        return total + T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, two, ones)
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, two, ones)
 
     @property
     def _bytes(self) -> str:

@@ -31,6 +31,19 @@ through LLVM IR.
 """
 
 
+STAY = "ferrule_stay"
+STAY_A_LOOP = f"""
+define i32 @{STAY}() alwaysinline {{
+  call void asm sideeffect "", ""() noduplicate
+  ret i32 0
+}}
+"""
+"""Called in a loop it says that LLVM shall not write its turns out one after another, as it does
+with few turns: of a whole group's products it makes one tree that fills more registers than there
+are.
+"""
+
+
 @dataclass(frozen=True)
 class Tile:
     """A register tile: rows x columns vectors of 16 float32 accumulators, `unroll` partial sums

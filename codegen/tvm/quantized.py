@@ -10,7 +10,6 @@ multiplied by their scales once, at the group's end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -24,6 +23,7 @@ from ..space import Space
 from .amx import ROWS
 from .dots import Dot, nibbles
 from .function import Anchor, Kernel
+from .group_steps import Parts, add_integers, codes_at, fresh_vector, over_steps
 from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place, flat_index
@@ -38,10 +38,7 @@ DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
 WIDE_WORDS = {"u8": "n16", "u4": "n16k2"}
 GROUPS_ABOVE = 16
 """Rows up to which scaled groups go faster through registers than through tiles."""
-_UNROLL = 8  # steps written out of a group's loop
-Parts = Mapping[tuple[int, int, int], tirx.Buffer]
 Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
-Step = Callable[[Linear, Parts, list[Expr], list[list[Expr]], Expr, Expr], None]
 
 
 def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
@@ -68,7 +65,7 @@ def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
     once, and stay where they are touched for every group.
     """
     if isa.registers < 32:  # a column vector takes two registers
-        return Tile(1, 2), Tile(2, 1), Tile(4, 1)
+        return Tile(1, 2 if pairs == 1 else 4), Tile(2, 1), Tile(4, 1)
     one = Tile(1, 2) if pairs == 1 else Tile(1, 4)
     return one, Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
 
@@ -107,7 +104,7 @@ def _over_wide_groups(
             for key in sums.parts
         }
         zeros = {key: _widened(z) for key, z in _zeros(linear, block, g).items()}
-        _in_group(linear, parts, block, at, g, steps, partial(_wide_step, zeros=zeros))
+        over_steps(steps, lambda s: _wide_step(linear, parts, block, at, g, s, zeros))
         for o, c, scale in _scales(linear, node.inputs[2], block, g):
             for r in range(tile.rows):
                 _gather(sums, (o, r, c), parts[o, r, c], scale)
@@ -163,6 +160,16 @@ def group_sums(node: Node) -> Node:
     return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
 
 
+def sums_below(kernel: Kernel, node: Node) -> Node:
+    """What the sums of each group begin with where all codes have one zero: minus the zero, less
+    what the codes have lost, times the sum of x; with zeros of their own it is minus that sum.
+    """
+    found = operands(node)
+    lost = Dot(kernel.isa.integer_dot, found.codes.dtype).taken_off
+    times = -1 if found.zeros is not None else lost - int(node["offset"])
+    return t.mul(group_sums(node), t.scalar(times, "i32"))
+
+
 def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     """How integer dot products are summed."""
     _check(node, DOT_WORDS, node.inputs[2])
@@ -198,58 +205,23 @@ def _over_integer_groups(
     node, kernel = linear.node, linear.kernel
     groups, length = (int(d) for d in node.inputs[0].shape[-2:])
     steps = length // (linear.layout.depth * linear.layout.pairs)
-    totals = kernel.places[group_sums(node)]
+    below = kernel.places[sums_below(kernel, node)]
     factors = kernel.places[node.inputs[1]]
     dot = Dot(kernel.isa.integer_dot, linear.codes.dtype)
-    less = T.broadcast(const(dot.taken_off, "int32"), LANES)
+    less, one_zero = T.broadcast(const(dot.taken_off, "int32"), LANES), operands(node).zeros is None
     with T.serial(i64(0), i64(groups)) as g:
-        below = [bind(const(0, "int32") - totals.read([*row, g])) for row in at]
-        zeros = _zeros(linear, block, g)
+        first = [T.broadcast(bind(below.read([*row, g])), LANES) for row in at]
+        zeros = {} if one_zero else _zeros(linear, block, g)
         parts = {
-            (o, r, c): fresh_vector("int32", (zeros[o, c] - less) * T.broadcast(below[r], LANES))
+            (o, r, c): fresh_vector("int32", first[r] * (zeros[o, c] - less) if zeros else first[r])
             for o, r, c in sums.parts
         }
-        _in_group(linear, parts, block, at, g, steps, partial(_integer_step, dot=dot))
+        add_integers(linear, parts, block, at, g, steps, dot)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for o, c, scale in _scales(linear, node.inputs[3], block, g):
             for r in range(tile.rows):
                 both = scale * T.broadcast(x_scale[r], LANES)
                 _gather(sums, (o, r, c), parts[o, r, c], both)
-
-
-def _integer_step(
-    linear: Linear,
-    parts: Parts,
-    block: list[Expr],
-    at: list[list[Expr]],
-    g: Expr,
-    s: Expr,
-    dot: Dot,
-) -> None:
-    node, pairs = linear.node, linear.layout.pairs
-    length = int(node.inputs[0].shape[-1])
-    step = bind(g * i64(length // (4 * pairs)) + s)
-    x = linear.kernel.places[linear.x].buffer
-    codes = {
-        (o, c): _codes_at(linear, dot, b + i64(o // LANES), step)
-        for o in linear.offsets
-        for c, b in enumerate(block)
-    }
-    for half in range(pairs):
-        k = (s * i64(pairs) + i64(half)) * i64(4)
-        four = [
-            bind(tirx.op.reinterpret("int32", x[(*row, g, T.ramp(k, i64(1), 4))])) for row in at
-        ]
-        for (o, c), registers in codes.items():
-            for number, w in enumerate(registers):
-                ready = dot.ready(w if pairs == 1 else dot.nibbles(w, half))
-                for r, value in enumerate(four):
-                    dot.add(parts[o, r, c], number, ready, value)
-
-
-def _codes_at(linear: Linear, dot: Dot, block: Expr, step: Expr) -> list[Expr]:
-    buffer = linear.kernel.places[linear.codes].buffer
-    return dot.load(buffer, (block, step, *(i64(0),) * (len(buffer.shape) - 3)))
 
 
 # -- many rows by tiles
@@ -309,7 +281,7 @@ def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], No
     steps = panel.steps.length // (4 * pairs)
     with T.serial(i64(0), i64(steps)) as s:
         step = bind(group * i64(steps) + s)
-        (codes,) = _codes_at(linear, dot, block + i64(offset // LANES), step)
+        (codes,) = codes_at(linear, dot, block + i64(offset // LANES), step)
         for half in range(pairs):
             part = codes if pairs == 1 else dot.nibbles(codes, half)
             put(bind(s * i64(pairs) + i64(half)), part)
@@ -345,13 +317,6 @@ def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:
 # -- what both share
 
 
-def fresh_vector(dtype: str, value: Expr) -> tirx.Buffer:
-    """Sixteen accumulators that begin with a value."""
-    buffer = T.alloc_buffer((LANES,), dtype)
-    T.buffer_store(buffer, value, [T.ramp(0, 1, LANES)])
-    return buffer
-
-
 def _zeros(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
     """What a group's codes have for 0, sixteen columns at a time, in int32."""
     zeros = operands(linear.node).zeros
@@ -369,25 +334,6 @@ def _zeros(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
         for o in linear.offsets
         for c, b in enumerate(block)
     }
-
-
-def _in_group(
-    linear: Linear,
-    parts: Parts,
-    block: list[Expr],
-    at: list[list[Expr]],
-    g: Expr,
-    steps: int,
-    step: Step,
-) -> None:
-    """All steps of a group, _UNROLL of them written out at a time."""
-    whole, rest = divmod(steps, _UNROLL)
-    if whole > 1:
-        with T.serial(i64(0), i64(whole)) as outer:
-            for u in range(_UNROLL):
-                step(linear, parts, block, at, g, outer * i64(_UNROLL) + i64(u))
-    for u in range(whole * _UNROLL if whole > 1 else 0, whole * _UNROLL + rest):
-        step(linear, parts, block, at, g, i64(u))
 
 
 def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tuple[int, int, Expr]]:
@@ -415,7 +361,8 @@ def _wide_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
-    return {node.inputs[0]: "i8", node.inputs[1]: "f32", group_sums(node): "i32"}
+    needed = {node.inputs[0]: "i8", node.inputs[1]: "f32", sums_below(kernel, node): "i32"}
+    return needed | ({group_sums(node): "i32"} if kernel.isa.has_integer_tiles else {})
 
 
 def _wide_spaces(node: Node, target: Target) -> tuple[Space, ...]:

@@ -19,10 +19,11 @@ from ...ir.ops.quantized import operands
 from ..backend import Layout
 from .expert import store_block
 from .function import Anchor, Kernel
+from .group_steps import fresh_vector
 from .isa import LANES
 from .linear import Linear, Scheme, Sums
 from .loops import Place, Work, flat_index
-from .quantized import INTEGER, QUANTIZED, fresh_vector, integer_scheme, wide_operand, wide_scheme
+from .quantized import INTEGER, QUANTIZED, integer_scheme, wide_operand, wide_scheme
 from .values import Expr, bind, const, i64
 
 

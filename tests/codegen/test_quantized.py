@@ -14,7 +14,7 @@ from ferrule.ir.ops import tensor as t
 from ferrule.ir.target import Target
 from ferrule.passes.layout_codes import PackedCodes
 from ferrule.passes.weight_formats import Format
-from kernels import Kernels, T, below, given
+from kernels import Kernels, Make, T, below, given
 
 TARGETS = (
     "cpu:sapphirerapids",
@@ -152,6 +152,15 @@ def test_sums_of_whole_numbers_are_exact(target: str) -> None:
     for name in library.bodies:
         for rows in (1, 3, 17, 40):
             library.check(name, whole, exactly=True, T=rows)
+        # The largest sums that sixteen bits may have to hold on the way.
+        top = 255 if EXACT[int(name.removeprefix("exact_"))].startswith("int8") else 15
+        for a, q in ((127, top), (-127, top), (127, 0), (-127, 0)):
+            edge = {"a": filled(a), "q": filled(q)}
+            library.check(name, whole | edge, exactly=True, T=5)
+
+
+def filled(value: int) -> Make:
+    return lambda shape: torch.full(shape, value)
 
 
 EXPERTS = (("int8", 96, 40), ("int4-g32", 37, 72), ("int8-g16-asym", 70, 40), ("int4-asym", 48, 64))

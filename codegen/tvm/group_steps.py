@@ -1,0 +1,165 @@
+"""What is added to the sums of one group of codes: its loops over k, and integer dot products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .dots import Dot
+from .function import Kernel
+from .isa import LANES, STAY, STAY_A_LOOP
+from .linear import Linear
+from .values import Expr, bind, const, i64
+
+_UNROLL = 8  # steps written out of a group's loop
+Parts = Mapping[tuple[int, int, int], tirx.Buffer]
+"""The accumulators of a group, by (offset, row, column vector)."""
+
+
+def fresh_vector(dtype: str, value: Expr, lanes: int = LANES) -> tirx.Buffer:
+    """Accumulators that begin with a value."""
+    buffer = T.alloc_buffer((lanes,), dtype)
+    T.buffer_store(buffer, value, [T.ramp(0, 1, lanes)])
+    return buffer
+
+
+def over_steps(steps: int, step: Callable[[Expr], None]) -> None:
+    """step(s) for all steps of a group, _UNROLL of them written out at a time."""
+    whole, rest = divmod(steps, _UNROLL)
+    if whole > 1:
+        with T.serial(i64(0), i64(whole)) as outer:
+            for u in range(_UNROLL):
+                step(outer * i64(_UNROLL) + i64(u))
+    for u in range(whole * _UNROLL if whole > 1 else 0, whole * _UNROLL + rest):
+        step(i64(u))
+
+
+def _looped(kernel: Kernel, steps: int, step: Callable[[Expr], None]) -> None:
+    """step(s) in a loop that LLVM keeps."""
+    kernel.snippets.add(STAY_A_LOOP)
+    with T.serial(i64(0), i64(steps)) as s:
+        T.evaluate(T.call_extern("int32", STAY))
+        step(s)
+
+
+def add_integers(
+    linear: Linear,
+    parts: Parts,
+    block: list[Expr],
+    at: list[list[Expr]],
+    g: Expr,
+    steps: int,
+    dot: Dot,
+) -> None:
+    """The products of group g, so many steps of packed codes, of the rows `at` and the columns of
+    each block.
+    """
+
+    def add(to: Parts, s: Expr) -> None:
+        _step(linear, to, block, at, g, s, dot)
+
+    if dot.narrow:
+        _in_stretches(linear, parts, steps, dot, add)
+    elif dot.kind == "pairs":
+        _looped(linear.kernel, steps, lambda s: add(parts, s))
+    else:
+        over_steps(steps, lambda s: add(parts, s))
+
+
+def _in_stretches(
+    linear: Linear, parts: Parts, steps: int, dot: Dot, add: Callable[[Parts, Expr], None]
+) -> None:
+    """As many steps at a time as 16 bits hold the sums of, then those widened into the parts."""
+    most = dot.narrow // linear.layout.pairs
+    whole, rest = divmod(steps, most)
+
+    def stretch(first: Expr, count: int) -> None:
+        none = T.broadcast(const(0, "int16"), 2 * LANES)
+        narrow = {key: fresh_vector("int16", none, 2 * LANES) for key in parts}
+        _looped(linear.kernel, count, lambda s: add(narrow, first + s))
+        for key, part in parts.items():
+            dot.widen(part, narrow[key])
+
+    if whole > 1:
+        with T.serial(i64(0), i64(whole)) as n:
+            stretch(bind(n * i64(most)), most)
+    elif whole:
+        stretch(i64(0), most)
+    if rest:
+        stretch(i64(whole * most), rest)
+
+
+def _step(
+    linear: Linear,
+    parts: Parts,
+    block: list[Expr],
+    at: list[list[Expr]],
+    g: Expr,
+    s: Expr,
+    dot: Dot,
+) -> None:
+    node, pairs = linear.node, linear.layout.pairs
+    length = int(node.inputs[0].shape[-1])
+    step = bind(g * i64(length // (4 * pairs)) + s)
+    x = linear.kernel.places[linear.x].buffer
+    codes = {
+        (o, c): codes_at(linear, dot, b + i64(o // LANES), step)
+        for o in linear.offsets
+        for c, b in enumerate(block)
+    }
+    for half in range(pairs):
+        k = (s * i64(pairs) + i64(half)) * i64(4)
+
+        def four(row: list[Expr], k: Expr = k) -> Expr:
+            return bind(tirx.op.reinterpret("int32", x[(*row, g, T.ramp(k, i64(1), 4))]))
+
+        def weight(w: Expr, half: int = half) -> tuple[Expr, ...]:
+            return dot.ready(w if pairs == 1 else dot.nibbles(w, half))
+
+        if linear.kernel.isa.registers < 32:
+            _hold_weights(parts, codes, weight, [lambda r=r: four(r) for r in at], dot)
+        else:
+            _hold_rows(parts, codes, weight, [four(row) for row in at], dot)
+
+
+Codes = Mapping[tuple[int, int], list[Expr]]
+
+
+def _hold_weights(
+    parts: Parts,
+    codes: Codes,
+    weight: Callable[[Expr], tuple[Expr, ...]],
+    rows: list[Callable[[], Expr]],
+    dot: Dot,
+) -> None:
+    """Weights of all columns wait in registers while the rows' x passes: where registers are few,
+    there are fewer of them.
+    """
+    ready = {(*key, n): weight(w) for key, found in codes.items() for n, w in enumerate(found)}
+    for r, four in enumerate(rows):
+        value = four()
+        for (o, c, number), w in ready.items():
+            dot.add(parts[o, r, c], number, w, value)
+
+
+def _hold_rows(
+    parts: Parts,
+    codes: Codes,
+    weight: Callable[[Expr], tuple[Expr, ...]],
+    four: list[Expr],
+    dot: Dot,
+) -> None:
+    """x of all rows waits in registers while the weights of the columns pass."""
+    for (o, c), found in codes.items():
+        for number, w in enumerate(found):
+            ready = weight(w)
+            for r, value in enumerate(four):
+                dot.add(parts[o, r, c], number, ready, value)
+
+
+def codes_at(linear: Linear, dot: Dot, block: Expr, step: Expr) -> list[Expr]:
+    """The codes of a step of sixteen columns, in registers."""
+    buffer = linear.kernel.places[linear.codes].buffer
+    return dot.load(buffer, (block, step, *(i64(0),) * (len(buffer.shape) - 3)))
