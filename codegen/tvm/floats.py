@@ -41,7 +41,14 @@ def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     x = operand(kernel, node)
     if layout.depth == 2:
         return {x: "bf16"}
+    if x in kernel.places and x.dtype in ("bf16", "f16"):
+        # Widened once, not for each group of columns.
+        return {_widened(x): "f32"}
     return {x: "f64" if node.dtype == "f64" else "f32"}
+
+
+def _widened(x: Node) -> Node:
+    return t.cast(x, dtype="f32")
 
 
 def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
@@ -61,8 +68,12 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
         kernel.snippets.add(DOT_BF16)
     isa = kernel.isa
     tiled = _by_tiles if isa.sums_by_tiles and layout.depth == 2 else None
-    scheme = Scheme((isa.one, isa.few, isa.many), _over_depth, by_tiles=tiled)
-    emit_scheme(kernel, node, operand(kernel, node), layout, results, scheme)
+    # A second tile of a few rows leaves less of itself empty than one of many.
+    until = 2 * isa.few.rows if isa.few.rows < isa.many.rows < 2 * isa.few.rows else 0
+    scheme = Scheme((isa.one, isa.few, isa.many), _over_depth, by_tiles=tiled, few_until=until)
+    x = operand(kernel, node)
+    x = wide if layout.depth == 1 and (wide := _widened(x)) in kernel.places else x
+    emit_scheme(kernel, node, x, layout, results, scheme)
 
 
 def _by_tiles(linear: Linear, rows: Expr) -> None:

@@ -34,7 +34,8 @@ PARALLEL_FROM = 1 << 18
 class Scheme:
     """How a kind of linear sums: its row tiles (one, few, many), the loops over k that fill a
     tile's sums, and which inputs come before the bias; `by_tiles` does more than
-    `tiles_above` rows, where the target has tile registers.
+    `tiles_above` rows, where the target has tile registers. Up to `few_until` rows few's tile is
+    taken by itself, however many of it they make; 0: up to its own rows.
     """
 
     tiles: tuple[Tile, Tile, Tile]
@@ -42,6 +43,7 @@ class Scheme:
     bias_from: int = 2
     by_tiles: Callable[[Linear, Expr], None] | None = None
     tiles_above: int = 0
+    few_until: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _emit_variants(linear: Linear) -> None:
     rows, count = linear.kernel.dims.expr(product(linear.rows)), product(linear.rows)
     by_tiles = linear.scheme.by_tiles
     above = linear.scheme.tiles_above if by_tiles is not None else None
-    limited, many = variants(linear.kernel, linear.scheme.tiles, above)
+    limited, many = variants(linear.kernel, linear.scheme.tiles, above, linear.scheme.few_until)
     if isinstance(count, int):
         limited = [(limit, tile) for limit, tile in limited if count <= limit][:1]
 
