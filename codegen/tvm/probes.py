@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tvm
@@ -18,7 +19,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
 from ...ir.target import Target
+from ..backend import integer_dot
 from . import amx
+from .dots import Dot
 from .isa import DOT_BF16, isa_of, tvm_target
 from .values import i64
 
@@ -28,17 +31,22 @@ ROUNDS = 1 << 20  # multiply-adds of one chain in one call: milliseconds
 SECONDS = 0.6  # a busy machine has quiet moments: the best of the calls in this time counts
 DOT_INT8 = "llvm.x86.avx512.vpdpbusd.512"
 
+_BYTES = ("uint8", "int8")
+
 Step = Callable[[object], object]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A dtype's multiply-add: the accumulator's dtype, operations a step, how a step is written."""
+    """A dtype's multiply-add: the accumulator's dtype, operations a step, how a step is written,
+    accumulators of a step.
+    """
 
     accumulator: str
     operations: int
     step: Step
     snippet: str = ""
+    lanes: int = LANES
 
 
 def read_bandwidth(target: Target, bytes_: int) -> float:
@@ -112,7 +120,8 @@ def _tile_chains(kind: str, cores: int) -> tirx.PrimFunc:
 
 def _rate(target: Target, probe: Probe) -> float:
     chains, cores = {512: 10, 256: 5, 128: 3}[target.vector_bits], max(1, target.cores)
-    function = _chains(cores, chains, probe.accumulator, probe.step)
+    chains = chains * LANES // probe.lanes
+    function = _chains(cores, chains, probe)
     if probe.snippet:
         text = tvm.ir.StringImm(probe.snippet)
         pragma = tirx.IntImm("int32", 0)
@@ -120,7 +129,7 @@ def _rate(target: Target, probe: Probe) -> float:
             tirx.AttrStmt(pragma, "pragma_import_llvm", text, function.body)
         )
     kernel = _compiled(function, target)
-    result = tvm.runtime.tensor(np.zeros((cores, chains, LANES), probe.accumulator))
+    result = tvm.runtime.tensor(np.zeros((cores, chains, probe.lanes), probe.accumulator))
     best = _best(lambda: kernel(result), time.perf_counter, SECONDS / 2)
     return cores * chains * ROUNDS * probe.operations / best
 
@@ -131,6 +140,9 @@ def _probes(target: Target) -> Mapping[str, Probe]:
         found["bf16"] = Probe("float32", 4 * LANES, _dot_bf16, DOT_BF16)
     if target.has("avx512f", "avx512_vnni"):
         found["i8"] = Probe("int32", 8 * LANES, _dot_int8)
+    elif kind := integer_dot(target):
+        dot = Dot(kind, "u4")  # codes as they are: those of 8 bits take one instruction more
+        found["i8"] = Probe("int32", 8 * dot.lanes, partial(_dot_narrow, dot), lanes=dot.lanes)
     return found
 
 
@@ -154,20 +166,28 @@ def _dot_int8(a: object) -> object:
     return T.call_llvm_pure_intrin("int32x16", DOT_INT8, a, unsigned, signed)
 
 
-def _chains(cores: int, chains: int, dtype: str, step: Step) -> tirx.PrimFunc:
+def _dot_narrow(dot: Dot, a: object) -> object:
+    # Of constants the compiler would make one.
+    unsigned, signed = (tirx.op.reinterpret(f"{kind}x{4 * dot.lanes}", a) for kind in _BYTES)
+    return dot.sum(a, (unsigned,), signed)
+
+
+def _chains(cores: int, chains: int, of: Probe) -> tirx.PrimFunc:
     """result[t, c] = step applied ROUNDS times to what it held, for every chain, on every core."""
 
+    dtype, step, lanes = of.accumulator, of.step, of.lanes
+
     @T.prim_func
-    def probe(R: T.Buffer((cores, chains, LANES), dtype)) -> None:
+    def probe(R: T.Buffer((cores, chains, lanes), dtype)) -> None:
         for t in T.parallel(cores):
-            a = T.alloc_buffer((chains, LANES), dtype)
+            a = T.alloc_buffer((chains, lanes), dtype)
             for c in T.unroll(chains):
-                a[c, T.ramp(0, 1, LANES)] = R[t, c, T.ramp(0, 1, LANES)]
+                a[c, T.ramp(0, 1, lanes)] = R[t, c, T.ramp(0, 1, lanes)]
             for _ in T.serial(ROUNDS):
                 for c in T.unroll(chains):
-                    a[c, T.ramp(0, 1, LANES)] = step(a[c, T.ramp(0, 1, LANES)])
+                    a[c, T.ramp(0, 1, lanes)] = step(a[c, T.ramp(0, 1, lanes)])
             for c in T.unroll(chains):
-                R[t, c, T.ramp(0, 1, LANES)] = a[c, T.ramp(0, 1, LANES)]
+                R[t, c, T.ramp(0, 1, lanes)] = a[c, T.ramp(0, 1, lanes)]
 
     return probe
 
