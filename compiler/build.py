@@ -33,7 +33,7 @@ from .check_parity import check_parity
 from .checkpoint import Weights
 from .console import Progress, progress
 from .errors import CompileError
-from .evaluator import evaluator
+from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import import_captured
 from .models import Opened, open_model
@@ -221,7 +221,7 @@ def serve(
         options.block,
         options.cache_dtype,
     )
-    phases = language_model(sizes, evaluator(imported.weights))
+    phases = language_model(sizes, evaluator(imported.weights), part_runner(imported.weights))
     shown.stage("passes", sum(len(p.passes) for p in phases) + 2)
     with clock("passes"):
         graph = recorder.run(imported.graph, phases)

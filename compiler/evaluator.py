@@ -34,3 +34,28 @@ def evaluator(
         return [(o.float() if o.dtype == torch.bfloat16 else o).numpy() for o in outputs]
 
     return values
+
+
+def part_runner(parameters: Mapping[str, torch.Tensor]) -> Any:
+    """A function (nodes, {dim: value}, {input: value}) -> numpy values, floats in float64 (the Run
+    of passes/scan_regions.py).
+
+    Parameters that were read are kept for as long as the function is.
+    """
+    read: dict[str, torch.Tensor] = {}
+
+    def values(
+        nodes: tuple[Node, ...],
+        dims: Mapping[str, int],
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+    ) -> list[np.ndarray[Any, Any]]:
+        graph = Graph("part", (), nodes)
+        reached = tuple(n for n in graph.nodes() if n.op.name == "input")
+        for node in graph.parameters():
+            if node["name"] not in read:
+                read[node["name"]] = parameters[node["name"]]
+        graph = Graph("part", reached, nodes)
+        given = {n["name"]: torch.as_tensor(inputs[n["name"]]) for n in reached}
+        return [o.numpy() for o in evaluate(graph, given, read, dims, wide=True)]
+
+    return values

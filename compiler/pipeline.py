@@ -25,6 +25,8 @@ from ..passes.raise_convs import RaiseConvs
 from ..passes.raise_counts import RaiseCounts
 from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
+from ..passes.raise_scans import RaiseScans
+from ..passes.scan_regions import Run
 from ..passes.select_logit_rows import SelectLogitRows
 from ..passes.split_masks import SplitMasks
 from ..passes.tabulate_positions import TabulatePositions
@@ -51,19 +53,23 @@ class Sizes:
     cache_dtype: str = ""
 
 
-def raising() -> tuple[Phase, ...]:
-    """From the exporter's spelling to one op for one thing."""
+def raising(run_part: Run | None = None) -> tuple[Phase, ...]:
+    """From the exporter's spelling to one op for one thing; `run_part` evaluates parts of a
+    language model, to see which are scans.
+    """
     return (
         Phase("canonicalize", (Canonicalize(),)),
-        # Norms first: attention over normalized queries and keys is matched through them.
         Phase(
             "raise",
             (
+                # Norms first: attention over normalized queries and keys is matched through them.
                 RaiseNorms(),
                 RaiseConvs(),
                 RaiseCounts(),
                 RaiseExperts(),
                 RaiseAttention(),
+                # Last: what mixes tokens by now is no convolution and no attention.
+                RaiseScans(run_part),
                 Canonicalize(),
             ),
         ),
@@ -126,9 +132,9 @@ def grouping(backend: Backend) -> tuple[Phase, ...]:
     return (Phase("group", (GroupKernels(templates=backend.templates),), leaves=KERNELS),)
 
 
-def language_model(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
+def language_model(sizes: Sizes, evaluate: Evaluate, run_part: Run) -> tuple[Phase, ...]:
     """The phases of a causal language model up to its weights."""
-    return (*raising(), *serving(sizes, evaluate))
+    return (*raising(run_part), *serving(sizes, evaluate))
 
 
 class Recorder(Inspector):

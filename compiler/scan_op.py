@@ -25,12 +25,11 @@ def linear_scan(
     the delta rule; y[B, S, H, V] in v's dtype. The op linear_scan of ir/ops/recurrent.py says it
     in full.
     """
-    given = [x.float() for x in (q, k, v, log_decay)]
-    state = given[2].new_zeros(v.shape[2], k.shape[3], v.shape[3])
-    rows = [
-        scan(*(x[b] for x in given), () if beta is None else (beta[b].float(),), state)[0]
-        for b in range(len(v))
-    ]
+    state = torch.zeros(v.shape[2], k.shape[3], v.shape[3], device=v.device)
+    rows: list[torch.Tensor] = []
+    for b in range(len(v)):
+        a, c, d, g = (x[b].float() for x in (q, k, v, log_decay))
+        rows.append(scan(a, c, d, g, () if beta is None else (beta[b].float(),), state)[0])
     return torch.stack(rows).to(v.dtype) if rows else torch.empty_like(v)
 
 

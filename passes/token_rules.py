@@ -186,7 +186,7 @@ def reduction(node: Node, operands: Sequence[Operand]) -> TokenValue:
 
 
 def along_axis(node: Node, operands: Sequence[Operand]) -> TokenValue:
-    """softmax, cumsum: along a number."""
+    """softmax, cumsum, cumprod: along a number."""
     value, axis = _number_axis(node, operands[0])
     return tidy(
         node.op.build((value.node,), {**node.attributes, "axis": value.position(axis)}), value.axes
@@ -442,6 +442,7 @@ RULES: dict[str, Rule] = {
     "flip": flip,
     "softmax": along_axis,
     "cumsum": along_axis,
+    "cumprod": along_axis,
     "topk": several_results,
     "sort": several_results,
     "item": item,

@@ -189,6 +189,12 @@ def cumsum(call: Call, x: Node, dim: int, **_: Any) -> Node:
     return t.cumsum(cast(x, call.dtype), axis=axis_of(dim, len(x.shape)))
 
 
+@TABLE("cumprod")
+def cumprod(call: Call, x: Node, dim: int, **_: Any) -> Node:
+    """Running products along an axis."""
+    return t.cumprod(cast(x, call.dtype), axis=axis_of(dim, len(x.shape)))
+
+
 @TABLE("diff")
 def diff(
     call: Call, x: Node, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None

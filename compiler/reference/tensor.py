@@ -139,6 +139,11 @@ def cumsum(context: Context, x: Tensor, *, axis: int) -> Tensor:
     return _accumulator(x).cumsum(axis).to(x.dtype)
 
 
+def cumprod(context: Context, x: Tensor, *, axis: int) -> Tensor:
+    """Running products."""
+    return _accumulator(x).cumprod(axis).to(x.dtype)
+
+
 def topk(context: Context, x: Tensor, *, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
     """The k largest in order; of equals the first comes first."""
     values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
@@ -310,6 +315,7 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "argmax": argmax,
     "softmax": softmax,
     "cumsum": cumsum,
+    "cumprod": cumprod,
     "topk": topk,
     "sort": sort,
     "reshape": reshape,

@@ -116,6 +116,13 @@ def cumsum(x: TensorType, *, axis: int) -> TensorType:
 
 
 @op("axis")
+def cumprod(x: TensorType, *, axis: int) -> TensorType:
+    """Running products along an axis."""
+    _axis(x, axis)
+    return x
+
+
+@op("axis")
 def topk(x: TensorType, *, k: int, axis: int, largest: bool = True) -> TupleType:
     """The k largest (or smallest) along an axis in order, and where they were; i64."""
     if not k >= 0 or not _fits(k, x.shape[_axis(x, axis)]):

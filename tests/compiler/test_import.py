@@ -103,6 +103,7 @@ FUNCTIONS = {
     "pad and cut": lambda x: torch.nn.functional.pad(x, (-1, 2, 1, 0), value=3.0),
     "roll and flip": lambda x: x.roll(2, 1).roll(-1, -1).flip(1),
     "repeat": lambda x: (x.repeat(1, 2, 1), x.repeat_interleave(3, 1), x.tile(2)),
+    "as many from the end as there are": lambda x: (x[-x.shape[0] :], x[:, -2:]),
     "strided slices": lambda x: (x[:, ::2], x[:, 1::3, -4:-1], x[..., 3]),
     "writes": lambda x: _written(x),
     "triangles": lambda x: (x.tril(-1), x.triu(2), torch.eye(6)[None] * x[..., :6]),

@@ -1,0 +1,88 @@
+"""Recurrent language models in spellings of their own: no scan is called by a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Tensor = torch.Tensor
+
+
+class Mixer(nn.Module):
+    """A language model of one layer: linears, `mix` over the tokens, a linear; sizes by name."""
+
+    def __init__(self, mix: Callable[..., Tensor], **sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        width = 12
+        self.words, self.mix, self.sizes = nn.Embedding(31, width), mix, sizes
+        self.parts = nn.ModuleDict(
+            {name: nn.Linear(width, torch.Size(size).numel()) for name, size in sizes.items()}
+        )
+        self.out = nn.LazyLinear(31)
+        self.slopes = nn.Buffer(torch.tensor([0.3, 0.05, 0.7]))
+        self(torch.zeros(1, 8, dtype=torch.int64))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        given = {name: self.parts[name](x).unflatten(-1, size) for name, size in self.sizes.items()}
+        return self.out(self.mix(self, **given).flatten(2))
+
+
+def segment_sums(x: Tensor) -> Tensor:
+    """sum_{j < t <= i} x_t of x[..., S] as [..., S, S], -inf above the diagonal."""
+    total = x.cumsum(-1)
+    apart = total[..., :, None] - total[..., None, :]
+    inside = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool).tril()
+    return apart.masked_fill(~inside, -torch.inf)
+
+
+def by_scores(model: Mixer, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """State space duality as attention without a softmax; g[B, S, H], q and k of all heads."""
+    decay = segment_sums(-F.softplus(g).transpose(1, 2)).exp()
+    scores = torch.einsum("bin,bjn->bij", q, k)[:, None] * decay
+    return torch.einsum("bhij,bjhp->bihp", scores, v)
+
+
+def by_running_sums(model: Mixer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Linear attention with a normalizer, both sums held for every token."""
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    states = (k[..., :, None] * v[..., None, :]).cumsum(1)
+    above = torch.einsum("bshk,bshkv->bshv", q, states)
+    below = (q * k.cumsum(1)).sum(-1, keepdim=True)
+    return above / below
+
+
+def by_powers(model: Mixer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Retention: decays that are numbers of the model."""
+    place = torch.arange(q.shape[1])
+    apart = place[:, None] - place[None, :]
+    decay = torch.exp(-model.slopes[:, None, None] * apart).tril()
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return ((0.25 * q @ k.transpose(-1, -2)) * decay @ v).transpose(1, 2)
+
+
+def by_row_decays(model: Mixer, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """Gated linear attention (Yang et al., 2023): a decay for each row of the state."""
+    total = F.logsigmoid(g).cumsum(1)
+    keys, queries = k * torch.exp(-total), q * torch.exp(total)
+    scores = torch.einsum("bihk,bjhk->bhij", queries, keys).tril()
+    return torch.einsum("bhij,bjhv->bihv", scores, v)
+
+
+def by_products(model: Mixer, v: Tensor, a: Tensor) -> Tensor:
+    """A gated linear unit's recurrence h = a h + (1 - a) v, by running products."""
+    a = a.sigmoid()
+    total = a.cumprod(1)
+    return total * (((1 - a) * v) / total).cumsum(1)
+
+
+SPELLINGS: dict[str, Callable[[], Mixer]] = {
+    "scores": lambda: Mixer(by_scores, q=(5,), k=(5,), v=(3, 4), g=(3,)),
+    "running sums": lambda: Mixer(by_running_sums, q=(3, 5), k=(3, 5), v=(3, 4)),
+    "powers": lambda: Mixer(by_powers, q=(3, 5), k=(3, 5), v=(3, 4)),
+    "row decays": lambda: Mixer(by_row_decays, q=(3, 5), k=(3, 5), v=(3, 4), g=(3, 5)),
+    "products": lambda: Mixer(by_products, v=(6,), a=(6,)),
+}
