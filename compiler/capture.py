@@ -42,7 +42,7 @@ class Captured:
     `dims` maps the tracer's symbols to our dim names, `bounds` gives each dim's (lowest, highest),
     `prefix` is the path that
     the wrapper put before every name of the model's state dict, `tree` rebuilds the module's own
-    result from flat outputs.
+    result from flat outputs. `imported` is what the import gives, where it was done already.
     """
 
     program: ExportedProgram
@@ -54,6 +54,7 @@ class Captured:
     input_names: tuple[str, ...] = ()
     tree: Any = None
     is_language_model: bool = False
+    imported: Any = None
 
 
 def capture(
@@ -125,26 +126,43 @@ def _capture_language_model(
         raise CompileError(f"max_context is at least 2 tokens, not {max_context}")
     _check_takes_tokens(model)
     limit = max_context or own_limit(model) or DEFAULT_CONTEXT
-    program, (low, high) = _export_any_length(model, limit, max_context)
-    symbols = _input_symbols(program)
+    from .limits import within_tables  # it evaluates what it imports: both build on this module
+
+    try:
+        program, (low, high) = _export_any_length(model, limit, max_context)
+    except CompileError as refusal:
+        from .fixed_lengths import capture_by_lengths  # as above
+
+        return within_tables(capture_by_lengths(model, limit, weights, name, refusal), max_context)
+    symbols = input_symbols(program)
     if [isinstance(s, str) for s in symbols] != [True, True]:
         raise CompileError(
             f"the model's forward works for one batch or length alone: [B, S] became {symbols}; "
             "something in it turns the batch or the length into a fixed number"
         )
-    captured = Captured(
+    dims = {str(symbols[0]): "B", str(symbols[1]): "S"}
+    captured = of_logits(program, dims, {"S": (low, high)}, weights, name)
+    return within_tables(captured, max_context)
+
+
+def of_logits(
+    program: ExportedProgram,
+    dims: Mapping[str, str],
+    bounds: Mapping[str, tuple[int, int]],
+    weights: Weights,
+    name: str,
+) -> Captured:
+    """The capture of a program that LogitsOf was exported to."""
+    return Captured(
         program=program,
         name=name,
-        dims={str(symbols[0]): "B", str(symbols[1]): "S"},
-        bounds={"B": (1, MOST_BATCH), "S": (low, high)},
+        dims=dims,
+        bounds={"B": (1, MOST_BATCH), **bounds},
         weights=weights,
         prefix="model.",
         input_names=("ids",),
         is_language_model=True,
     )
-    from .limits import within_tables  # it evaluates what it imports: both build on this module
-
-    return within_tables(captured, max_context)
 
 
 def _check_takes_tokens(model: nn.Module) -> None:
@@ -210,14 +228,14 @@ def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
 def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
     """The program for any batch and every length up to the limit."""
     try:
-        return _export(model, (_ids(limit),), {}, _open_shapes(limit, least=1))
+        return export(model, (_ids(limit),), {}, _open_shapes(limit, least=1))
     except CompileError as refusal:
         try:
             # Where a part of a table is all of it, its strides are others, and the tracer keeps the
             # two apart. Told not to look at sizes for what is decided the same way without, it
             # joins them. It then no longer takes for granted that a size is not 1.
             with TORCH_CONFIG.patch(backed_size_oblivious=True):
-                return _export(model, (_ids(limit),), {}, _open_shapes(limit, least=2))
+                return export(model, (_ids(limit),), {}, _open_shapes(limit, least=2))
         except CompileError:
             raise refusal from None
 
@@ -230,10 +248,10 @@ def _found_bound(model: nn.Module, limit: int) -> int | None:
     """The length up to which the tracer finds that the model works, if there is one."""
     shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim.AUTO},)
     try:
-        program = _export(LogitsOf(model, limit), (_ids(limit),), {}, shapes)
+        program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes)
     except CompileError:
         return None
-    symbol = _input_symbols(program)[1]
+    symbol = input_symbols(program)[1]
     for found, bound in program.range_constraints.items():
         if str(found) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
             return min(limit, int(bound.upper))
@@ -251,7 +269,7 @@ def _capture_module(
     weights: Weights,
     name: str,
 ) -> Captured:
-    program = _export(model, args, kwargs, dynamic_shapes)
+    program = export(model, args, kwargs, dynamic_shapes)
     dims = {}
     for number, symbol in enumerate(program.range_constraints):
         dims[str(symbol)] = f"D{number}"
@@ -273,9 +291,10 @@ def _capture_module(
 # -- what both share
 
 
-def _export(
+def export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
+    """The functional program of a module; CompileError with the model's line where it has none."""
     try:
         with torch.no_grad():
             program = torch.export.export(
@@ -317,7 +336,7 @@ def _refusal(module: nn.Module, error: Exception) -> str:
     )
 
 
-def _input_symbols(program: ExportedProgram) -> list[str | int]:
+def input_symbols(program: ExportedProgram) -> list[str | int]:
     """Each dim of the first user input: a symbol's name, or the number that it was fixed to."""
     wanted = next(iter(program.graph_signature.user_inputs))
     node = next(n for n in program.graph.nodes if n.name == wanted)

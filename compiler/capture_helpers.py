@@ -129,3 +129,22 @@ def gated_delta_rule(
 
 def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+@helper("rwkv_linear_attention", "rwkv_linear_attention_cpu")
+def weighted_keys(
+    decay: Tensor, first: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    """WKV of RWKV (Peng et al., 2023) over key and value [B, S, C]; decay[C] and first[C].
+
+    Sums of exp(k) v and of exp(k) that fade by exp(-exp(decay)) a token, the token itself by
+    exp(first + k). They stand as they are, not over the largest key so far: keys stay below 88.
+    """
+    k, v = key.float(), value.float()
+    each = torch.stack([k.exp() * v, k.exp()], dim=-1)
+    before = F.pad(each, (0, 0, 0, 0, 1, -1))
+    one = k.new_ones(1).expand(*k.shape[:2], 1, 1)
+    fading = -torch.exp(decay.float())[:, None].expand(*k.shape, 1)
+    above, below = linear_scan(one, one, before, fading).unbind(-1)
+    now = torch.exp(first.float() + k)
+    return ((above + now * v) / (below + now)).to(key.dtype), None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -58,6 +58,9 @@ def import_captured(captured: Captured) -> Imported:
     """The graph of a captured program: parameters named as in the state dict, dims named, origins
     for every node.
     """
+    if captured.imported is not None:
+        done: Imported = captured.imported
+        return replace(done, graph=replace(done.graph, bounds=dict(captured.bounds)))
     program = decomposed(captured.program)
     importer = _Importer(program, captured)
     outputs, names = importer.run()

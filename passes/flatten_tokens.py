@@ -23,7 +23,16 @@ from .analyze_tokens import analyze
 from .recurrent_rules import RULES as RECURRENT
 from .tabulate_positions import POSITIONS
 from .token_rules import Operand, attention, broadcast, rule_for
-from .token_values import B, MixesTokensError, S, T, TokenValue, aligned, as_token
+from .token_values import (
+    WHAT_TO_WRITE,
+    B,
+    MixesTokensError,
+    S,
+    T,
+    TokenValue,
+    aligned,
+    as_token,
+)
 
 N = dim("N")
 _SEQUENCE_WISE = {"attention": attention, **RECURRENT}
@@ -98,7 +107,7 @@ class _Flattener:
                 return _SEQUENCE_WISE[node.op.name](node, operands, self.query_start)
             return rule_for(node)(node, operands)
         except MixesTokensError as error:
-            raise IRError(f"{error}\n{quote(self.graph, node)}") from None
+            raise IRError(f"{error}\n{quote(self.graph, node)}\n{WHAT_TO_WRITE}") from None
 
     def _lone_position(self, node: Node) -> TokenValue:
         """A value with batch or length in its shape that no input reaches: only a broadcast

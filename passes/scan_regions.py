@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from ..ir.dims import Dim, names_in
+from ..ir.dims import Dim, equal, names_in, product
 from ..ir.node import Node, input_
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
@@ -22,8 +22,8 @@ Run = Callable[[tuple[Node, ...], Mapping[str, int], Mapping[str, Array]], "list
 class Region:
     """A part of a graph with fresh inputs [B, S, ...] in float32, and the output so.
 
-    `outputs` holds it by its length; at 0 for any. `node` is what it computes in the graph, `given`
-    are the graph's own values for the inputs.
+    `outputs` holds it by its length; at 0 for any that `step` divides. `node` is what it computes
+    in the graph, `given` are the graph's own values for the inputs.
     """
 
     outputs: Mapping[int, Node] = field(hash=False)
@@ -31,18 +31,21 @@ class Region:
     node: Node
     axes: tuple[Axis, ...]
     given: tuple[Node, ...]
+    step: int = 1
 
     @classmethod
-    def cut(cls, node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]]) -> Region:
+    def cut(
+        cls, node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]], step: int = 1
+    ) -> Region:
         """The region between inputs, whose axes are given, and a node."""
         axes = token_axes(node)
         assert axes is not None, f"{node} is no value of each token"
         fresh = fresh_inputs(each)
-        output = output_of(node, axes, inputs, each, fresh)
+        output = output_of(node, axes, inputs, each)
         given = tuple(
             in_dtype(tokens_first(v, own), "f32") for v, own in zip(inputs, each, strict=True)
         )
-        return cls({0: output}, fresh, node, axes, given)
+        return cls({0: output}, fresh, node, axes, given, step)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -56,7 +59,9 @@ class Region:
 
     def lengths(self, wanted: Sequence[int]) -> Sequence[int]:
         """The wanted lengths, or those that the region is known at."""
-        return wanted if 0 in self.outputs else tuple(self.outputs)
+        if 0 not in self.outputs:
+            return tuple(self.outputs)
+        return wanted if self.step == 1 else tuple(self.step * n for n in (1, 2, 3))
 
     def values(self, given: Sequence[Array], run: Run, *more: Node) -> list[Array]:
         """The output's value for values of the inputs, and those of more nodes over them."""
@@ -85,15 +90,42 @@ def output_of(
     axes: Sequence[Axis],
     inputs: Sequence[Node],
     each: Sequence[Sequence[Axis]],
-    fresh: Sequence[Node],
+    length: Dim = S,
 ) -> Node:
-    """A node [B, S, numbers...] as a function of fresh inputs in place of its own."""
+    """A node [B, length, numbers...] as a function of fresh inputs in place of its own."""
+    fresh = fresh_inputs(each, length)
     done = {
         value: in_dtype(tokens_back(made, own, value.shape), value.dtype)
         for value, own, made in zip(inputs, each, fresh, strict=True)
     }
     rebuild(node, done)
-    return in_dtype(tokens_first(done[node], axes), "f32")
+    return in_dtype(tokens_first(done[node], axes, length), "f32")
+
+
+def frontier(node: Node, is_token: Callable[[Node], bool]) -> tuple[Node, ...]:
+    """The values of each token that a node is made of, in order, as near to it as they are.
+
+    In place of a product of smaller ones stand those: of keys and values, for one.
+    """
+    found: dict[Node, None] = {}
+    stack, seen = [node], {node}
+    while stack:
+        for value in stack.pop().inputs:
+            if value in seen:
+                continue
+            seen.add(value)
+            if is_token(value):
+                found |= dict.fromkeys(_factors(value, is_token))
+            else:
+                stack.append(value)
+    return tuple(found)
+
+
+def _factors(node: Node, is_token: Callable[[Node], bool]) -> tuple[Node, ...]:
+    if node.op is not t.mul or not all(map(is_token, node.inputs)):
+        return (node,)
+    alike = any(equal(product(i.shape), product(node.shape)) for i in node.inputs)
+    return (node,) if alike else node.inputs
 
 
 def rebuild(root: Node, done: dict[Node, Node]) -> None:
@@ -131,11 +163,11 @@ def is_whole(axes: Sequence[Axis] | None) -> bool:
     return flat.count(B) == flat.count(S) == 1 and all(isinstance(d, int) for d in numbers)
 
 
-def tokens_first(node: Node, axes: Sequence[Axis]) -> Node:
-    """The node as [B, S, numbers...]."""
+def tokens_first(node: Node, axes: Sequence[Axis], length: Dim = S) -> Node:
+    """The node as [B, length, numbers...]."""
     flat: list[Dim] = [f for axis in axes for f in axis]
     order = (flat.index(B), flat.index(S), *(i for i, f in enumerate(flat) if f not in (B, S)))
-    node = reshaped(node, tuple(flat))
+    node = reshaped(node, tuple(length if f == S else f for f in flat))
     return node if order == tuple(sorted(order)) else t.transpose(node, permutation=order)
 
 

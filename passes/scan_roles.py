@@ -80,7 +80,12 @@ def find_roles(probe: Probe, shapes: Sequence[tuple[int, ...]], length: int = 4)
     result = probe(given)
     if not np.isfinite(result).all() or not np.abs(result).max():
         raise NoScanError("its values are not finite, or all zero")
-    marks = tuple(_marks(probe, given, result, i) for i in range(len(given)))
+    # By the largest of each token: a state that grows is not to hide what came before.
+    largest = np.abs(result).max(axis=(0, *range(2, result.ndim)), keepdims=True)
+    level = np.where(largest > 0, largest, 1.0)
+    marks = tuple(
+        _marks(lambda x: probe(x) / level, given, result / level, i) for i in range(len(given))
+    )
     return _assigned(marks, result.shape[2:])
 
 
@@ -101,12 +106,11 @@ def _marks(probe: Probe, given: Sequence[Array], result: Array, at: int) -> Mark
     twice = changed(2 * given[at])
     little = changed(SMALL * given[at])
     axes = tuple(_axis(changed, given[at], result, axis) for axis in range(2, given[at].ndim))
-    largest = np.abs(result).max()
     return Marks(
         axes,
-        is_linear=bool(np.abs(twice - 2 * result).max() <= 1e3 * NOTHING * largest),
+        is_linear=bool(np.abs(twice - 2 * result).max() <= 1e3 * NOTHING),
         is_own=not touched[TOKEN + 1 :].any(),
-        is_needed=bool(np.abs(little).max() <= 100 * SMALL * largest),
+        is_needed=bool(np.abs(little[:, TOKEN]).max() <= 100 * SMALL),
     )
 
 

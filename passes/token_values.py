@@ -26,6 +26,13 @@ B, S, T = dim("B"), dim("S"), dim("T")
 Axis = tuple[Dim, ...]
 
 
+WHAT_TO_WRITE = (
+    "A causal language model mixes tokens by causal attention, by convolutions that read no later "
+    "token, or by a linear recurrence, which is recognized by its values; a recurrence that is not "
+    "may call torch.ops.ferrule.linear_scan(q, k, v, log_decay, beta)"
+)
+
+
 class MixesTokensError(IRError):
     """An op reads other tokens than its own; flattening names it and where it came from."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -34,21 +34,24 @@ DTYPES: Mapping[str, torch.dtype] = {
 @dataclass(frozen=True)
 class Context:
     """Sizes of named dims; whether floats are widened to float64; how to evaluate a kernel's
-    body.
+    body. `known` holds the dims that were asked for.
     """
 
     sizes: Mapping[str, int]
     wide: bool
     body: Callable[..., tuple[Any, ...]]
+    known: dict[Dim, int] = field(default_factory=dict)
 
     def size(self, d: Dim) -> int:
         """The dim as an int."""
         if isinstance(d, int):
             return d
-        value = substitute(d, self.sizes)
-        if not isinstance(value, int):
-            raise IRError(f"no value for dim {d}; known: {dict(self.sizes)}")
-        return value
+        if d not in self.known:
+            value = substitute(d, self.sizes)
+            if not isinstance(value, int):
+                raise IRError(f"no value for dim {d}; known: {dict(self.sizes)}")
+            self.known[d] = value
+        return self.known[d]
 
     def dtype(self, name: str) -> torch.dtype:
         """The torch dtype that stands for one of the IR's."""

@@ -44,10 +44,15 @@ def kimi(length: int) -> tuple[list[torch.Tensor], dict[str, object]]:
     return [q, k, v, -g.abs(), rand(2, length, 3).sigmoid()], more
 
 
+def rwkv(length: int) -> tuple[list[torch.Tensor], dict[str, object]]:
+    return [rand(6), rand(6), 4 * rand(2, length, 6), rand(2, length, 6)], {}
+
+
 CASES = {
     "mamba": ("mamba_selective_scan", mamba),
     "mamba2": ("mamba2_chunk_scan", mamba2),
     "qwen3_next": ("torch_chunk_gated_delta_rule", delta),
+    "rwkv": ("rwkv_linear_attention", rwkv),
     "kimi_linear": ("chunk_kimi_delta_attention", kimi),
 }
 

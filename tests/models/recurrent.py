@@ -23,7 +23,7 @@ class Mixer(nn.Module):
         )
         self.out = nn.LazyLinear(31)
         self.slopes = nn.Buffer(torch.tensor([0.3, 0.05, 0.7]))
-        self(torch.zeros(1, 8, dtype=torch.int64))
+        self(torch.zeros(1, 32, dtype=torch.int64))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.words(ids)
@@ -79,10 +79,76 @@ def by_products(model: Mixer, v: Tensor, a: Tensor) -> Tensor:
     return total * (((1 - a) * v) / total).cumsum(1)
 
 
+def by_chunks(model: Mixer, q: Tensor, k: Tensor, v: Tensor, g: Tensor, size: int = 4) -> Tensor:
+    """State space duality in chunks (Dao and Gu, 2024), the last one filled up with zeros."""
+    length = v.shape[1]
+    more = -length % size
+    q, k, v = (
+        F.pad(x, (0, 0) * (x.dim() - 2) + (0, more)).unflatten(1, (-1, size)) for x in (q, k, v)
+    )
+    g = F.pad(-F.softplus(g), (0, 0, 0, more)).unflatten(1, (-1, size)).permute(0, 3, 1, 2)
+    total = g.cumsum(-1)
+    inside = torch.einsum("bcln,bcsn,bhcls,bcshp->bclhp", q, k, segment_sums(g).exp(), v)
+    kept = torch.exp(total[..., -1:] - total)
+    states = torch.einsum("bcln,bhcl,bclhp->bchpn", k, kept, v)
+    states = torch.cat([torch.zeros_like(states[:, :1]), states], dim=1)
+    between = segment_sums(F.pad(total[..., -1], (1, 0))).exp()
+    states = torch.einsum("bhzc,bchpn->bzhpn", between, states)[:, :-1]
+    across = torch.einsum("bcln,bchpn,bhcl->bclhp", q, states, total.exp())
+    return (inside + across).flatten(1, 2)[:, :length]
+
+
+def by_tokens(model: Mixer, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    """The gated delta rule in a loop over the tokens."""
+    decay, b, rows = g.sigmoid(), b.sigmoid(), []
+    state = v.new_zeros(v.shape[0], v.shape[2], k.shape[2], v.shape[3])
+    for t in range(v.shape[1]):
+        state = state * decay[:, t, :, None, None]
+        held = torch.einsum("bhkv,bk->bhv", state, k[:, t])
+        new = (v[:, t] - held) * b[:, t, :, None]
+        state = state + torch.einsum("bk,bhv->bhkv", k[:, t], new)
+        rows.append(torch.einsum("bhkv,bk->bhv", state, q[:, t]))
+    return torch.stack(rows, dim=1)
+
+
+def in_place(model: Mixer, v: Tensor, a: Tensor) -> Tensor:
+    """A recurrence h = a h + v whose states are written into a tensor of zeros."""
+    a, state, states = a.sigmoid(), torch.zeros_like(v[:, 0]), torch.zeros_like(v)
+    for t in range(v.shape[1]):
+        state = a[:, t] * state + v[:, t]
+        states[:, t] = state
+    return states
+
+
+def by_whole_chunks(model: Mixer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Lightning attention (Qin et al., 2024): a loop over chunks that divide the length."""
+    size = 32
+    assert q.shape[1] % size == 0
+    place = torch.arange(size)
+    apart = place[:, None] - place[None, :]
+    slopes = model.slopes[:, None, None]
+    inside = torch.exp(-slopes * apart).tril()
+    state, rows = v.new_zeros(v.shape[0], 3, k.shape[3], v.shape[3]), []
+    for each in zip(*(x.transpose(1, 2).split(size, dim=2) for x in (q, k, v)), strict=True):
+        a, b, c = each
+        across = (a * torch.exp(-slopes * (place + 1)[:, None])) @ state
+        rows.append((a @ b.transpose(-1, -2) * inside) @ c + across)
+        kept = b * torch.exp(-slopes * (size - 1 - place)[:, None])
+        state = state * torch.exp(-slopes * size) + kept.transpose(-1, -2) @ c
+    return torch.cat(rows, dim=2).transpose(1, 2)
+
+
 SPELLINGS: dict[str, Callable[[], Mixer]] = {
     "scores": lambda: Mixer(by_scores, q=(5,), k=(5,), v=(3, 4), g=(3,)),
     "running sums": lambda: Mixer(by_running_sums, q=(3, 5), k=(3, 5), v=(3, 4)),
     "powers": lambda: Mixer(by_powers, q=(3, 5), k=(3, 5), v=(3, 4)),
     "row decays": lambda: Mixer(by_row_decays, q=(3, 5), k=(3, 5), v=(3, 4), g=(3, 5)),
     "products": lambda: Mixer(by_products, v=(6,), a=(6,)),
+}
+# These export at one length at a time.
+FIXED: dict[str, Callable[[], Mixer]] = {
+    "chunks": lambda: Mixer(by_chunks, q=(5,), k=(5,), v=(3, 4), g=(3,)),
+    "tokens": lambda: Mixer(by_tokens, q=(5,), k=(5,), v=(3, 4), g=(3,), b=(3,)),
+    "in place": lambda: Mixer(in_place, v=(6,), a=(6,)),
+    "whole chunks": lambda: Mixer(by_whole_chunks, q=(3, 5), k=(3, 5), v=(3, 4)),
 }

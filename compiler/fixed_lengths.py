@@ -1,0 +1,137 @@
+"""Capture of models that do not export for any length: at two fixed ones, joined.
+
+A model that loops in Python over its tokens, or that wants its length to be a multiple of a chunk,
+exports at one length at a time. Two such programs show what in them follows the length, and the
+loops between are recognized as scans (passes/join_lengths.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from ..ir.errors import IRError
+from ..ir.graph import Graph
+from ..passes.base import run_passes
+from ..passes.join_lengths import JoinLengths, step_of
+from ..passes.raise_scans import RaiseScans
+from ..passes.token_values import WHAT_TO_WRITE
+from .capture import BATCH, MOST_BATCH, Captured, LogitsOf, export, input_symbols, of_logits
+from .checkpoint import OverlaidWeights, Weights
+from .errors import CompileError
+from .evaluator import part_runner
+from .import_aten import Imported, import_captured
+from .pipeline import raising
+from .reference import evaluate
+
+# Short ones for loops over tokens, of no common factor with most sizes; then multiples of chunks.
+LENGTHS = ((19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
+CHECKED = (1,)
+FEW = 8  # token ids below this exist in every vocabulary
+
+
+def capture_by_lengths(
+    model: nn.Module, limit: int, weights: Weights, name: str, refusal: CompileError
+) -> Captured:
+    """The capture for any length up to a limit; `refusal` says why it was not to be had at once.
+
+    Raises CompileError, with that reason, where the model exports at no two lengths either, or
+    where what it computes in loops is no linear scan. What a model decides in Python about lengths
+    beyond those that are tried is not seen.
+    """
+    captures = _two_captures(model, limit, weights, name)
+    if captures is None:
+        raise refusal
+    imports = {length: import_captured(each) for length, each in captures.items()}
+    short, long = imports.values()
+    held = OverlaidWeights(short.weights, _constants(long, short))
+    graphs = {length: each.graph for length, each in imports.items()}
+    join = JoinLengths(graphs, limit, _raised, part_runner(held))
+    try:
+        graph = join.run()
+        step = step_of(graph)
+        if step > 1:
+            graph = RaiseScans(part_runner(held), step).run(_raised(graph))
+    except IRError as error:
+        raise CompileError(f"{refusal}\n{error}\n{WHAT_TO_WRITE}") from None
+    if join.loops == 0 and step == 1:
+        # Nothing in it needs one length: what refused it holds.
+        raise refusal
+    if step_of(graph) > 1:
+        raise CompileError(f"the model takes multiples of {step} tokens alone\n{WHAT_TO_WRITE}")
+    graph = _within_slices(graph, limit)
+    first = captures[min(captures)]
+    imported = Imported(graph, held)
+    _check(model, imported, weights, name)
+    return replace(first, bounds={**first.bounds, "S": graph.bounds["S"]}, imported=imported)
+
+
+def _within_slices(graph: Graph, limit: int) -> Graph:
+    """The graph with the longest length up to a limit at which every slice is inside its table."""
+
+    def fits(length: int) -> bool:
+        try:
+            graph.substitute({"S": length})
+        except IRError:
+            return False
+        return True
+
+    low, high = 1, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return replace(graph, bounds={**graph.bounds, "S": (1, low)})
+
+
+def _check(model: nn.Module, joined: Imported, weights: Weights, name: str) -> None:
+    """Refuse a graph that has other values than the model's own program at other lengths."""
+    for length, captured in _captures(model, CHECKED, weights, name):
+        own = import_captured(captured)
+        ids = torch.randint(0, FEW, (2, length))
+        (wanted,), (given,) = (evaluate(i.graph, [ids], i.weights) for i in (own, joined))
+        if not (wanted - given).abs().max() <= 1e-3 * wanted.abs().max():
+            raise CompileError(
+                f"the model computes differently at {length} tokens than at the lengths that it "
+                f"was captured at, {LENGTHS[0][0]} or more"
+            )
+
+
+def _raised(graph: Graph) -> Graph:
+    return run_passes(graph, raising())
+
+
+def _two_captures(
+    model: nn.Module, limit: int, weights: Weights, name: str
+) -> dict[int, Captured] | None:
+    """Captures at the first two lengths at which the model exports."""
+    for lengths in LENGTHS:
+        found = dict(_captures(model, lengths, weights, name)) if max(lengths) <= limit else {}
+        if len(found) == len(lengths):
+            return found
+    return None
+
+
+def _captures(
+    model: nn.Module, lengths: tuple[int, ...], weights: Weights, name: str
+) -> Iterator[tuple[int, Captured]]:
+    for length in lengths:
+        ids = torch.zeros(BATCH, length, dtype=torch.int64)
+        shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim.STATIC},)
+        try:
+            program = export(LogitsOf(model, length), (ids,), {}, shapes)
+        except CompileError:
+            return
+        batch, *_ = input_symbols(program)
+        if isinstance(batch, int):
+            return
+        yield length, of_logits(program, {batch: "B"}, {}, weights, name)
+
+
+def _constants(long: Imported, short: Imported) -> dict[str, torch.Tensor]:
+    """What the longer program alone holds."""
+    missing = [p["name"] for p in long.graph.parameters() if p["name"] not in short.weights]
+    return {name: long.weights[name] for name in missing}

@@ -1,0 +1,112 @@
+"""Models that export at one length at a time: two graphs become one for any length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ferrule.compiler.capture import capture
+from ferrule.compiler.errors import CompileError
+from ferrule.compiler.evaluator import part_runner
+from ferrule.compiler.import_aten import import_captured
+from ferrule.compiler.reference import evaluate
+from ferrule.ir.errors import IRError
+from ferrule.ir.graph import Graph
+from ferrule.ir.text import parse_graph
+from ferrule.passes.join_lengths import JoinLengths
+from ferrule.passes.raise_convs import RaiseConvs
+from models.recurrent import FIXED, Mixer, Tensor
+
+# What is before the loop, the loop unrolled, and what is behind it.
+HEAD = """
+graph m(%ids: i64[B, N]) where B in [1, 3] {
+  %0 = parameter {name = "x"} : f32[11, 3]
+  %1 = take %0 %ids {axis = 0} : f32[B, N, 3]
+  %2 = pad %1 {before = (0, 2, 0), after = (0, 0, 0)} : f32[B, N + 2, 3]
+  %3 = slice %2 {axis = 1, start = 0, stop = N} : f32[B, N, 3]
+  %4 = add %1 %3 : f32[B, N, 3]
+  %5 = slice %4 {axis = 1, start = 0, stop = 1} : f32[B, 1, 3]
+"""
+
+
+def unrolled(length: int, mix: str = "add") -> Graph:
+    """y_t = y_{t-1} + x_t for every token in turn, then twice that."""
+    lines, rows = [], ["%5"]
+    for i in range(1, length):
+        lines += [
+            f"%{2 * i + 4} = slice %4 {{axis = 1, start = {i}, stop = {i + 1}}} : f32[B, 1, 3]",
+            f"%{2 * i + 5} = {mix} %{2 * i + 4} {rows[-1]} : f32[B, 1, 3]",
+        ]
+        rows.append(f"%{2 * i + 5}")
+    last = 2 * length + 4
+    lines += [
+        f"%{last} = concat {' '.join(rows)} {{axis = 1}} : f32[B, {length}, 3]",
+        f"%{last + 1} = add %{last} %{last} : f32[B, {length}, 3]",
+        f"return %{last + 1} as y",
+    ]
+    head = HEAD.replace("N + 2", str(length + 2)).replace("N", str(length))
+    return parse_graph(head + "\n".join(f"  {line}" for line in lines) + "\n}\n")
+
+
+def joined(*graphs: Graph) -> Graph:
+    lengths = [g.inputs[0].shape[1] for g in graphs]
+    return JoinLengths(
+        dict(zip(lengths, graphs, strict=True)), 64, RaiseConvs().run, part_runner({})
+    ).run()
+
+
+def test_a_loop_over_the_tokens():
+    graph = joined(unrolled(5), unrolled(8))
+    names = [n.op.name for n in graph.nodes()]
+    assert names.count("linear_scan") == 1 and names.count("causal_conv") == 1
+    assert graph.bounds["S"] == (1, 64)
+    weights = {"x": torch.randn(11, 3)}
+    for length in (5, 8):
+        ids = torch.randint(0, 11, (2, length))
+        (wanted,) = evaluate(unrolled(length), [ids], weights)
+        torch.testing.assert_close(evaluate(graph, [ids], weights)[0], wanted)
+
+
+def test_a_loop_that_is_no_scan_is_named():
+    with pytest.raises(IRError, match=r"no linear scan(?s:.)*concat|no linear scan(?s:.)*slice"):
+        joined(unrolled(5, "mul"), unrolled(8, "mul"))
+
+
+def test_graphs_that_are_alike_need_no_loop():
+    def plain(length: int) -> Graph:
+        text = HEAD.replace("N + 2", str(length + 2)).replace("N", str(length))
+        return parse_graph(text[: text.index("  %5")] + "  return %4 as y\n}\n")
+
+    names = [n.op.name for n in joined(plain(5), plain(8)).nodes()]
+    assert "linear_scan" not in names
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_spellings(name: str):
+    torch.manual_seed(0)
+    model = FIXED[name]().eval()
+    imported = import_captured(capture(model, max_context=96))
+    names = [n.op.name for n in imported.graph.nodes()]
+    assert names.count("linear_scan") == 1
+    weights = {p["name"]: imported.weights[p["name"]] for p in imported.graph.parameters()}
+    # Eager itself takes multiples of the chunk alone; the graph takes any length.
+    for length in (32, 64) if name == "whole chunks" else (1, 6, 41):
+        ids = torch.randint(0, 31, (2, length))
+        (given,) = evaluate(imported.graph, [ids], weights)
+        torch.testing.assert_close(given, model(ids), rtol=1e-5, atol=1e-5)
+    evaluate(imported.graph, [torch.randint(0, 31, (2, 7))], weights)
+
+
+def by_largest(model: Mixer, v: Tensor) -> Tensor:
+    """A recurrence that is not linear: the largest so far."""
+    rows = [v[:, 0]]
+    for t in range(1, v.shape[1]):
+        rows.append(torch.maximum(rows[-1], v[:, t]))
+    return torch.stack(rows, dim=1)
+
+
+def test_what_is_no_scan_says_where_and_what_to_write():
+    with pytest.raises(CompileError, match="no linear scan") as caught:
+        capture(Mixer(by_largest, v=(6,)).eval(), max_context=64)
+    text = str(caught.value)
+    assert "test_join_lengths.py:" in text
+    assert "torch.ops.ferrule.linear_scan" in text
