@@ -169,6 +169,29 @@ def cpu_backend(target: Target) -> Backend:
     return Backend("tvm", templates, layouts, integer)
 
 
+def gpu_backend(target: Target) -> Backend:
+    """What the GPU's templates take; weights are read as the model has them, row by row."""
+    rows = frozenset(
+        name
+        for name, op in OPS.items()
+        if op.traits & {"elementwise", "movement", "reduction", "index", "cache"}
+        or name in _ROWS_ALSO
+    )
+    loads = frozenset(n for n in rows if OPS[n].traits & {"elementwise", "movement", "index"})
+    templates = {
+        "rows": Template(rows - {"conv1d"}, rows, rows),
+        "linear": Template(frozenset({"linear"}), loads, loads),
+        "expert_linear": Template(frozenset({"expert_linear"}), loads, loads),
+        "attention": Template(frozenset({"paged_attention"}), loads, _RESHAPES),
+    }
+    return Backend("triton", templates)
+
+
+def backend_of(target: Target) -> Backend:
+    """The backend that generates code for a target."""
+    return cpu_backend(target) if target.kind == "cpu" else gpu_backend(target)
+
+
 _LINEARS = frozenset(
     {"linear", "packed_linear", "packed_quantized_linear", "packed_integer_linear"}
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..codegen.backend import cpu_backend
+from ..codegen.backend import backend_of
 from ..ir.graph import Graph
 from ..passes.base import Ran
 from .build import Kernels, Options, serve, target_of
@@ -95,7 +95,7 @@ def _findings(opened: Opened, options: Options, artifact: Artifact) -> Iterator[
     for ran in seen:
         yield _pass_finding(ran, replay)
     *_, last = seen
-    backend = cpu_backend(target_of(options))
+    backend = backend_of(target_of(options))
     recipe = options.recipe
     kernels = Kernels.of(made.graph, backend, recorder, artifact.plan.limits, recipe=recipe)
     *packing, grouping = seen[seen.index(last) + 1 :]

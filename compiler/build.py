@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..codegen.backend import Backend, KernelBody, KernelReport, cpu_backend
+from ..codegen.backend import Backend, KernelBody, KernelReport, backend_of
 from ..ir.errors import IRError
 from ..ir.graph import Graph
+from ..ir.launches import LAUNCHES, SCRATCH_ALIGNMENT, LaunchTable
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..ir.text import print_graph
 from ..passes.plan_memory import plan_memory
 from ..passes.quantize import Recipe, unquantized
 from ..passes.split_preparation import split_preparation
-from ..runtime.artifact import KERNELS, PLAN, WEIGHTS, Artifact
+from ..runtime.artifact import KERNELS, PLAN, WEIGHTS, Artifact, read_plan
 from ..runtime.library import bundle_runtime
 from ..runtime.manifest import write_manifest
 from .capture import capture, own_limit
-from .check_parity import check_parity
+from .check_parity import can_run, check_parity
 from .checkpoint import Weights
 from .console import Progress, progress
 from .errors import CompileError
@@ -37,7 +38,7 @@ from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import import_captured
 from .models import Opened, open_model
-from .parity import tolerance_of
+from .parity import Parity, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
 from .records import Records, read_records
 from .report import Clock, build_report, versions
@@ -174,18 +175,18 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             opened = open_model(model, options.dtype)
         recorder = Recorder(options.dump, options.stop_after, lambda ran: shown.step(ran.done.name))
         made = serve(opened, options, recorder, clock, shown)
-        backend, limits = cpu_backend(target), limits_of(made.sizes, made.graph)
+        backend, limits = backend_of(target), limits_of(made.sizes, made.graph)
         kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
         reports = kernels.write(folder, target, clock, shown, options.records())
         with clock("weights"):
             write_weights(folder / WEIGHTS, kernels.step, kernels.preparation, made.weights, shown)
             text_files(opened, options.tokenizer, folder)
-        parity = None
-        if options.parity:
+        parity, plan = None, read_plan(folder / PLAN)
+        if options.parity and can_run(target):
             shown.stage("parity", 2)
             with clock("parity"):
                 tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
-                parity = check_parity(opened, folder, kernels.plan, shown, tolerance)
+                parity = check_parity(opened, folder, plan, shown, tolerance, target)
     write_manifest(
         folder,
         manifest_fields(opened.name, target, made.graph)
@@ -195,10 +196,17 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             "limits": limits,
             "options": _given(options),
             "parity": parity.to_json() if parity else None,
-            "report": build_report(recorder, reports, kernels.plan, clock)
-            | {"unquantized": list(kernels.unquantized)},
+            "report": build_report(recorder, reports, plan, clock)
+            | {"unquantized": list(kernels.unquantized), "unverified": _unverified(parity, target)},
         },
     )
+
+
+def _unverified(parity: Parity | None, target: Target) -> str:
+    """Why nothing was compared with the eager model; "" where it was."""
+    if parity is not None:
+        return ""
+    return "not asked for" if can_run(target) else f"no device here runs {target}: verify on one"
 
 
 def serve(
@@ -280,14 +288,31 @@ class Kernels:
         return Kernels(step, preparation, planned.plan, bodies, left)
 
     def write(
-        self, folder: Path, target: Target, clock: Clock, shown: Progress, records: Records
+        self,
+        folder: Path,
+        target: Target,
+        clock: Clock,
+        shown: Progress,
+        records: Records,
+        *,
+        machine_code: bool = True,
     ) -> dict[str, KernelReport]:
-        """Write kernels, plan and graph; gives the kernels' reports."""
+        """Write kernels, plan and graph; gives the kernels' reports. A GPU's kernels without
+        machine code can be interpreted alone.
+        """
         shown.stage("kernels", 1)
         with clock("kernels"):
-            reports = write_library(self.bodies, target, folder, records)
-        bundle_runtime(folder)
-        (folder / PLAN).write_text(named_plan(self.plan, reports).to_json(), encoding="utf-8")
+            reports = (
+                write_library(self.bodies, target, folder, records)
+                if target.kind == "cpu"
+                else write_binaries(self.bodies, target, folder, machine_code=machine_code)
+            )
+        plan = named_plan(self.plan, reports)
+        if target.kind == "cpu":
+            bundle_runtime(folder)
+        else:
+            plan = with_scratch(plan, folder)
+        (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
         (folder / "graph.ir").write_text(print_graph(self.step), encoding="utf-8")
         return reports
 
@@ -305,6 +330,24 @@ def write_library(
     reports = build_library(bodies, target, folder / KERNELS, known)
     write_own(folder / TUNING, records, machine, reports.values())
     return reports
+
+
+def write_binaries(
+    bodies: Mapping[str, KernelBody], target: Target, folder: Path, *, machine_code: bool
+) -> dict[str, KernelReport]:
+    """Write a GPU's binaries and launches; raises CompileError where Triton is not installed."""
+    try:
+        from ..codegen.triton.build import build_kernels
+    except ImportError as error:
+        raise CompileError(f"target {target}: kernels need triton ({error}): install it") from error
+    return build_kernels(bodies, target, folder, machine_code=machine_code)
+
+
+def with_scratch(plan: Plan, folder: Path) -> Plan:
+    """The plan with the scratch that launches share at the end of its workspace."""
+    table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
+    start = -(-plan.workspace_bytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    return replace(plan, workspace_bytes=start + table.scratch_bytes)
 
 
 def named_plan(plan: Plan, reports: Mapping[str, KernelReport]) -> Plan:
@@ -379,8 +422,4 @@ def _given(options: Options) -> dict[str, Any]:
 def target_of(options: Options) -> Target:
     """The target that options name, if kernels can be generated for it."""
     target = Target.parse(options.target)
-    if target.kind != "cpu":
-        raise CompileError(
-            f"target {options.target!r}: kernels are generated for cpu; {target.kind} has none"
-        )
     return replace(target, deterministic=options.deterministic)

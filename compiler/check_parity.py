@@ -7,11 +7,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..ir.plan import Plan
+from ..ir.target import Target
 from ..runtime.artifact import KERNELS, WEIGHTS
 from ..runtime.executor import Executor, context_limit
 from ..runtime.library import KernelLibrary
+from ..runtime.pools import Pools
 from ..runtime.text import Text
 from ..runtime.weights import Weights
 from .console import Progress
@@ -31,20 +34,44 @@ from .parity import (
     text_prompts,
 )
 
+if TYPE_CHECKING:
+    from ..runtime.cuda.driver import Driver
+
+
+def can_run(target: Target) -> bool:
+    """Whether this machine can run what is built for a target."""
+    if target.kind == "cpu":
+        return True
+    if target.kind != "cuda":
+        return False
+    from ..runtime.cuda.opening import has_device
+
+    return has_device(target.arch)
+
 
 def check_parity(
-    opened: Opened, folder: Path, plan: Plan, shown: Progress, tolerance: Tolerance | None = None
+    opened: Opened,
+    folder: Path,
+    plan: Plan,
+    shown: Progress,
+    tolerance: Tolerance | None,
+    target: Target,
 ) -> Parity:
     """The comparison; raises CompileError where it is beyond the tolerance, the dtype's by
     default.
     """
-    parity = measure_parity(opened, folder, plan, shown, tolerance)
+    parity = measure_parity(opened, folder, plan, shown, tolerance, target)
     check(parity, opened.dtype, tolerance)
     return parity
 
 
 def measure_parity(
-    opened: Opened, folder: Path, plan: Plan, shown: Progress, tolerance: Tolerance | None = None
+    opened: Opened,
+    folder: Path,
+    plan: Plan,
+    shown: Progress,
+    tolerance: Tolerance | None,
+    target: Target,
 ) -> Parity:
     """How far the kernels in a folder depart from the eager model, on text where there is a
     tokenizer.
@@ -56,17 +83,38 @@ def measure_parity(
     opened.weights.release()
     gc.collect()
     shown.step("eager")
-    built = _built(folder, plan, sequences)
+    built = _built(folder, plan, sequences, target)
     shown.step("built")
     return compare(eager, built, (tolerance or TOLERANCES[opened.dtype]).relative)
 
 
-def _built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]]) -> Rows:
-    library = KernelLibrary(folder / KERNELS)
-    weights = Weights(folder / WEIGHTS)
-    blocks, states = blocks_needed(sequences, plan.block), len(sequences)
-    executor = Executor(plan, library, weights, blocks, states)
-    return built_rows(executor, sequences)
+def _built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]], target: Target) -> Rows:
+    weights, blocks = Weights(folder / WEIGHTS), blocks_needed(sequences, plan.block)
+    if target.kind == "cpu":
+        library = KernelLibrary(folder / KERNELS)
+        executor = Executor(plan, library, weights, blocks, len(sequences))
+        return built_rows(executor, sequences)
+    return on_device(folder, plan, weights, Pools(blocks, len(sequences)), sequences)
+
+
+def on_device(
+    folder: Path,
+    plan: Plan,
+    weights: Weights,
+    pools: Pools,
+    sequences: Sequence[Sequence[int]],
+    driver: Driver | None = None,
+) -> Rows:
+    """The rows that a GPU gives, or the driver that stands for one."""
+    from ..runtime.cuda.device import CudaDevice
+    from ..runtime.cuda.opening import open_executor
+
+    device = driver or CudaDevice()
+    executor = open_executor(folder, plan, weights, device, pools)
+    try:
+        return built_rows(executor, sequences)
+    finally:
+        executor.close()
 
 
 def parity_prompts(folder: Path, plan: Plan) -> list[list[int]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..codegen.backend import cpu_backend
+from ..codegen.backend import backend_of
 from ..ir.graph import Graph
 from ..ir.plan import TensorSpec
 from ..runtime.artifact import WEIGHTS, Artifact, load
@@ -87,6 +87,11 @@ def build_module(
     options: Options,
 ) -> CompiledModule:
     """Compile a module at the shapes of its arguments, and check it against eager on them."""
+    if not options.target.startswith("cpu"):
+        raise CompileError(
+            f"target {options.target!r}: {type(module).__name__} is compiled as a plain module, "
+            "for which kernels are generated for cpu alone"
+        )
     if options.quantize is not None:
         raise CompileError(
             f"quantize={options.quantize!r}: weights are quantized for language models, "
@@ -129,7 +134,7 @@ def _build(
         shown.stage("passes", sum(len(p.passes) for p in raising()) + 2)
         with clock("passes"):
             raised = recorder.run(imported.graph, raising())
-            kernels = Kernels.of(raised, cpu_backend(target), recorder, {}, entries=(ENTRY,))
+            kernels = Kernels.of(raised, backend_of(target), recorder, {}, entries=(ENTRY,))
         reports = kernels.write(folder, target, clock, shown, options.records())
         with clock("weights"):
             write_weights(

@@ -119,9 +119,11 @@ def quantizing(recipe: Recipe | None) -> tuple[Phase, ...]:
 
 
 def laying_out(backend: Backend) -> tuple[Phase, ...]:
-    """Weights in the layouts that kernels read; what depends on weights alone is split off after
-    it.
+    """Weights in the layouts that kernels read, where a backend has any; what depends on weights
+    alone is split off after it.
     """
+    if not backend.layouts:
+        return ()
     return (
         Phase("lay out", (LayoutWeights(layouts=backend.layouts, integer=backend.integer_dots),)),
     )

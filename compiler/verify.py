@@ -8,7 +8,7 @@ from typing import Any
 from ..passes.quantize import Recipe
 from ..runtime.artifact import Artifact, load
 from .bisect import Bisection, bisect
-from .build import Options
+from .build import Options, target_of
 from .check_parity import measure_parity
 from .console import Silent
 from .errors import CompileError
@@ -22,7 +22,9 @@ def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str
     opened = _source(artifact, model)
     options = options_of(artifact.manifest)
     tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
-    parity = measure_parity(opened, artifact.path, artifact.plan, Silent(), tolerance)
+    parity = measure_parity(
+        opened, artifact.path, artifact.plan, Silent(), tolerance, target_of(options)
+    )
     return parity, opened.dtype, tolerance
 
 

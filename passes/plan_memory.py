@@ -26,11 +26,11 @@ from ..ir.plan import (
     Plan,
     TensorSpec,
 )
+from ..ir.plan_dims import expression
 from ..ir.types import CacheType, TensorType, TupleType
 from ..ir.verify import quote
 from .buffers import Buffer, place_buffers
 from .cache_order import CacheOrder
-from .plan_dims import expression
 
 _SILENT = frozenset({"movement", "leaf"})
 

@@ -13,7 +13,7 @@ from ..ir.plan import Plan, PlanError
 from .beam import BeamSearchParams, beam_search
 from .engine import Completion, Delta, Engine
 from .errors import ArtifactError, RequestError
-from .executor import Executor, ModuleExecutor, available_memory
+from .executor import Executor, ModuleExecutor, StepRunner, available_memory
 from .front import Front
 from .library import KernelLibrary
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
@@ -49,8 +49,9 @@ class Artifact:
         self.path = Path(path).resolve()
         self.threads, self.cache_bytes = threads, cache_bytes
         self.manifest: Manifest = read_manifest(self.path)
-        check_machine(self.path, self.manifest)
-        self.plan = _read_plan(self.path / PLAN)
+        if self.kind == "cpu":
+            check_machine(self.path, self.manifest)
+        self.plan = read_plan(self.path / PLAN)
         self._lock = threading.RLock()
         self._shared: Front | None = None
         self._remove = (
@@ -62,6 +63,11 @@ class Artifact:
     def __repr__(self) -> str:
         target = self.manifest["target"]
         return f"Artifact({str(self.path)!r}, {target.get('kind')}:{target.get('arch')})"
+
+    @property
+    def kind(self) -> str:
+        """What it was built for: cpu or cuda."""
+        return str(self.manifest["target"].get("kind"))
 
     @cached_property
     def library(self) -> KernelLibrary:
@@ -106,8 +112,8 @@ class Artifact:
         if "decode" not in self.plan.entries or "mixed" not in self.plan.entries:
             names = ", ".join(self.plan.entries)
             raise RequestError(f"{self.path}: no language model: its entries are {names}")
-        blocks, states = pools_for(self.plan, self.cache_bytes, available_memory())
-        executor = Executor(self.plan, self.library, self.weights, blocks, states)
+        executor = self._executor()
+        blocks = executor.blocks
         return Engine(
             executor,
             self.text,
@@ -120,6 +126,19 @@ class Artifact:
             token_budget=token_budget,
             beside_decodes=beside_decodes,
             pace=pace,
+        )
+
+    def _executor(self) -> StepRunner:
+        """A new executor with its own cache, on the machine that the artifact was built for."""
+        if self.kind == "cpu":
+            blocks, states = pools_for(self.plan, self.cache_bytes, available_memory())
+            return Executor(self.plan, self.library, self.weights, blocks, states)
+        check_machine(self.path, self.manifest)
+        from .cuda.opening import open_device, open_executor
+
+        device = open_device(str(self.manifest["target"].get("arch")))
+        return open_executor(
+            self.path, self.plan, self.weights, device, cache_bytes=self.cache_bytes
         )
 
     @cached_property
@@ -214,7 +233,8 @@ def load(
     return Artifact(path, threads=threads, cache_bytes=cache_bytes)
 
 
-def _read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
+    """The plan in a file, checked."""
     try:
         return Plan.from_json(path.read_bytes())
     except FileNotFoundError:

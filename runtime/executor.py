@@ -120,7 +120,7 @@ class Executor:
             self.max_batch = min(self.max_batch, self.states)
         self.max_rows = bound_of(plan, "R")
         self.table_width = -(-context_limit(plan) // plan.block)
-        self.state_blocks = _state_blocks(plan, self.table_width)
+        self.state_blocks = state_blocks(plan, self.table_width)
         self.max_context = min(context_limit(plan), blocks * plan.block)
         self.window = plan.limits.get("window", 0)
         self._library = library
@@ -231,7 +231,7 @@ class Executor:
         return place(self._memory[name], 0, spec.dtype, evaluate_shape(spec.shape, dims))
 
 
-def _state_blocks(plan: Plan, context: int) -> int:
+def state_blocks(plan: Plan, context: int) -> int:
     """The size of a state in blocks, rounded up; all of a context where blocks hold nothing."""
     if plan.state_bytes and not plan.block_bytes:
         return context

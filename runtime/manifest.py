@@ -96,9 +96,17 @@ def _check_size(path: Path, wanted: int) -> None:
 def check_machine(directory: Path, manifest: Manifest) -> None:
     """Raise `ArtifactError` unless this machine has all that the artifact's kernels need."""
     target = cast("dict[str, Any]", manifest["target"])
+    if target.get("kind") == "cuda":
+        from .cuda.opening import open_device
+
+        try:
+            open_device(str(target.get("arch"))).close()
+        except ArtifactError as error:
+            raise ArtifactError(f"{directory}: {error}") from error
+        return
     if target.get("kind") != "cpu":
         raise ArtifactError(
-            f"{directory}: built for {target.get('kind')!r}, this runtime serves 'cpu'"
+            f"{directory}: built for {target.get('kind')!r}, this runtime serves 'cpu' and 'cuda'"
         )
     have, needed = cpu_features(), set(cast("list[str]", target.get("features", [])))
     missing = sorted(needed - have)

@@ -13,7 +13,7 @@ LAYERS = {
     "ir": set(),
     "passes": {"ir"},
     "codegen": {"ir"},
-    "runtime": {"ir.plan"},
+    "runtime": {"ir.plan", "ir.launches"},
     "compiler": {"ir", "passes", "codegen", "runtime"},
     "ferrule": {"ir.target", "compiler", "runtime"},
 }
@@ -24,6 +24,7 @@ SERVING = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "
 THIRD_PARTIES = {
     "ir/": SYMBOLS,
     "ir/plan.py": set(),
+    "ir/launches.py": set(),
     "passes/": SYMBOLS | {"numpy"},
     "codegen/": SYMBOLS | ARRAYS,
     "codegen/tvm/": SYMBOLS | ARRAYS | {"tvm", "tvm_ffi"},

@@ -7,7 +7,7 @@ compiler.
 
 from __future__ import annotations
 
+from ..errors import CodegenError
 from .build import Tunable, build_candidates, build_library, tunable
-from .pull import CodegenError
 
 __all__ = ["CodegenError", "Tunable", "build_candidates", "build_library", "tunable"]

@@ -13,11 +13,13 @@ import tvm
 
 from ...ir.errors import IRError
 from ...ir.graph import Graph
-from ...ir.node import Node, input_
+from ...ir.node import Node
 from ...ir.target import Target
 from ...ir.text import print_graph
 from ..backend import KernelBody, KernelReport
+from ..bodies import canonical
 from ..cost import Cost, cost_of
+from ..errors import CodegenError
 from ..space import Choice, Choices, Space
 from .convolve import CONV
 from .dense import DENSE
@@ -27,7 +29,6 @@ from .function import Anchor, build_function
 from .isa import Isa, isa_of, tvm_target
 from .lower import compile_functions
 from .paged import PAGED, RAGGED
-from .pull import CodegenError
 from .quantized import INTEGER, QUANTIZED
 from .quantized_expert import INTEGER_EXPERT, QUANTIZED_EXPERT
 from .scan import SCAN
@@ -48,18 +49,6 @@ ANCHORS: Mapping[str, Anchor] = {
     "state_scan": SCAN,
 }
 """Ops with a template of their own; every other op goes through the rows template."""
-
-
-def canonical(body: Graph) -> Graph:
-    """The body with its inputs named by place, so that the same kernel of two layers is the same
-    graph.
-    """
-    renamed = {n: input_(name=f"x{i}", type=n.type) for i, n in enumerate(body.inputs)}
-    temporary = {n: input_(name=f"_x{i}", type=n.type) for i, n in enumerate(body.inputs)}
-    # In two steps, because an input may already bear another one's new name.
-    first = Graph("kernel", tuple(temporary.values()), body.replace(temporary).outputs)
-    second = first.replace({temporary[n]: renamed[n] for n in body.inputs})
-    return Graph("kernel", tuple(renamed.values()), second.outputs)
 
 
 def build_library(

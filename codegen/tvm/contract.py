@@ -11,9 +11,9 @@ from tvm.script.ir_builder import tirx as T
 
 from ...ir.dims import product
 from ...ir.node import Node
+from ..errors import NotRowwise
 from .isa import LANES
 from .loops import Place, Work, nest, over_rows
-from .pull import NotRowwise
 from .reductions import accumulator, across, fold_of
 from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 

@@ -14,13 +14,13 @@ from ...ir.dims import product
 from ...ir.node import Node
 from ...ir.target import Target
 from ..backend import Layout
+from ..errors import CodegenError
 from ..space import Bucket, Choice, Sample, Space
 from .floats import operand
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES
 from .linear import load_vector
 from .loops import Place, Work, flat_index
-from .pull import CodegenError
 from .values import Expr, bind, cast, const, i64, vectorized
 
 ANY = Bucket("1-", 1, None, (Sample(1), Sample(64)))

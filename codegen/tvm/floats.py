@@ -15,12 +15,12 @@ from ...ir.node import Node
 from ...ir.ops import tensor as t
 from ...ir.target import Target
 from ..backend import Layout
+from ..errors import CodegenError
 from ..space import Space
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place
-from .pull import CodegenError
 from .row_tiles import tile_spaces
 from .tiles import Steps, emit_whole, plain
 from .values import Expr, bind, cast, i64

@@ -17,12 +17,13 @@ from ...ir.node import Node
 from ...ir.ops.serving import updated
 from ...ir.target import Target
 from ...ir.types import CacheType, TensorType, Type
+from ..errors import CodegenError
+from ..expand import expand
 from ..space import DEFAULT, Choices, Space, V
-from .expand import expand
 from .hoist import hoist_buffers
 from .isa import Isa
 from .loops import Place, Work
-from .pull import CodegenError, Dims, Source
+from .pull import Dims, Source
 from .rows import emit_rows, kept_dtype
 from .values import STORED, SUBBYTE, Expr, i64
 

@@ -18,10 +18,11 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import Shape, equal_shapes, product
 from ...ir.node import Node
 from ..backend import Layout
+from ..errors import NotRowwise
 from .function import Kernel
 from .isa import LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
-from .pull import BY_INDEX, NotRowwise
+from .pull import BY_INDEX
 from .row_tiles import variants
 from .rows import kept_nodes
 from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized

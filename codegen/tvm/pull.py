@@ -16,8 +16,10 @@ import sympy
 import tvm
 from tvm import tirx
 
-from ...ir.dims import Dim, Shape, equal, exact_quotient, product
+from ...ir.dims import Dim, Shape, equal, product
 from ...ir.node import Node
+from ..errors import CodegenError
+from ..reshaping import matching_groups
 from . import values
 from .elementwise import EMIT, elementwise
 from .values import Expr, bind, bind_opaque, cast, const, i64
@@ -26,16 +28,6 @@ Point = tuple[Expr, ...]
 Source = Callable[[Point], Expr]
 
 ZERO = i64(0)
-
-
-class CodegenError(Exception):
-    """A kernel body that cannot be compiled, with the op and the reason."""
-
-
-class NotRowwise(Exception):
-    """A value was wanted from another row than the one at hand; the caller splits the work
-    otherwise.
-    """
 
 
 @dataclass
@@ -196,7 +188,7 @@ def reshaped(pull: Pull, source: Shape, shape: Shape, at: Point) -> Point:
     needs no division.
     """
     result: list[Expr] = [ZERO] * len(source)
-    for left, right in _matching_groups(source, shape):
+    for left, right in matching_groups(source, shape):
         flat = at[right[0]] if right else ZERO
         for axis in right[1:]:
             flat = flat * pull.dims.expr(shape[axis]) + at[axis]
@@ -208,36 +200,6 @@ def reshaped(pull: Pull, source: Shape, shape: Shape, at: Point) -> Point:
             part = part if place == 0 else tirx.floormod(part, pull.dims.expr(source[axis]))
             result[axis] = part if len(left) == 1 else pull.simplify(part)
     return tuple(result)
-
-
-def _matching_groups(a: Shape, b: Shape) -> list[tuple[list[int], list[int]]]:
-    """Shortest runs of axes of a and of b, in order, whose sizes have equal products; axes of
-    size 1 are left out.
-    """
-    left = [i for i, d in enumerate(a) if d != 1]
-    right = [j for j, d in enumerate(b) if d != 1]
-    groups: list[tuple[list[int], list[int]]] = []
-    while left or right:
-        xs, ys = left[:1], right[:1]
-        while not equal(p := product(a[i] for i in xs), q := product(b[j] for j in ys)):
-            more_left = len(xs) < len(left) and (len(ys) == len(right) or _divides(p, q))
-            if more_left:
-                xs = left[: len(xs) + 1]
-            elif len(ys) < len(right):
-                ys = right[: len(ys) + 1]
-            elif len(xs) < len(left):
-                xs = left[: len(xs) + 1]
-            else:
-                raise CodegenError(f"shapes {a} and {b} differ in size")
-        groups.append((xs, ys))
-        left, right = left[len(xs) :], right[len(ys) :]
-    return groups
-
-
-def _divides(p: Dim, q: Dim) -> bool:
-    if isinstance(p, int) and isinstance(q, int):
-        return p < q
-    return exact_quotient(q, p) is not None
 
 
 def _transpose(pull: Pull, node: Node, at: Point) -> Expr:

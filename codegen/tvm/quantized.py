@@ -19,6 +19,7 @@ from ...ir.ops import tensor as t
 from ...ir.ops.quantized import operands
 from ...ir.target import Target
 from ..backend import Layout
+from ..errors import CodegenError
 from ..space import Space
 from .amx import ROWS
 from .dots import Dot, nibbles
@@ -27,7 +28,6 @@ from .group_steps import Parts, add_integers, codes_at, fresh_vector, over_steps
 from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place, flat_index
-from .pull import CodegenError
 from .row_tiles import tile_spaces
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups

@@ -16,10 +16,11 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import Dim, Shape, equal_shapes, product
 from ...ir.node import Node, item
 from ...ir.types import TensorType
+from ..errors import CodegenError, NotRowwise
 from . import contract, reductions
 from .elementwise import COST
 from .loops import Place, Work, along, nest, over_rows, probe
-from .pull import BY_INDEX, CodegenError, NotRowwise, Source
+from .pull import BY_INDEX, Source
 from .values import COMPUTED, Expr, bind, i64
 
 Wanted = Mapping[Node, Place]

@@ -9,9 +9,9 @@ import pathlib
 import pytest
 from ferrule.codegen.backend import KernelBody, cpu_backend
 from ferrule.codegen.cost import cost_of
+from ferrule.codegen.expand import RULES
 from ferrule.codegen.tvm import CodegenError, build, build_library
 from ferrule.codegen.tvm.build import ANCHORS, canonical
-from ferrule.codegen.tvm.expand import RULES
 from ferrule.codegen.tvm.function import build_function
 from ferrule.codegen.tvm.isa import isa_of
 from ferrule.codegen.tvm.pull import BY_INDEX

@@ -8,13 +8,13 @@ from ferrule.ir.dims import dim
 from ferrule.ir.errors import IRError
 from ferrule.ir.graph import Graph
 from ferrule.ir.plan import Plan, evaluate_dim, tensor_bytes
+from ferrule.ir.plan_dims import expression
 from ferrule.ir.target import Target
 from ferrule.ir.text import parse_graph
 from ferrule.passes.buffers import Buffer, place_buffers
 from ferrule.passes.cache_attention import CacheAttention
 from ferrule.passes.group_kernels import GroupKernels
 from ferrule.passes.layout_weights import LayoutWeights
-from ferrule.passes.plan_dims import expression
 from ferrule.passes.plan_memory import Planned, plan_memory
 from ferrule.passes.select_logit_rows import SelectLogitRows
 from ferrule.passes.split_preparation import split_preparation

@@ -8,9 +8,9 @@ from functools import reduce
 
 import sympy
 
-from ..ir.dims import Dim
-from ..ir.errors import IRError
-from ..ir.plan import Expr
+from .dims import Dim
+from .errors import IRError
+from .plan import Expr
 
 _MANY = {sympy.Add: "+", sympy.Mul: "*", sympy.Max: "max", sympy.Min: "min"}
 

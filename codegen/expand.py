@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...ir.dims import Dim
-from ...ir.graph import Graph
-from ...ir.node import Node
-from ...ir.ops import tensor as t
+from ..ir.dims import Dim
+from ..ir.graph import Graph
+from ..ir.node import Node
+from ..ir.ops import tensor as t
 
 
 def _wide(x: Node) -> Node:

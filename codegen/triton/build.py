@@ -1,0 +1,186 @@
+"""Kernel bodies to binaries for a GPU that need not be there: sources, machine code, the launches
+of each kernel, and a report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...ir.errors import IRError
+from ...ir.graph import Graph
+from ...ir.launches import LAUNCHES, Binary, Form, Function, Launch, LaunchTable, Pointer, Solve
+from ...ir.plan_dims import expression
+from ...ir.target import Target
+from ...ir.text import print_graph
+from ..backend import KernelBody, KernelReport
+from ..bodies import canonical
+from ..cost import cost_of
+from ..errors import CodegenError
+from ..space import Choices
+from .compile import Compiled, compile_entry
+from .kernel import Start
+from .lower import ANCHORS, Lowered, lower
+from .values import POINTED
+
+FOLDER = "kernels"
+
+
+def build_kernels(
+    kernels: Mapping[str, KernelBody],
+    target: Target,
+    folder: str | os.PathLike[str],
+    chosen: Mapping[str, Choices] | None = None,
+    *,
+    machine_code: bool = True,
+) -> dict[str, KernelReport]:
+    """Write sources, binaries and launches.json of every kernel into a folder; gives a report for
+    each name.
+
+    Bodies that are equal but for the names of their inputs become one function, named after the
+    first. Without `machine_code` nothing is compiled: the launches can then be interpreted, not
+    run. Raises CodegenError with the kernel's name and IR where a body cannot be lowered or
+    compiled, or where a binary does not fit the target.
+    """
+    home = Path(folder) / FOLDER
+    home.mkdir(parents=True, exist_ok=True)
+    bounds = _bounds(kernels)
+    functions: dict[Graph, str] = {}
+    built: dict[str, _Built] = {}
+    reports: dict[str, KernelReport] = {}
+    for name, kernel in kernels.items():
+        body = canonical(kernel.body)
+        function = functions.setdefault(body, name)
+        if function == name:
+            bounded = replace(body, bounds=bounds[body])
+            built[name] = _built(name, bounded, target, home, chosen or {}, machine_code)
+        reports[name] = _report(name, function, kernel, built[function])
+    table = LaunchTable(
+        {n: b.function for n, b in built.items()},
+        {n: binary for b in built.values() for n, binary in b.binaries.items()},
+        max((b.scratch_bytes for b in built.values()), default=0),
+    )
+    (Path(folder) / LAUNCHES).write_text(table.to_json(), encoding="utf-8")
+    return reports
+
+
+def _bounds(kernels: Mapping[str, KernelBody]) -> dict[Graph, dict[str, tuple[int, int]]]:
+    """The bounds of the dims of each canonical body, over all kernels that it serves."""
+    found: dict[Graph, dict[str, tuple[int, int]]] = {}
+    for kernel in kernels.values():
+        known = found.setdefault(canonical(kernel.body), {})
+        for name, (low, high) in kernel.body.bounds.items():
+            least, most = known.get(name, (low, high))
+            known[name] = (min(least, low), max(most, high))
+    return found
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A kernel's launches, its binaries by name, the bytes of its scratch at most."""
+
+    lowered: Lowered
+    function: Function
+    binaries: Mapping[str, Binary]
+    scratch_bytes: int
+
+
+def _built(
+    name: str,
+    body: Graph,
+    target: Target,
+    home: Path,
+    chosen: Mapping[str, Choices],
+    machine_code: bool,
+) -> _Built:
+    try:
+        lowered = lower(name, body, target)
+        source = home / f"{name}.py"
+        source.write_text(lowered.text, encoding="utf-8")
+        binaries: dict[str, Binary] = {}
+        forms = tuple(
+            Form(
+                f.most,
+                tuple(
+                    _launch(lowered, s, source, target, binaries, machine_code) for s in f.starts
+                ),
+            )
+            for f in lowered.forms
+        )
+    except (CodegenError, IRError) as error:
+        raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
+    function = Function(
+        f"{FOLDER}/{source.name}",
+        expression(lowered.rows),
+        {n: Solve(s.argument, s.axis, s.factor, s.rest) for n, s in lowered.dims.items()},
+        tuple(expression(d) for d in lowered.scratch),
+        forms,
+    )
+    most = {n: high for n, (_, high) in body.bounds.items()}
+    return _Built(lowered, function, binaries, function.scratch_offsets(most)[1])
+
+
+def _launch(
+    lowered: Lowered,
+    start: Start,
+    source: Path,
+    target: Target,
+    binaries: dict[str, Binary],
+    machine_code: bool,
+) -> Launch:
+    name = binary_name(start)
+    if machine_code and name not in binaries:
+        made = compile_entry(source, start, lowered.pointers, target)
+        binaries[name] = _written(source.parent, name, made)
+    grid = tuple(expression(d) for d in start.grid)
+    pointers = tuple(_pointer(lowered, p) for p in start.pointers)
+    unless = start.unless and (expression(start.unless[0]), expression(start.unless[1]))
+    return Launch(name, pointers, start.dims, grid, unless, start.entry, start.constants)
+
+
+def _pointer(lowered: Lowered, name: str) -> Pointer:
+    number = int(name[1:])
+    if name[0] == "y":
+        number += len(lowered.body.inputs)
+    return Pointer(
+        "scratch" if name[0] == "s" else "argument", number, POINTED[lowered.pointers[name]]
+    )
+
+
+def binary_name(start: Start) -> str:
+    """The name of an entry's binary: the entry, and a digest of its choices where it has some."""
+    if not start.constants:
+        return start.entry
+    text = f"{start.constants} {start.warps} {start.stages}"
+    return f"{start.entry}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _written(home: Path, name: str, made: Compiled) -> Binary:
+    path = home / f"{name}.{made.kind}"
+    path.write_bytes(made.image)
+    return Binary(
+        f"{home.name}/{path.name}",
+        made.symbol,
+        made.threads,
+        made.shared,
+        made.registers,
+        made.spilled,
+        made.hidden,
+    )
+
+
+def _report(name: str, function: str, kernel: KernelBody, built: _Built) -> KernelReport:
+    anchors = [n for n in kernel.body.nodes() if n.op.name in ANCHORS]
+    header = "".join(f"# {line}\n" for line in print_graph(kernel.body).splitlines())
+    text = f"# kernel {name}\n{header}{built.lowered.text}"
+    return KernelReport(
+        name=name,
+        function=function,
+        template=kernel.template or (anchors[0].op.name if anchors else "rows"),
+        ops="+".join(dict.fromkeys(n.op.name for n in kernel.body.nodes() if not n.op.has("leaf"))),
+        cost=cost_of(kernel.body),
+        source=lambda: text,
+    )

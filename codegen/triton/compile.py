@@ -1,0 +1,131 @@
+"""One entry to machine code through Triton, for a GPU that need not be there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# What Triton does by itself until 3.10, and warns about: a multiply and an add may be one.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ...ir.target import Target
+from ..errors import CodegenError
+from .elf import Resources, resources_of
+from .kernel import Start
+from .values import POINTED
+
+WAVEFRONT = {"cuda": 32, "rocm": 64}
+SHARED_LIMIT = {
+    "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
+    "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx90a": 64 << 10, "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
+}  # fmt: skip
+"""Bytes of shared memory that a program may have (CUDA C++ programming guide, compute
+capabilities; AMD CDNA ISA guides, LDS).
+"""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code, and what running it takes."""
+
+    kind: str
+    image: bytes
+    symbol: str
+    threads: int
+    shared: int
+    registers: int
+    spilled: int
+    hidden: int
+
+
+def gpu_target(target: Target) -> GPUTarget:
+    """Triton's name for a target; a CodegenError where Triton cannot compile for it."""
+    wave = WAVEFRONT.get(target.kind)
+    if wave is None or target.arch not in SHARED_LIMIT:
+        known = ", ".join(SHARED_LIMIT)
+        raise CodegenError(f"Triton compiles for {known}, not for {target}")
+    if target.kind == "rocm":
+        return GPUTarget("hip", target.arch, wave)
+    return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), wave)
+
+
+def load_source(path: Path) -> ModuleType:
+    """The module of a generated file."""
+    name = f"ferrule_kernels_{path.stem}_{abs(hash(str(path)))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Triton looks its functions' globals up by their module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def compile_entry(
+    source: Path, start: Start, pointers: Mapping[str, str], target: Target
+) -> Compiled:
+    """Compile an entry of a generated file with its choices; raises CodegenError where Triton does,
+    and where the result does not fit the target.
+    """
+    entry = getattr(load_source(source), start.entry)
+    signature = {p: f"*{POINTED[pointers[p]]}" for p in start.pointers}
+    signature |= dict.fromkeys(start.dims, "i32") | dict.fromkeys(
+        dict(start.constants), "constexpr"
+    )
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(start.pointers))}
+    made = ASTSource(fn=entry, signature=signature, constexprs=dict(start.constants), attrs=aligned)
+    options: dict[str, Any] = {"num_warps": start.warps, "num_stages": start.stages}
+    try:
+        compiled = triton.compile(made, target=gpu_target(target), options=options)
+    except Exception as error:
+        reason = str(error).strip() or repr(error)
+        raise CodegenError(f"entry {start.entry} {dict(start.constants)}: {reason}") from error
+    return _checked(compiled, start, target)
+
+
+def _checked(compiled: Any, start: Start, target: Target) -> Compiled:
+    metadata = compiled.metadata
+    kind = "hsaco" if target.kind == "rocm" else "cubin"
+    image = compiled.asm[kind]
+    used = _amd(compiled.asm["amdgcn"]) if kind == "hsaco" else resources_of(image, metadata.name)
+    limit = SHARED_LIMIT[target.arch]
+    if metadata.shared > limit:
+        raise CodegenError(
+            f"entry {start.entry} {dict(start.constants)} takes {metadata.shared} bytes of shared "
+            f"memory; {target} has {limit}"
+        )
+    wanted = len(start.pointers) + len(start.dims)
+    hidden = _parameters(compiled.asm["ptx"], metadata.name) - wanted if kind == "cubin" else 2
+    warps = metadata.num_warps
+    threads = warps * WAVEFRONT[target.kind]
+    return Compiled(
+        kind, image, metadata.name, threads, metadata.shared, used.registers, used.spilled, hidden
+    )
+
+
+def _parameters(ptx: str, symbol: str) -> int:
+    """How many parameters an entry has."""
+    head = ptx[ptx.index(f".entry {symbol}(") :]
+    return len(re.findall(r"\.param ", head[: head.index(")")]))
+
+
+def _amd(text: str) -> Resources:
+    def number(field: str) -> int:
+        found = re.search(rf"\.{field}:\s*(\d+)", text)
+        return int(found.group(1)) if found else 0
+
+    return Resources(number("vgpr_count"), 4 * number("vgpr_spill_count"))

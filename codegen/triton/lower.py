@@ -1,0 +1,232 @@
+"""A kernel body as Triton functions and launches: anchors one after another, each preceded by the
+rows that it needs, and the rows that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from ...ir.dims import Dim, Shape, as_dim, names_in, product
+from ...ir.graph import Graph
+from ...ir.node import Node
+from ...ir.ops import tensor as t
+from ...ir.target import Target
+from ...ir.types import CacheType, TensorType
+from ..errors import CodegenError
+from ..expand import RULES, expand
+from ..space import Choices
+from . import attention, expert, linear
+from .kernel import Form, Kernel, cache_of
+from .pull import Place
+from .rows import emit_rows
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A template built around an op: what it wants whole in memory, and what emits it."""
+
+    needs: Callable[[Kernel, Node], Sequence[Node]]
+    emit: Callable[[Kernel, Node, dict[Node, Place]], None]
+
+
+ANCHORS: Mapping[str, Anchor] = {
+    "linear": Anchor(linear.needs, linear.emit_linear),
+    "expert_linear": Anchor(expert.needs, expert.emit_expert),
+    "paged_attention": Anchor(attention.needs, attention.emit_paged),
+}
+"""Ops with a template of their own; every other op goes through the rows template."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Where a dim is read off: the size of an axis of an argument is factor dim + rest."""
+
+    argument: int
+    axis: int
+    factor: int
+    rest: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel as text and launches: `forms` by the number of rows, the smallest first; `rows` is
+    what they are chosen by.
+    """
+
+    name: str
+    body: Graph
+    text: str
+    pointers: Mapping[str, str]
+    scratch: tuple[Dim, ...]
+    forms: tuple[Form, ...]
+    rows: Dim
+    dims: Mapping[str, Solved]
+
+
+def lower(name: str, body: Graph, target: Target, choices: Choices | None = None) -> Lowered:
+    """The functions and launches of a canonical body, by buckets of rows where it has an anchor."""
+    written = _expanded(body)
+    rows, buckets = _buckets(written, target)
+    kernel = Kernel(name, written, target, choices or {})
+    results = _arguments(kernel)
+    own = dict(kernel.places)
+    forms: list[Form] = []
+    for bucket in buckets:
+        kernel.places, kernel.starts, kernel.bucket = dict(own), [], bucket
+        _emit_levels(kernel, dict(results))
+        forms.append(Form(bucket, tuple(kernel.starts)))
+    return Lowered(
+        name,
+        body,
+        kernel.text(),
+        kernel.pointers,
+        tuple(kernel.scratch),
+        tuple(forms),
+        rows,
+        _solved(written),
+    )
+
+
+def _expanded(body: Graph) -> Graph:
+    """Norms and softmax written out, contractions that no template takes as sums of products."""
+    body = body.replace({n: RULES[n.op.name](n) for n in body.nodes() if _is_wide_linear(n)})
+    mapping: dict[Node, Node] = {}
+    kept = {n: n for n in body.nodes() if n.op.name in ANCHORS}
+    for n in body.nodes():
+        if n.op.name in RULES and n not in kept:
+            mapping[n] = RULES[n.op.name](n)
+    body = body.replace(mapping)
+    return body.replace({n: sum_of_products(n) for n in body.nodes() if n.op.name == "matmul"})
+
+
+def _is_wide_linear(n: Node) -> bool:
+    return n.op.name in ("linear", "expert_linear") and n.dtype == "f64"
+
+
+def sum_of_products(node: Node) -> Node:
+    """x @ y as a sum over a last axis of k."""
+    x, y = node.inputs
+    wide = (
+        x.dtype
+        if x.dtype in ("f32", "f64", "i32", "i64")
+        else "f32"
+        if x.tensor.is_float
+        else "i32"
+    )
+    x, y = (v if v.dtype == wide else t.cast(v, dtype=wide) for v in (x, y))
+    left = t.reshape(x, shape=(*x.shape[:-1], 1, x.shape[-1]))
+    last = len(y.shape) - 1
+    turned = t.transpose(y, permutation=(*range(last - 1), last, last - 1))
+    right = t.reshape(turned, shape=(*turned.shape[:-2], 1, *turned.shape[-2:]))
+    total = t.reduce_sum(t.mul(left, right), axes=(len(node.shape),))
+    return total if wide == node.dtype else t.cast(total, dtype=node.dtype)
+
+
+def _buckets(body: Graph, target: Target) -> tuple[Dim, tuple[int | None, ...]]:
+    """What the number of rows is, and its buckets within the body's bounds."""
+    anchors = [n for n in body.nodes() if n.op.name == "linear"]
+    if not anchors:
+        return 1, (None,)
+    rows = product(anchors[0].shape[:-1])
+    same = all(product(n.shape[:-1]) == rows for n in anchors)
+    if target.deterministic or not same:
+        return rows, (None,)
+    few = linear.FEW_ROWS
+    if isinstance(rows, int):
+        return rows, ((few if rows <= few else None),)
+    most = max(
+        (high for name, (_, high) in body.bounds.items() if name in names_in(rows)), default=0
+    )
+    return rows, (few,) if 0 < most <= few and not names_in(rows) - body.bounds.keys() else (
+        few,
+        None,
+    )
+
+
+def _arguments(kernel: Kernel) -> dict[Node, Place]:
+    """Declare the arguments; gives the places of the results."""
+    body = kernel.body
+    for i, node in enumerate(body.inputs):
+        kernel.argument(f"x{i}", node)
+    outputs = [n for n in body.outputs if not isinstance(n.type, CacheType)]
+    if len(outputs) != len(set(outputs)):
+        raise CodegenError(f"kernel {body.name} gives one value as two results")
+    results: dict[Node, Place] = {}
+    for i, node in enumerate(outputs):
+        place = Place.of(f"y{i}", node, body.bounds)
+        kernel.pointers[place.name] = place.dtype
+        results[node] = place
+    for node in body.outputs:
+        if isinstance(node.type, CacheType):
+            results[node] = kernel.places[cache_of(node)]
+    return results
+
+
+def _emit_levels(kernel: Kernel, results: dict[Node, Place]) -> None:
+    for node in kernel.body.nodes():
+        if node.op.name not in ANCHORS:
+            continue
+        anchor = ANCHORS[node.op.name]
+        needed = [n for n in dict.fromkeys(anchor.needs(kernel, node)) if n not in kernel.places]
+        if needed:
+            wanted = {n: _place_for(kernel, n, results) for n in needed}
+            emit_rows(kernel, wanted)
+            kernel.places.update(wanted)
+        anchor.emit(kernel, node, results)
+    left = {n: p for n, p in results.items() if kernel.places.get(n) is not p}
+    if left:
+        emit_rows(kernel, left)
+
+
+def _place_for(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Place:
+    if node in results:
+        return results[node]
+    if isinstance(node.type, CacheType):
+        return kernel.places[cache_of(node)]
+    return kernel.scratch_for(node.shape, node.dtype)
+
+
+def _solved(body: Graph) -> dict[str, Solved]:
+    """Where each dim of the body is read off its arguments."""
+    outputs = [n for n in body.outputs if isinstance(n.type, TensorType)]
+    shapes = [_shape(n) for n in (*body.inputs, *outputs)]
+    found: dict[str, Solved] = {}
+    for argument, shape in enumerate(shapes):
+        for axis, d in enumerate(shape):
+            names = names_in(d)
+            if len(names) == 1:
+                (name,) = names
+                solved = _linear_in(d, name)
+                better = (
+                    solved == (1, 0) and (found[name].factor, found[name].rest) != (1, 0)
+                    if name in found
+                    else solved is not None
+                )
+                if better and solved is not None:
+                    found[name] = Solved(argument, axis, *solved)
+    missing = sorted({n for s in shapes for d in s for n in names_in(d)} - found.keys())
+    if missing:
+        raise CodegenError(f"dims {missing} follow from no shape of kernel {body.name}")
+    return found
+
+
+def _shape(node: Node) -> Shape:
+    return node.shape if isinstance(node.type, TensorType) else ()
+
+
+def _linear_in(d: Dim, name: str) -> tuple[int, int] | None:
+    symbol = next(s for s in sympy.sympify(d).free_symbols if str(s) == name)
+    try:
+        polynomial = sympy.Poly(as_dim(d), symbol)
+    except sympy.PolynomialError:
+        return None
+    if polynomial.degree() != 1:
+        return None
+    factor, rest = polynomial.all_coeffs()
+    return int(factor), int(rest)
+
+
+__all__ = ["ANCHORS", "Lowered", "Solved", "expand", "lower"]

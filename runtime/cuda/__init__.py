@@ -1,0 +1,1 @@
+"""Runs artifacts that were built for a GPU: memory in one arena, launches through a driver."""

@@ -1,0 +1,85 @@
+"""What running on a GPU asks of whoever drives it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from ...ir.launches import Binary, Launch
+from ..tensors import Array
+
+
+class Given(NamedTuple):
+    """An argument of a launch: an address, with the dtype of what lies there, or a whole number
+    (dtype "").
+    """
+
+    value: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A launch ready to run: its binary, the grid, the arguments in order."""
+
+    source: str
+    launch: Launch
+    grid: tuple[int, int, int]
+    arguments: tuple[Given, ...]
+
+
+class Driver(Protocol):
+    """A device: its memory by address, kernels loaded and launched in order on one stream."""
+
+    name: str
+
+    def free_bytes(self) -> int:
+        """Memory of the device that nobody holds."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """The address of so many bytes, a multiple of 256."""
+        ...
+
+    def release(self, address: int) -> None:
+        """Give memory back."""
+        ...
+
+    def write(self, address: int, data: Array) -> None:
+        """Copy contiguous host memory to the device; done by the time a later launch runs."""
+        ...
+
+    def read(self, address: int, data: Array) -> None:
+        """Copy device memory to host memory; done by the time `synchronize` returns."""
+        ...
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy inside the device."""
+        ...
+
+    def host(self, size: int) -> Array:
+        """So many bytes of host memory that the device copies to and from fast."""
+        ...
+
+    def load(self, binaries: Sequence[tuple[str, Binary, bytes]]) -> None:
+        """Load machine code, by name."""
+        ...
+
+    def run(self, launches: Sequence[Prepared]) -> None:
+        """Launch one after another."""
+        ...
+
+    def record(self, launches: Sequence[Prepared]) -> object:
+        """Launches as one thing that can be run again and again with the same arguments."""
+        ...
+
+    def replay(self, recorded: object) -> None:
+        """Run what was recorded."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all is done."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...

@@ -1,0 +1,87 @@
+"""The memory of a loaded model on a device: one arena of weights, workspace, scratch, inputs,
+results and caches, laid out before anything is allocated.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...ir.launches import LaunchTable
+from ...ir.plan import Argument, Plan, PlanError, TensorSpec, tensor_bytes
+from ..pools import Pools
+
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where everything lies, as offsets in bytes: weights, steps (inputs and results) and caches by
+    name. The scratch that calls share is the end of the workspace.
+    """
+
+    size: int
+    workspace: int
+    scratch: int
+    weights: Mapping[str, int]
+    steps: Mapping[str, int]
+    caches: Mapping[str, int]
+
+    @staticmethod
+    def of(plan: Plan, table: LaunchTable, pools: Pools) -> "Arena":
+        """The arena of a plan with so many blocks of cache and states."""
+        layout = _Layout()
+        weights = {
+            n: layout.take(tensor_bytes(w.dtype, plan.largest(w.shape)))
+            for n, w in plan.weights().items()
+        }
+        workspace = layout.take(plan.workspace_bytes)
+        scratch = workspace + plan.workspace_bytes - table.scratch_bytes
+        steps = {n: layout.take(size) for n, size in step_sizes(plan).items()}
+        caches = {
+            c.name: layout.take(
+                tensor_bytes(c.dtype, c.array(pools.blocks, plan.block, pools.states))
+            )
+            for c in plan.caches
+        }
+        return Arena(layout.end, workspace, scratch, weights, steps, caches)
+
+    def address(self, base: int, argument: Argument) -> int:
+        """Where an argument of a call lies, for an arena that begins at `base`."""
+        if argument.kind == "workspace":
+            return base + self.workspace + argument.offset
+        named = {"weight": self.weights, "cache": self.caches}.get(argument.kind, self.steps)
+        name = argument.name or ""
+        if name not in named:
+            raise PlanError(f"no {argument.kind} {name!r}; there are {', '.join(named)}")
+        return base + named[name]
+
+
+class _Layout:
+    """Places one after another, each at a multiple of ALIGNMENT."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def take(self, size: int) -> int:
+        """The place of so many bytes; nothing takes none."""
+        start = self.end
+        self.end += -(-size // ALIGNMENT) * ALIGNMENT
+        return start
+
+
+def step_specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The inputs and results of all entries, by name."""
+    return {
+        spec.name: spec
+        for entry in plan.entries.values()
+        for spec in (*entry.signature("input"), *entry.signature("result"))
+    }
+
+
+def step_sizes(plan: Plan) -> dict[str, int]:
+    """Bytes of each input and result at its largest, over all entries."""
+    sizes: dict[str, int] = {}
+    for entry in plan.entries.values():
+        for spec in (*entry.signature("input"), *entry.signature("result")):
+            size = tensor_bytes(spec.dtype, plan.largest(spec.shape))
+            sizes[spec.name] = max(size, sizes.get(spec.name, 0))
+    return sizes

@@ -1,0 +1,179 @@
+"""Generated kernels of the GPU: values against the reference through the interpreter, at odd sizes,
+outputs poisoned; and their text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ferrule.codegen.errors import CodegenError
+from ferrule.codegen.triton.lower import lower
+from ferrule.ir.dims import dim
+from ferrule.ir.graph import Graph
+from ferrule.ir.node import Node, item
+from ferrule.ir.ops import model as m
+from ferrule.ir.ops import serving as s
+from ferrule.ir.ops import tensor as t
+from ferrule.ir.target import Target
+from interpreted_kernels import Interpreted
+from kernels import cache, given
+
+T = dim("T")
+BOUNDS = {"T": (1, 64), "N": (1, 8), "M": (1, 4)}
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def body(*outputs: Node) -> Graph:
+    inputs = dict.fromkeys(
+        n for o in Graph("x", (), outputs).nodes() for n in (o,) if n.op.name == "input"
+    )
+    return Graph("kernel", tuple(inputs), outputs, bounds=BOUNDS)
+
+
+def _norms() -> Graph:
+    x, r, w = given("x", "bf16", T, 48), given("r", "bf16", T, 48), given("w", "bf16", 48)
+    total = t.add(x, r)
+    return body(total, m.rms_norm(total, w, eps=1e-5))
+
+
+def _softmax_topk() -> Graph:
+    top = t.topk(t.softmax(given("x", "f32", T, 13), axis=1), k=3, axis=1)
+    values = item(top, index=0)
+    share = t.div(values, t.reduce_sum(values, axes=(1,), keepdims=True))
+    return body(share, item(top, index=1))
+
+
+def _rotary_append() -> Graph:
+    k, cos = given("k", "f32", T, 2 * 14), given("cos", "f32", T, 1, 14)
+    slots, held = given("slots", "i32", T), cache("c", "f32", 2, 14, block=4)
+    heads = t.reshape(k, shape=(T, 2, 14))
+    halves = (t.slice_(heads, axis=2, start=a, stop=a + 7) for a in (0, 7))
+    low, high = halves
+    turned = t.concat(t.neg(high), low, axis=2)
+    return body(s.cache_append(held, t.add(t.mul(heads, cos), turned), slots))
+
+
+def _many_ops() -> Graph:
+    x, y = given("x", "f32", T, 5, 7), given("y", "f32", 7)
+    values = [
+        t.tanh(x), t.gelu(x, approximate="none"), t.gelu(x, approximate="tanh"), t.silu(x),
+        t.maximum(x, y), t.round_(t.mul(x, y)), t.sign(x), t.softplus(x), t.erf(x),
+        t.mod(x, t.add(t.abs_(y), t.scalar(0.5, "f32"))), t.cast(t.gt(x, y), dtype="f32"),
+        t.where(t.lt(x, y), x, t.exp(y)), t.log1p(t.abs_(x)), t.expm1(x), t.sqrt(t.abs_(x)),
+        t.pow_(t.abs_(x), y), t.sin(x), t.cos(x), t.reciprocal(x), t.relu(x),
+    ]  # fmt: skip
+    return body(*values)
+
+
+def _movement() -> Graph:
+    x, rows = given("x", "f32", T, 6, 5), given("rows", "i64", T)
+    return body(
+        t.transpose(x, permutation=(1, 0, 2)),
+        t.pad(x, before=(0, 1, 2), after=(0, 0, 1), value=1.5),
+        t.flip(t.slice_(x, axis=1, start=1, stop=6, step=2), axes=(1, 2)),
+        t.take(x, rows, axis=0),
+        t.broadcast(t.reshape(x, shape=(T, 1, 30)), shape=(T, 3, 30)),
+    )
+
+
+def _reductions() -> Graph:
+    x = given("x", "f32", T, 6, 5)
+    return body(
+        t.reduce_sum(x, axes=(0,)),
+        t.reduce_max(x, axes=(1, 2)),
+        t.reduce_prod(x, axes=(1,)),
+        t.argmax(x, axis=2),
+        t.cumsum(x, axis=1),
+        t.reduce_min(t.mul(x, x), axes=(2,), keepdims=True),
+        t.sub(x, t.reduce_sum(x, axes=(1,), keepdims=True)),
+    )
+
+
+def _matmul() -> Graph:
+    x, y = given("x", "bf16", 3, T, 10), given("y", "bf16", 3, 10, 17)
+    return body(t.matmul(x, y))
+
+
+def _gated() -> Graph:
+    y = m.linear(given("x", "f32", T, 40), given("w", "f32", 2 * 37, 40))
+    gate, up = (t.slice_(y, axis=1, start=a, stop=a + 37) for a in (0, 37))
+    return body(t.mul(t.silu(gate), up))
+
+
+def _residual() -> Graph:
+    x, w, b, r = (
+        given(n, "f32", *d)
+        for n, d in zip("xwbr", ((T, 40), (21, 40), (21,), (T, 21)), strict=True)
+    )
+    return body(t.add(m.linear(x, w, b), r))
+
+
+def _expert() -> Graph:
+    x, w = given("x", "f32", T, 2, 20), given("w", "f32", 4, 18, 20)
+    index, bias = given("index", "i64", T, 2), given("b", "f32", 4, 18)
+    return body(m.expert_linear(x, w, index, bias))
+
+
+BODIES = {
+    "norms": _norms, "topk": _softmax_topk, "append": _rotary_append, "many": _many_ops,
+    "movement": _movement, "reductions": _reductions, "matmul": _matmul, "gated": _gated,
+    "residual": _residual, "expert": _expert,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    kernels = Interpreted({name: make() for name, make in BODIES.items()})
+    yield kernels
+    kernels.close()
+
+
+@pytest.mark.parametrize("count", [1, 17])
+@pytest.mark.parametrize("name", list(BODIES))
+def test_values_are_those_of_the_reference(interpreted: Interpreted, name: str, count: int):
+    inputs = {
+        "rows": torch.randint(0, count, (count,)),
+        "index": torch.randint(0, 4, (count, 2)),
+        # One token writes nothing; the others stand in no order.
+        "slots": torch.randperm(24)[:count].int() - (torch.arange(count) == 1).int() * 100,
+    }
+    if name == "append":
+        inputs["c"] = torch.randn(6, 4, 2, 14)
+    interpreted.check(name, inputs, T=count, C=6)
+
+
+def test_two_results_over_the_same_rows_share_a_program_and_its_loads():
+    text = lower("k0_rows", _norms(), Target.parse("cuda:sm_90")).text
+    assert text.count("@triton.jit") == 1
+    assert text.count("tl.load(") == 3
+    assert text == (GOLDEN / "triton_norms.py.txt").read_text()
+
+
+def test_a_gate_is_fused_behind_its_linear():
+    lowered = lower("k1_linear", _gated(), Target.parse("cuda:sm_90"))
+    assert [f.most for f in lowered.forms] == [16, None]
+    assert all(len(f.starts) == 1 for f in lowered.forms)
+    assert "PARTS=2" in lowered.text
+    assert lowered.text == (GOLDEN / "triton_gated.py.txt").read_text()
+
+
+def test_a_deterministic_target_has_one_form_for_every_number_of_rows():
+    target = Target("cuda", "sm_90", deterministic=True)
+    assert [f.most for f in lower("k1_linear", _gated(), target).forms] == [None]
+
+
+def test_a_norm_of_heads_inside_a_flat_result_is_kept_whole_first():
+    x = given("x", "f32", T, 4, 300)
+    norm = m.rms_norm(x, eps=1e-5)
+    flat = body(t.reshape(t.transpose(norm, permutation=(0, 2, 1)), shape=(T, 1200)))
+    lowered = lower("k2_rows", flat, Target.parse("cuda:sm_90"))
+    assert len(lowered.forms[0].starts) == 2
+    assert len(lowered.scratch) == 1
+
+
+def test_an_op_without_a_value_is_named():
+    order = t.sort(given("x", "f32", T, 300), axis=1)
+    with pytest.raises(CodegenError, match="sort of 300 among 300: at most 128"):
+        lower("k3_rows", body(item(order, index=0)), Target.parse("cuda:sm_90"))
