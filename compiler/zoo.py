@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -231,7 +233,7 @@ def _fork_each(types: list[str], limit: float, to: Any) -> None:
     fork = multiprocessing.get_context("fork")
     for kind in types:
         here, there = fork.Pipe(duplex=False)
-        process = fork.Process(target=_answer, args=(kind, there))
+        process = fork.Process(target=_answer, args=(kind, there), daemon=True)
         process.start()
         there.close()
         to.send(_reply(kind, here, limit))
@@ -245,7 +247,12 @@ def _answer(kind: str, to: Any) -> None:
 
 
 def _reply(kind: str, source: Any, limit: float) -> Found:
-    if not source.poll(limit):
+    home = multiprocessing.parent_process()
+    assert home is not None, "types are tried in processes of their own"
+    ready = multiprocessing.connection.wait([source, home.sentinel], limit)
+    if home.sentinel in ready:
+        sys.exit("the run that asked for this has ended")
+    if not ready:
         return Found(kind, seconds=limit, refused=f"no answer in {limit:.0f} s")
     try:
         return source.recv()

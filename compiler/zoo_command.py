@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,13 +70,16 @@ def page(found: Sequence[Found]) -> str:
     import torch
     import transformers
 
+    from .zoo import zoo_types
+
     rows = sorted(found, key=lambda one: one.kind)
     served = [one for one in rows if one.served]
     departed = [one for one in rows if not one.refused and not one.served]
     refused = [one for one in rows if one.refused]
     parts = [
         _HEAD.format(
-            types=len(rows),
+            types=len(zoo_types()),
+            tried=len(rows),
             served=len(served),
             transformers=transformers.__version__,
             torch=torch.__version__.partition("+")[0],
@@ -92,11 +96,12 @@ def page(found: Sequence[Found]) -> str:
 
 _HEAD = """# Models
 
-`ferrule zoo -o docs/models.md` makes this page: a tiny model of each of the {types} causal-LM types
-of transformers {transformers} (random float32 weights, every kind of the type's layers), compiled
-and compared with eager PyTorch {torch}, which computes the whole sequence again for every token.
-Four prompts of 1 to 22 tokens run as one ragged batch, 32 greedy tokens each; a sequence is
-compared up to the first token at which eager's two best logits are tied. {served} types are served.
+`ferrule zoo -o docs/models.md` makes this page: tiny models of the causal-LM types of transformers
+{transformers} (random float32 weights, every kind of the type's layers), compiled and compared with
+eager PyTorch {torch}, which computes the whole sequence again for every token. Four prompts of 1 to
+22 tokens run as one ragged batch, 32 greedy tokens each; a sequence is compared up to the first
+token at which eager's two best logits are tied. Of {types} types {tried} were tried, and {served}
+are served.
 
 - tokens: those equal to eager's, of those compared
 - error: the largest difference of a logit, over its row's largest
@@ -105,6 +110,12 @@ compared up to the first token at which eager's two best logits are tied. {serve
 
 | type | class | tokens | error | kernels a layer | seconds |
 |---|---|---|---|---|---|"""
+
+
+def served_types(text: str) -> list[str]:
+    """The types that a page says are served."""
+    served = text.split("\n## ", 1)[0]
+    return re.findall(r"^\| (\S+) \| \w+ \| \d+/\d+ \|", served, re.MULTILINE)
 
 
 def _table(found: Sequence[Found]) -> str:

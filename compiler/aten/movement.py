@@ -144,12 +144,13 @@ def part(x: Node, axis: int, start: Dim, stop: Dim, step: int = 1) -> Node:
 
 
 def place(index: Any, size: Dim) -> Dim:
-    """An index counted from the front; negative ones count from the end, and so does a dim with a
-    minus before it.
+    """An index counted from the front; negative ones count from the end, and so does a sum of dims
+    that all have a minus before them.
     """
     if isinstance(index, int):
         return size + index if index < 0 else index
-    return as_dim(size + index) if index.could_extract_minus_sign() else index
+    factors = index.as_coefficients_dict().values()
+    return as_dim(size + index) if all(f < 0 for f in factors) else index
 
 
 def _bounds(

@@ -4,10 +4,12 @@ at once.
 
 import pytest
 import torch
+from ferrule.compiler.aten.movement import place
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.import_aten import import_captured
 from ferrule.compiler.reference import evaluate
+from ferrule.ir.dims import dim
 from ferrule.ir.text import parse_graph, print_graph
 from ferrule.ir.verify import verify
 from models import zoo
@@ -15,6 +17,7 @@ from models.tables import MaskTableLM
 from torch import nn
 
 # Other shapes than tests/models tries, which imports every type.
+S = dim("S")
 TYPES = ("deepseek_v3", *zoo.SCRATCH)
 
 
@@ -250,3 +253,10 @@ def test_a_number_in_the_forward_is_a_constant():
     graph = import_captured(capture(MaskTableLM())).graph
     assert not [p for p in graph.parameters() if p.shape == ()]
     assert -1e9 in [n["value"] for n in graph.nodes() if n.op.name == "constant"]
+
+
+@pytest.mark.parametrize(
+    ("index", "wanted"), [(-2, S + 7), (3, 3), (-S, 9), (9 - S, 9 - S), (-S - 1, 8), (S - 1, S - 1)]
+)
+def test_places_count_from_the_end_where_they_are_surely_negative(index: object, wanted: object):
+    assert place(index, S + 9) == wanted
