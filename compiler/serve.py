@@ -2,63 +2,226 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .measure import bench
 
+if TYPE_CHECKING:
+    from ..runtime.options import EngineOptions
+
+LISTEN, ENGINE, LIMITS = "Listening", "Engine", "Limits"
+
+
+def _option(*names: str, panel: str, say: str, **rest: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, help=say, **rest)
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take a file's values as the defaults of this command's options."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        given = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}") from None
+    known = {
+        flag.lstrip("-"): option.name
+        for option in context.command.params
+        for flag in (*option.opts, *option.secondary_opts)
+    }
+    named = {name.replace("_", "-"): value for name, value in given.items()}
+    if unknown := sorted(set(named) - set(known)):
+        raise typer.BadParameter(f"{path}: no option {unknown[0]!r}; known: {', '.join(known)}")
+    context.default_map = {known[name]: value for name, value in named.items()}
+    return path
+
+
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Compiled artifacts.", show_default=False)
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="Options by their names, TOML or JSON; those given here go first.",
+        callback=_read_config,
+        is_eager=True,
+    ),
+]
+Host = Annotated[str, _option(panel=LISTEN, say="The address to listen on.")]
+Port = Annotated[int, _option(panel=LISTEN, say="The port; 0 takes any that is free.")]
+Socket = Annotated[str | None, _option(panel=LISTEN, say="Listen on this Unix socket instead.")]
+KeyFile = Annotated[Path | None, _option(panel=LISTEN, say="The key for HTTPS, PEM.")]
+CertFile = Annotated[Path | None, _option(panel=LISTEN, say="The certificate for HTTPS, PEM.")]
+Names = Annotated[
+    list[str] | None, _option(panel=LISTEN, say="A name for each artifact, in order.")
+]
+Keys = Annotated[
+    list[str] | None,
+    _option(
+        panel=LISTEN, say="A key that opens the API; may be repeated.", envvar="FERRULE_API_KEY"
+    ),
+]
+Template = Annotated[
+    Path | None, _option(panel=LISTEN, say="A chat template in place of the artifacts' own.")
+]
+Defaults = Annotated[
+    str,
+    _option(
+        panel=LISTEN,
+        say="Sampling where a request does not say: auto takes the model's generation_config.json,"
+        " none takes 1.0 for everything.",
+    ),
+]
+Waiting = Annotated[int, _option(panel=LIMITS, say="Requests that may wait; more get 429.")]
+Body = Annotated[int, _option(panel=LIMITS, say="The most bytes in a request.")]
+RequestTime = Annotated[float, _option(panel=LIMITS, say="The most seconds for a request.")]
+DrainTime = Annotated[
+    float, _option(panel=LIMITS, say="Seconds that requests have to end after SIGTERM.")
+]
+ModelLength = Annotated[
+    int | None, _option(panel=LIMITS, say="The most tokens of a sequence; the artifact's limit.")
+]
+Sequences = Annotated[
+    int | None, _option(panel=ENGINE, say="The most sequences in a step; the artifact's limit.")
+]
+StepTokens = Annotated[
+    int | None, _option(panel=ENGINE, say="The most tokens in a step; the artifact's limit.")
+]
+Pace = Annotated[
+    float,
+    _option(
+        panel=ENGINE,
+        say="A step that reads prompts takes at most so many times as long as its decodes alone;"
+        " 0 reads prompts as fast as it can.",
+    ),
+]
+PolicyName = Annotated[
+    str,
+    _option(panel=ENGINE, say="Who goes first: fcfs, priority, fair (by client) or shortest."),
+]
+Weights = Annotated[
+    list[str] | None,
+    _option(panel=ENGINE, say="CLIENT=SHARE under the policy fair, 1 by default; may be repeated."),
+]
+Caching = Annotated[
+    bool,
+    _option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        panel=ENGINE,
+        say="Take what prompts have in common from the cache.",
+    ),
+]
+SwapMemory = Annotated[
+    str | None,
+    _option(
+        panel=ENGINE,
+        say="Bytes for the blocks of preempted sequences, such as 2G; a quarter of the cache.",
+    ),
+]
+SwapFolder = Annotated[
+    Path | None, _option(panel=ENGINE, say="Keep those blocks in files here, not in memory.")
+]
+Threads = Annotated[int | None, _option(panel=ENGINE, say="Cores to use; all by default.")]
+CacheMemory = Annotated[
+    str | None,
+    _option(
+        "--kv-memory",
+        "--kv-cache-memory-bytes",
+        panel=ENGINE,
+        say="Bytes for each KV cache, such as 512M.",
+    ),
 ]
 
 
 def serve(
     folders: Folders,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes any that is free.")] = 8000,
-    uds: Annotated[str | None, typer.Option(help="Listen on this Unix socket instead.")] = None,
-    served_model_name: Annotated[
-        list[str] | None, typer.Option(help="A name for each artifact, in order.")
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(envvar="FERRULE_API_KEY", help="A key that opens the API; may be repeated."),
-    ] = None,
-    max_waiting: Annotated[
-        int, typer.Option(help="Requests that may wait; more are refused with 429.")
-    ] = 256,
-    max_body: Annotated[int, typer.Option(help="The most bytes in a request.")] = 8 << 20,
-    request_timeout: Annotated[float, typer.Option(help="The most seconds for a request.")] = 600.0,
-    drain_timeout: Annotated[
-        float, typer.Option(help="Seconds that requests have to end after SIGTERM.")
-    ] = 30.0,
-    threads: Annotated[int | None, typer.Option(help="Cores to use; all by default.")] = None,
-    kv_memory: Annotated[
-        str | None, typer.Option(help="Bytes for each KV cache, such as 512M.")
-    ] = None,
+    config: Config = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    uds: Socket = None,
+    ssl_keyfile: KeyFile = None,
+    ssl_certfile: CertFile = None,
+    served_model_name: Names = None,
+    api_key: Keys = None,
+    chat_template: Template = None,
+    generation_config: Defaults = "auto",
+    max_waiting: Waiting = 256,
+    max_body: Body = 8 << 20,
+    request_timeout: RequestTime = 600.0,
+    drain_timeout: DrainTime = 30.0,
+    max_model_len: ModelLength = None,
+    max_num_seqs: Sequences = None,
+    max_num_batched_tokens: StepTokens = None,
+    pace: Pace = 2.0,
+    scheduling_policy: PolicyName = "fcfs",
+    client_weight: Weights = None,
+    enable_prefix_caching: Caching = True,
+    swap_memory: SwapMemory = None,
+    swap_directory: SwapFolder = None,
+    threads: Threads = None,
+    kv_memory: CacheMemory = None,
 ) -> None:
     """Serve artifacts over the OpenAI API, with metrics and a page to try them on."""
-    from ..runtime.server.command import Listen, serve_directories
+    from ..runtime.server.command import Listen, Talk, serve_directories
     from ..runtime.server.settings import Settings
     from .cli import _bytes
 
-    settings = Settings(
-        api_keys=tuple(api_key or ()),
-        max_waiting=max_waiting,
-        max_body_bytes=max_body,
-        request_seconds=request_timeout,
-        drain_seconds=drain_timeout,
-    )
+    if (ssl_keyfile is None) != (ssl_certfile is None):
+        raise typer.BadParameter("--ssl-keyfile and --ssl-certfile go together")
     serve_directories(
         folders,
         names=served_model_name or (),
-        settings=settings,
-        listen=Listen(host, port, uds),
+        settings=Settings(
+            tuple(api_key or ()), max_waiting, max_body, request_timeout, drain_timeout
+        ),
+        listen=Listen(host, port, uds, ssl_keyfile, ssl_certfile),
+        options=_engine_options(
+            policy=scheduling_policy,
+            weights=_weights(client_weight or ()),
+            prefix_caching=enable_prefix_caching,
+            swap_bytes=_bytes(swap_memory),
+            swap_directory=swap_directory,
+            max_batch=max_num_seqs,
+            max_context=max_model_len,
+            token_budget=max_num_batched_tokens,
+            pace=pace or None,
+        ),
+        talk=Talk(chat_template, _defaults(generation_config)),
         threads=threads,
         cache_bytes=_bytes(kv_memory),
     )
+
+
+def _engine_options(**given: Any) -> EngineOptions:
+    from ..runtime.options import EngineOptions
+
+    try:
+        return EngineOptions(**given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _weights(texts: list[str] | tuple[()]) -> dict[str, float]:
+    found = {}
+    for text in texts:
+        client, _, share = text.rpartition("=")
+        try:
+            found[client] = float(share)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r}: wanted CLIENT=SHARE") from None
+    return found
+
+
+def _defaults(text: str) -> bool:
+    if text not in ("auto", "none"):
+        raise typer.BadParameter(f"--generation-config {text!r}: wanted auto or none")
+    return text == "auto"
 
 
 def batch(

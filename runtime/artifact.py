@@ -17,13 +17,13 @@ from .executor import Executor, ModuleExecutor, StepRunner, available_memory
 from .front import Front
 from .library import KernelLibrary
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
-from .policies import Policy
+from .options import DEFAULTS, EngineOptions
 from .pools import pools_for
 from .report import PlanReport, plan_report
 from .sampling import SamplingParams
 from .saving import save_directory
 from .tensors import Array
-from .text import Text, end_ids
+from .text import Text, advised_sampling, end_ids
 from .weights import Weights
 
 KERNELS, PLAN, WEIGHTS = "kernels.so", "plan.json", "weights.safetensors"
@@ -85,6 +85,11 @@ class Artifact:
         directory = _text_directory(self.path)
         return Text(directory) if (directory / "tokenizer.json").is_file() else None
 
+    @cached_property
+    def sampling(self) -> dict[str, float | int]:
+        """The sampling values that the model's makers advise, by their names in SamplingParams."""
+        return advised_sampling(_text_directory(self.path))
+
     @property
     def _front(self) -> Front:
         with self._lock:
@@ -92,41 +97,21 @@ class Artifact:
                 self._shared = Front(self.new_engine())
             return self._shared
 
-    def new_engine(
-        self,
-        *,
-        policy: Policy | None = None,
-        prefix_caching: bool = True,
-        swap_blocks: int | None = None,
-        swap_directory: Path | str | None = None,
-        max_waiting: int | None = None,
-        token_budget: int | None = None,
-        beside_decodes: int | None = None,
-        pace: float | None = None,
-    ) -> Engine:
+    def new_engine(self, options: EngineOptions = DEFAULTS) -> Engine:
         """A new engine with its own cache, for a server that steps it on a thread of its own.
 
-        Options are those of `Engine`; preempted sequences may take a quarter of the cache's size of
-        other memory where `swap_blocks` does not say how much.
+        Raises `ArtifactError` for options that this artifact does not allow.
         """
         if "decode" not in self.plan.entries or "mixed" not in self.plan.entries:
             names = ", ".join(self.plan.entries)
             raise RequestError(f"{self.path}: no language model: its entries are {names}")
         executor = self._executor()
-        blocks = executor.blocks
-        return Engine(
-            executor,
-            self.text,
-            end_ids(_text_directory(self.path), self.text),
-            policy,
-            prefix_caching=prefix_caching,
-            swap_directory=swap_directory,
-            swap_blocks=blocks // 4 if swap_blocks is None else swap_blocks,
-            max_waiting=max_waiting,
-            token_budget=token_budget,
-            beside_decodes=beside_decodes,
-            pace=pace,
-        )
+        ends = end_ids(_text_directory(self.path), self.text)
+        try:
+            arguments = options.arguments(self.plan, executor.blocks)
+            return Engine(executor, self.text, ends, **arguments)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
 
     def _executor(self) -> StepRunner:
         """A new executor with its own cache, on the machine that the artifact was built for."""

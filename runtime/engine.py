@@ -67,7 +67,8 @@ class Engine:
     Preempted sequences may be kept in `swap_blocks` blocks of host memory, or of `swap_directory`.
     `token_budget` bounds the tokens of a step, `beside_decodes` those of prompts in a step where
     others decode; with a `pace` the latter follows what is measured, so that such a step takes at
-    most so many times as long as one of decodes.
+    most so many times as long as one of decodes. `max_batch` and `max_context` are limits below
+    those of the runner.
     """
 
     def __init__(
@@ -84,10 +85,19 @@ class Engine:
         token_budget: int | None = None,
         beside_decodes: int | None = None,
         pace: float | None = None,
+        max_batch: int | None = None,
+        max_context: int | None = None,
     ) -> None:
         if pace is not None and not pace > 1.0:
             raise ValueError(f"pace={pace}: wanted more than 1")
-        self.runner, self.text, self.max_waiting, self.pace = runner, text, max_waiting, pace
+        self.runner, self.text, self.max_waiting = runner, text, max_waiting
+        self.max_context = _at_most("max_context", max_context, runner.max_context)
+        self.max_batch = _at_most("max_batch", max_batch, runner.max_batch)
+        if token_budget is not None and token_budget < self.max_batch:
+            raise ValueError(
+                f"token_budget={token_budget}: wanted {self.max_batch} or more, one token for each"
+                " sequence of a full batch"
+            )
         # A configuration may name tokens that the model never learned to give.
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
         self.grammars = text and Grammars(text, runner.vocabulary, self.ends)
@@ -97,13 +107,14 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool,
             block=runner.block,
-            max_batch=runner.max_batch,
+            max_batch=self.max_batch,
             chunk=runner.chunk,
             policy=policy,
             memory=self.memory,
             rows=runner.max_rows,
             budget=token_budget,
             beside_decodes=beside_decodes,
+            pace=pace,
             prefix_caching=prefix_caching,
             window=runner.window,
             states=runner.states,
@@ -135,10 +146,15 @@ class Engine:
     ) -> str:
         """Queue a request and return its id. Raises `RequestError` where it can never be served.
 
-        Policies may go by the client and the priority (the lower the sooner). Requests share the
-        prefix cache where their salts are equal. Raises `QueueFullError` where too many wait.
+        Policies may go by the client and the priority (the lower the sooner); a priority that the
+        policy does not look at is refused. Requests share the prefix cache where their salts are
+        equal. Raises `QueueFullError` where too many wait.
         """
         params = params or SamplingParams()
+        if priority and not self.scheduler.policy.by_priority:
+            raise RequestError(
+                f"priority={priority}: the engine's policy does not look at priorities; wanted 0"
+            )
         name = request_id if request_id is not None else f"request-{next(self._numbers)}"
         if name in self._requests:
             raise RequestError(f"request id {name!r} is taken by a request that still runs")
@@ -169,11 +185,11 @@ class Engine:
             tokens = [_token(t, self.runner.vocabulary) for t in prompt]
         if not tokens:
             raise RequestError("the prompt is empty: wanted at least one token")
-        longest = self.runner.max_context - 1
+        longest = self.max_context - 1
         if len(tokens) > longest:
             raise RequestError(
                 f"the prompt has {len(tokens)} tokens, the limit is {longest}"
-                f" (a context of {self.runner.max_context}, and room for one token)"
+                f" (a context of {self.max_context}, and room for one token)"
             )
         return tokens
 
@@ -187,7 +203,7 @@ class Engine:
         ends = frozenset(params.stop_token_ids or ()) | (
             frozenset() if params.ignore_eos else self.ends
         )
-        room = self.runner.max_context - len(tokens)
+        room = self.max_context - len(tokens)
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
         bad = bad_word_tokens(params.bad_words, self.text) if params.bad_words and self.text else ()
         scored = params.prompt_logprobs is not None
@@ -232,6 +248,7 @@ class Engine:
         return TextStream(
             self.text,
             skip_special=params.skip_special_tokens,
+            shown=params.shown_special_ids or (),
             stop=params.stop_strings,
             keep_stop=params.include_stop_str_in_output,
         )
@@ -269,18 +286,10 @@ class Engine:
         prompt = sum(part.count for part in step.parts if part.count > 1)
         decodes = sum(part.count == 1 for part in step.parts)
         self.memory.costs.see_step(prompt, decodes, time.monotonic() - start)
-        self._keep_pace()
         for part in step.parts:
             request = self._tracks[part.sequence].request
             if request.started is None:
                 request.started = start
-
-    def _keep_pace(self) -> None:
-        """Let decodes wait for no more of a prompt than the pace allows, in whole blocks."""
-        if self.pace is None or (tokens := self.memory.costs.tokens_beside(self.pace)) is None:
-            return
-        block = self.runner.block
-        self.scheduler.beside_decodes = max(block, tokens // block * block)
 
     def _one_by_one(self, failed: Step, error: Exception) -> list[Delta]:
         """Serve the parts of a failed step alone, and end those that fail again."""
@@ -395,6 +404,26 @@ class Engine:
             generated_tokens=self.generated_tokens,
         )
 
+    def forget_prefixes(self) -> None:
+        """Find no prompt in the prefix cache that was computed before now."""
+        self.pool.forget()
+
+    def config(self) -> dict[str, str]:
+        """How the engine was made, by names, for a monitor."""
+        scheduler, memory = self.scheduler, self.memory
+        return {
+            "block_size": str(self.runner.block),
+            "num_blocks": str(self.pool.size),
+            "max_model_len": str(self.max_context),
+            "max_num_seqs": str(self.max_batch),
+            "max_num_batched_tokens": str(scheduler.chunk),
+            "pace": str(scheduler.pace or 0),
+            "enable_prefix_caching": str(scheduler.prefix_caching),
+            "scheduling_policy": type(scheduler.policy).name,
+            "swap_blocks": str(memory.room),
+            "swap_store": type(memory.store).__name__.lower(),
+        }
+
     def check(self) -> None:
         """Raise AssertionError unless every block, sequence and request is accounted for."""
         self.scheduler.check()
@@ -402,6 +431,12 @@ class Engine:
         tracked = {s: t.request.name for s, t in self._tracks.items()}
         assert scheduled == set(tracked), f"{scheduled ^ set(tracked)} is scheduled or asked alone"
         assert set(tracked.values()) == set(self._requests), f"{tracked}, {set(self._requests)}"
+
+
+def _at_most(name: str, given: int | None, limit: int) -> int:
+    if given is not None and not 1 <= given <= limit:
+        raise ValueError(f"{name}={given}: wanted 1 to {limit}, which the artifact was built for")
+    return limit if given is None else given
 
 
 def _token(token: object, vocabulary: int) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .swap import Host, Store, Stored
@@ -55,29 +55,43 @@ class Saved:
 
 @dataclass
 class Costs:
-    """Seconds for a token of a prompt, a step of decodes, a block moved one way; running means."""
+    """Seconds for a token of a prompt and for a block moved one way, and for a step of decodes by
+    how many there are, by powers of two; running means.
+    """
 
     token: float = 0.0
     block: float = 0.0
-    decodes: float = 0.0
+    decodes: dict[int, float] = field(default_factory=dict[int, float])
 
     def see_step(self, prompt: int, decodes: int, seconds: float) -> None:
         """A step of so many tokens of prompts and so many decodes took so long."""
         if not prompt:
-            self.decodes = _mean(self.decodes, seconds)
+            size = decodes.bit_length()
+            self.decodes[size] = _mean(self.decodes.get(size, 0.0), seconds)
             return
         # Decodes beside a prompt cost what they would alone; it is never taken for free.
-        own = seconds - self.decodes if decodes else seconds
+        own = seconds - self.of_decodes(decodes)
         self.token = _mean(self.token, max(own, 0.1 * seconds) / prompt)
 
-    def tokens_beside(self, pace: float) -> int | None:
+    def of_decodes(self, count: int) -> float:
+        """Seconds of a step of so many decodes: of the nearest number seen, fewer before more; 0
+        where none was.
+        """
+        size = count.bit_length()
+        if not count or not self.decodes:
+            return 0.0
+        fewer = [known for known in self.decodes if known <= size]
+        return self.decodes[max(fewer) if fewer else min(self.decodes)]
+
+    def tokens_beside(self, decodes: int, pace: float) -> int | None:
         """Prompt tokens with which a step takes `pace` times as long as its decodes alone.
 
         None where nothing is known yet.
         """
-        if not (self.token and self.decodes):
+        alone = self.of_decodes(decodes)
+        if not (self.token and alone):
             return None
-        return int((pace - 1) * self.decodes / self.token)
+        return int((pace - 1) * alone / self.token)
 
     def see_blocks(self, count: int, seconds: float) -> None:
         """So many blocks were moved one way."""

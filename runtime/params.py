@@ -88,7 +88,8 @@ class SamplingParams:
     Temperature 0 is greedy. Order: allowed and bad tokens, min_tokens, logit_bias, penalties,
     temperature, min_p, top_k, top_p, typical_p. `top_k` 0 or -1 is off. Repetition counts prompt
     and output, presence and frequency the output. `n` sequences have the seeds seed, seed + 1, ...
-    `max_tokens` None is as many as the context holds. `stop` strings end the text before their
+    `shown_special_ids` are shown though special tokens are skipped. `max_tokens` None is as many
+    as the context holds. `stop` strings end the text before their
     first occurrence. `logprobs` -1 is the whole vocabulary. `structured_outputs` is a grammar.
     """
 
@@ -110,6 +111,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     detokenize: bool = True
     skip_special_tokens: bool = True
+    shown_special_ids: tuple[int, ...] | list[int] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None

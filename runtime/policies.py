@@ -15,7 +15,9 @@ _CLIENTS = 4096  # clients whose lengths are remembered
 class Policy:
     """Serves in the order of arrival; others override `key` and what they need to know."""
 
+    name: str = "fcfs"
     charges: bool = False  # whether `charge` wants to be called
+    by_priority: bool = False  # whether `key` looks at a sequence's priority
 
     def key(self, sequence: Sequence) -> Key:
         """The place of a sequence: the least is served first and preempted last."""
@@ -38,6 +40,9 @@ class FirstCome(Policy):
 class ByPriority(Policy):
     """Serves lower numbers first, and in the order of arrival among equals."""
 
+    name = "priority"
+    by_priority = True
+
     def key(self, sequence: Sequence) -> Key:
         """Priority, then arrival."""
         return (sequence.priority, sequence.arrival)
@@ -52,6 +57,7 @@ class FairShare(Policy):
     weight w gets w shares.
     """
 
+    name = "fair"
     charges = True
 
     def __init__(
@@ -111,6 +117,8 @@ class ShortestRemaining(Policy):
     ever.
     """
 
+    name = "shortest"
+
     def __init__(self, aging: float = 1.0) -> None:
         self.aging = aging
         self._means: dict[str, float] = {}
@@ -134,8 +142,5 @@ class ShortestRemaining(Policy):
 
 
 POLICIES: Mapping[str, type[Policy]] = {
-    "fcfs": FirstCome,
-    "priority": ByPriority,
-    "fair": FairShare,
-    "shortest": ShortestRemaining,
+    each.name: each for each in (FirstCome, ByPriority, FairShare, ShortestRemaining)
 }

@@ -80,12 +80,13 @@ class Scheduler:
     """Waiting and running sequences over one pool; `policy` orders who goes first.
 
     A step has at most `budget` tokens (`chunk`, what the executor can run, where it is None), and
-    at most `beside_decodes` of prompts where others decode. `rows` bounds the tokens that get
-    logits. `memory` moves blocks; without one nothing is forked and preempted sequences are
-    computed again. Where every layer sees at most `window` tokens back (0: some see all), blocks
-    that are out of sight are given back while the sequence runs. `states` recurrent states are
-    there (0: the model has none); a prompt is then computed to the ends of blocks, where the prefix
-    cache keeps its state.
+    at most `beside_decodes` of prompts where others decode; with a `pace` also no more than let
+    such a step take so many times as long as its decodes alone, by what was measured. `rows` bounds
+    the tokens that get logits. `memory` moves blocks and knows what steps cost; without one nothing
+    is forked and preempted sequences are computed again. Where every layer sees at most `window`
+    tokens back (0: some see all), blocks that are out of sight are given back while the sequence
+    runs. `states` recurrent states are there (0: the model has none); a prompt is then computed to
+    the ends of blocks, where the prefix cache keeps its state.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Scheduler:
         rows: int | None = None,
         budget: int | None = None,
         beside_decodes: int | None = None,
+        pace: float | None = None,
         prefix_caching: bool = True,
         window: int = 0,
         states: int = 0,
@@ -108,7 +110,7 @@ class Scheduler:
         self.states = States(states)
         self.max_batch, self.chunk = max_batch, min(chunk, budget or chunk)
         self.rows = rows or max_batch
-        self.beside_decodes = beside_decodes or self.chunk
+        self.beside_decodes, self.pace = beside_decodes or self.chunk, pace
         limits = f"chunk {self.chunk}, rows {self.rows}"
         assert max_batch <= min(self.chunk, self.rows), f"max_batch {max_batch} over {limits}"
         self.prefix_caching, self.window = prefix_caching, window
@@ -172,12 +174,21 @@ class Scheduler:
         for sequence in decodes:
             self._continue(sequence, room)
         if room.parts:
-            room.prompt_tokens = self.beside_decodes
+            room.prompt_tokens = self._beside(len(room.parts))
         for sequence in sorted(prompts, key=self.policy.key):
             self._continue(sequence, room)
         while not room.preempted and self._start(room):
             pass
         return Step(tuple(room.parts.values())) if room.parts else None
+
+    def _beside(self, decodes: int) -> int:
+        """Tokens of prompts beside so many decodes: whole blocks where the pace decides."""
+        if self.pace is None or self.memory is None:
+            return self.beside_decodes
+        tokens = self.memory.costs.tokens_beside(decodes, self.pace)
+        if tokens is None:
+            return self.beside_decodes
+        return min(self.beside_decodes, max(self.block, tokens // self.block * self.block))
 
     def _continue(self, sequence: Sequence, room: _Room) -> None:
         """Plan tokens of a running sequence, taking blocks from the last ones where needed."""

@@ -1,7 +1,7 @@
 """Text to tokens and back, as the model's own tokenizer files say."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Text:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.special_tokens = special_tokens(directory)
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         source = _template_source(directory)
         self.template = ChatTemplate(source, self.special_tokens) if source else None
 
@@ -59,7 +61,7 @@ class TextStream:
     """Text of tokens that come one at a time: never half a character, never past a stop string.
 
     `push` and `finish` return what may be shown; `stopped` says that a stop string ended the text,
-    and `stop` which.
+    and `stop` which. Special tokens are skipped or not; those of `shown` never are.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class TextStream:
         text: Text,
         *,
         skip_special: bool = True,
+        shown: Collection[int] = (),
         stop: Sequence[str] = (),
         keep_stop: bool = False,
     ) -> None:
         self.stopped = False
         self.stop: str | None = None
-        self._text, self._skip = text, skip_special
+        self._text = text
+        self._skipped = text.special_ids - frozenset(shown) if skip_special else frozenset[int]()
         self._stop, self._keep_stop = tuple(stop), keep_stop
         self._ids: list[int] = []
         self._before = self._read = 0  # ids[before:read] is the context of what is not yet text
@@ -102,7 +106,8 @@ class TextStream:
     def _decode(self, begin: int, end: int) -> str:
         if begin == end:
             return ""
-        return self._text.decode(self._ids[begin:end], skip_special_tokens=self._skip)
+        ids = [i for i in self._ids[begin:end] if i not in self._skipped]
+        return self._text.decode(ids, skip_special_tokens=False)
 
     def _release(self, fresh: str, *, may_stop: bool) -> str:
         text = self._held + fresh
@@ -152,6 +157,18 @@ def end_ids(directory: Path, text: Text | None) -> frozenset[int]:
     token = text.special_tokens.get("eos_token") if text else None
     found = text.tokenizer.token_to_id(token) if text and token else None
     return frozenset() if found is None else frozenset([found])
+
+
+_ADVISED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+
+
+def advised_sampling(directory: Path) -> dict[str, float | int]:
+    """What generation_config.json says of sampling, by the names of SamplingParams."""
+    config = read_json(Path(directory) / "generation_config.json")
+    found = {n: config[n] for n in _ADVISED if isinstance(config.get(n), int | float)}
+    if isinstance(config.get("max_new_tokens"), int):
+        found["max_tokens"] = config["max_new_tokens"]
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

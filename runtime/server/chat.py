@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ..engine import Delta
+from .beams import BeamRun, beam_params
 from .conversation import chat_prompt
 from .errors import invalid, unsupported
 from .fields import ChatBody, NamedTool, Tool
@@ -15,7 +16,7 @@ from .models import ServedModel
 from .parameters import format_constraint, known_parameters, sampling_params, structured
 from .service import Form, Service
 from .streams import Events, event
-from .tools import Call, CallReader, call_schema
+from .tools import Call, CallReader, call_schema, reader_of, shown_marks
 
 
 def routes(service: Service) -> APIRouter:
@@ -27,7 +28,8 @@ def routes(service: Service) -> APIRouter:
         """Answer a conversation."""
         model = service.model(body.model)
         tools = offered_tools(body.tools, body.tool_choice)
-        params = sampling_params(body, **_extra(body, tools))
+        extra = _extra(body, tools) | shown_marks(model, tools)
+        params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         names = dict(body.chat_template_kwargs or {})
         names |= {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
         names |= {"documents": body.documents} if body.documents is not None else {}
@@ -92,13 +94,13 @@ class ChatForm(Form):
 
     def __init__(self, body: ChatBody, model: ServedModel, tools: Sequence[Tool]) -> None:
         self.body, self.model = body, model
-        self.names = [tool.function.name for tool in tools]
+        self.tools = tools
         self.created = int(time.time())
 
     def _reader(self) -> CallReader | None:
-        return CallReader(self.names) if self.names else None
+        return reader_of(self.tools) if self.tools else None
 
-    def whole(self, run: Run) -> dict[str, Any]:
+    def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
         choices = [self._whole_choice(c) for c in run.choices.values()]
         return self._frame(choices, "chat.completion") | {"usage": run.usage()}

@@ -13,7 +13,9 @@ from types import FrameType
 import uvicorn
 
 from ..artifact import Artifact, load
+from ..chat import ChatTemplate
 from ..errors import ArtifactError
+from ..options import DEFAULTS, EngineOptions
 from .app import build_app
 from .batch import BatchReport, read_lines, run_batch
 from .embedding import embedder_of
@@ -28,11 +30,28 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Listen:
-    """Where a server listens: an address, or the path of a Unix socket."""
+    """Where a server listens: an address, or the path of a Unix socket; with a key and its
+    certificate by HTTPS.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    key_file: Path | None = None
+    certificate_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How models are talked to: a chat template in place of their own, and whether their own
+    sampling values hold where a request has none.
+    """
+
+    template: Path | None = None
+    own_sampling: bool = True
+
+
+OWN_TALK = Talk()
 
 
 def serve_directories(
@@ -41,13 +60,15 @@ def serve_directories(
     names: Sequence[str] = (),
     settings: Settings,
     listen: Listen,
+    options: EngineOptions = DEFAULTS,
+    talk: Talk = OWN_TALK,
     threads: int | None = None,
     cache_bytes: int | None = None,
 ) -> None:
     """Serve artifacts until a signal asks for the end."""
     start_logs()
     artifacts = [load(d, threads=threads, cache_bytes=cache_bytes) for d in directories]
-    service = artifact_service(name_artifacts(artifacts, names), settings)
+    service = artifact_service(name_artifacts(artifacts, names), settings, options, talk)
     run(service, listen)
 
 
@@ -61,16 +82,38 @@ def name_artifacts(artifacts: Sequence[Artifact], names: Sequence[str]) -> dict[
     return named
 
 
-def artifact_service(artifacts: dict[str, Artifact], settings: Settings) -> Service:
-    """The service of named artifacts."""
+def artifact_service(
+    artifacts: dict[str, Artifact],
+    settings: Settings,
+    options: EngineOptions = DEFAULTS,
+    talk: Talk = OWN_TALK,
+) -> Service:
+    """The service of named artifacts, each with an engine of these options."""
     longest = max(1, *(a.plan_report().max_context for a in artifacts.values()))
     metrics = ServerMetrics(longest)
-    served = [_served(name, a, settings, metrics) for name, a in artifacts.items()]
+    served = [_served(name, a, settings, metrics, options) for name, a in artifacts.items()]
+    for model, artifact in zip(served, artifacts.values(), strict=True):
+        _set_talk(model, artifact, talk)
     return Service(Models(served), settings, metrics)
 
 
+def _set_talk(model: ServedModel, artifact: Artifact, talk: Talk) -> None:
+    if talk.template is not None:
+        try:
+            source = talk.template.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(f"the chat template cannot be read: {error}") from error
+        model.tokenizer.template = ChatTemplate(source, model.tokenizer.special_tokens)
+    if talk.own_sampling:
+        model.sampling = artifact.sampling
+
+
 def _served(
-    name: str, artifact: Artifact, settings: Settings, metrics: ServerMetrics
+    name: str,
+    artifact: Artifact,
+    settings: Settings,
+    metrics: ServerMetrics,
+    options: EngineOptions,
 ) -> ServedModel:
     plan = asdict(artifact.plan_report())
     if "decode" not in artifact.plan.entries:
@@ -78,16 +121,23 @@ def _served(
         return ServedModel(
             name, artifact.text, embedder.longest, embedder.vocabulary, embedder=embedder, plan=plan
         )
-    engine = artifact.new_engine()
-    runner = engine.runner
+    engine = artifact.new_engine(options)
     live = LiveWindow()
     front = EngineFront(
         engine,
         Observers(metrics.of(name), live),
-        limit=settings.max_waiting + runner.max_batch,
+        limit=settings.max_waiting + engine.max_batch,
     )
+    vocabulary = engine.runner.vocabulary
     return ServedModel(
-        name, artifact.text, runner.max_context, runner.vocabulary, front, None, live, plan
+        name,
+        artifact.text,
+        engine.max_context,
+        vocabulary,
+        front,
+        live=live,
+        plan=plan,
+        config=engine.config(),
     )
 
 
@@ -169,6 +219,8 @@ def run(service: Service, listen: Listen) -> None:
         host=listen.host,
         port=listen.port,
         uds=listen.uds,
+        ssl_keyfile=listen.key_file,
+        ssl_certfile=listen.certificate_file,
         log_config=None,
         access_log=False,
         # What is still open after the drain is a client that does not read.
@@ -176,6 +228,6 @@ def run(service: Service, listen: Listen) -> None:
     )
     server = Server(config, service)
     names = [model.name for model in service.models]
-    fields = {"models": names, **asdict(listen)}
+    fields = {"models": names, "host": listen.host, "port": listen.port, "uds": listen.uds}
     logging.getLogger("ferrule.server").info("serving", extra={"fields": fields})
     server.run()

@@ -7,6 +7,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from ..engine import Delta, TokenLogprobs
+from .beams import BeamRun, beam_params
 from .errors import invalid, unsupported
 from .fields import CompletionBody
 from .generation import Choice, Run, completion_logprobs, encode, fitted, token_text
@@ -31,7 +32,7 @@ def routes(service: Service) -> APIRouter:
             extra["prompt_logprobs"] = body.logprobs
         constraint = format_constraint(body.response_format)
         extra |= structured(body, constraint, "response_format")
-        params = sampling_params(body, **extra)
+        params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         prompts = await _prompts(model, body)
         form = CompletionForm(body, model, prompts)
         return await service.answer(request, body, "cmpl", prompts, params, form)
@@ -63,7 +64,7 @@ class CompletionForm(Form):
         self.body, self.model, self.prompts = body, model, prompts
         self.created = int(time.time())
 
-    def whole(self, run: Run) -> dict[str, Any]:
+    def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
         choices = [
             self._choice(c, self._echo(c) + c.text, self._all_logprobs(c), whole=True)

@@ -83,6 +83,8 @@ class Generation(Sampling):
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     truncate_prompt_tokens: Positive | None = None
+    use_beam_search: StrictBool = False
+    length_penalty: Number | None = None
     user: StrictStr | None = None
     priority: StrictInt | None = None
     cache_salt: StrictStr | None = None

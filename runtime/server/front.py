@@ -23,7 +23,9 @@ T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """All that the server asks of an engine."""
+    """All that the server asks of an engine; `ends` are the tokens that end a text."""
+
+    ends: frozenset[int]
 
     @property
     def has_work(self) -> bool:
@@ -53,6 +55,14 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """What the engine holds and has counted."""
+        ...
+
+    def check(self) -> None:
+        """Raise AssertionError unless everything is accounted for."""
+        ...
+
+    def forget_prefixes(self) -> None:
+        """Find no prompt in the cache that was computed before now."""
         ...
 
 
@@ -213,6 +223,14 @@ class EngineFront:
     async def stats(self) -> EngineStats:
         """The engine's counts, read between two steps."""
         return await self._call(self.engine.stats)
+
+    async def check(self) -> None:
+        """Account for what the engine holds, between two steps; raises AssertionError."""
+        await self._call(self.engine.check)
+
+    async def forget_prefixes(self) -> None:
+        """Empty the prefix cache, between two steps."""
+        await self._call(self.engine.forget_prefixes)
 
     async def _call(self, work: Callable[[], T]) -> T:
         if not self.is_alive:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +78,8 @@ class Choice:
 class Run:
     """Several requests as one stream. Leaving the `async with` block ends what still runs."""
 
-    def __init__(self, model: ServedModel) -> None:
-        self.model = model
+    def __init__(self, model: ServedModel, params: SamplingParams) -> None:
+        self.model, self.params = model, params
         self.records: list[Record] = []
         self.choices: dict[tuple[int, int], Choice] = {}
         self._front: EngineFront = model.generates
@@ -101,11 +101,10 @@ class Run:
         self,
         request_id: str,
         prompts: Sequence[list[int]],
-        params: SamplingParams,
         options: Mapping[str, Any],
     ) -> None:
         """Queue every prompt, all or none. Raises `ApiError` where one cannot be served."""
-        sequences = getattr(params, "n", 1)
+        params, sequences = self.params, self.params.n
         self._front.reserve(sequences * len(prompts))
         for number, tokens in enumerate(prompts):
             name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
@@ -149,15 +148,20 @@ class Run:
 
     def usage(self) -> dict[str, Any]:
         """Exact counts of tokens so far."""
-        prompt = sum(record.prompt_tokens for record in self.records)
-        output = sum(len(choice.tokens) for choice in self.choices.values())
-        cached = sum(record.cached_tokens for record in self.records)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": output,
-            "total_tokens": prompt + output,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
+        return usage_of(self.records, self.choices.values())
+
+
+def usage_of(records: Iterable[Record], choices: Iterable[Choice]) -> dict[str, Any]:
+    """Counts of tokens as clients read them."""
+    each = list(records)
+    prompt = sum(record.prompt_tokens for record in each)
+    output = sum(len(choice.tokens) for choice in choices)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in each)},
+    }
 
 
 def token_text(model: ServedModel, token: int, known: Logprob | None = None) -> str:

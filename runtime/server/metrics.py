@@ -142,8 +142,14 @@ class ModelMetrics:
 class EngineCollector(Collector):
     """Metrics that are read off engines when somebody asks for them."""
 
-    def __init__(self, stats: Mapping[str, EngineStats], ready: bool) -> None:
-        self._stats, self._ready = stats, ready
+    def __init__(
+        self,
+        stats: Mapping[str, EngineStats],
+        configs: Mapping[str, Mapping[str, str]],
+        *,
+        ready: bool,
+    ) -> None:
+        self._stats, self._configs, self._ready = stats, configs, ready
 
     def collect(self) -> Iterable[Metric]:
         """A family for each number of `EngineStats`, a sample for each model."""
@@ -152,6 +158,11 @@ class EngineCollector(Collector):
         for name, text, value in _COUNTERS:
             yield self._filled(CounterMetricFamily(f"ferrule:{name}", text, labels=LABELS), value)
         yield GaugeMetricFamily("ferrule:ready", "1 while requests are taken.", int(self._ready))
+        for model, config in self._configs.items():
+            names = {"model_name": model, "engine": "0", **config}
+            info = GaugeMetricFamily("ferrule:cache_config_info", _CONFIG, labels=list(names))
+            info.add_metric(list(names.values()), 1)
+            yield info
 
     def _filled(self, family: F, value: str) -> F:
         for model, stats in self._stats.items():
@@ -166,6 +177,7 @@ def usage(stats: EngineStats) -> float:
     return stats.blocks_used / blocks if blocks else 0.0
 
 
+_CONFIG = "How the engine of a model was made, as labels."
 _GAUGES = (
     ("num_requests_running", "Sequences in the running batch.", "running"),
     ("num_requests_waiting", "Sequences that wait for a place in it.", "waiting"),

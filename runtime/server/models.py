@@ -23,7 +23,8 @@ class Embedder(Protocol):
 class ServedModel:
     """A model under its name. `front` is None where it generates nothing.
 
-    `plan` is what /plan answers; `max_context` counts prompt and output together.
+    `plan` is what /plan answers, `config` how its engine was made; `max_context` counts prompt and
+    output together. `sampling` holds for requests that do not say otherwise.
     """
 
     name: str
@@ -34,6 +35,8 @@ class ServedModel:
     embedder: Embedder | None = None
     live: LiveWindow = field(default_factory=LiveWindow)
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    config: Mapping[str, str] = field(default_factory=dict[str, str])
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

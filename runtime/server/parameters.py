@@ -1,5 +1,6 @@
 """Sampling parameters out of a request's body: nothing given is left out in silence."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -25,13 +26,19 @@ def known_parameters() -> frozenset[str]:
     return frozenset(f.name for f in fields(SamplingParams))
 
 
-def sampling_params(body: Sampling, **extra: Any) -> SamplingParams:
-    """The parameters of a body; `extra` are those that the endpoint names otherwise.
+def sampling_params(
+    body: Sampling, model: Mapping[str, Any] | None = None, **extra: Any
+) -> SamplingParams:
+    """The parameters of a body; `extra` are those that the endpoint names otherwise, `model` those
+    that the model has for what the body does not say.
 
     A field that the engine does not know is an error, unless its value asks for nothing.
     """
     values = {name: getattr(body, name) for name in Sampling.model_fields}
     values |= extra
+    for name, value in (model or {}).items():
+        if values.get(name) is None:
+            values[name] = value
     known = known_parameters()
     given: dict[str, Any] = {}
     for name, value in values.items():

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictBool, StrictStr
 
+from .beams import BeamRun
 from .chat import forced, offered_tools
 from .conversation import chat_prompt
 from .errors import invalid, unsupported
@@ -30,7 +31,7 @@ from .models import ServedModel
 from .parameters import format_constraint, sampling_params, structured
 from .service import Form, Service
 from .streams import Events, event
-from .tools import Call, CallReader, call_schema
+from .tools import Call, call_schema, reader_of, shown_marks
 
 
 class FlatTool(Function):
@@ -108,7 +109,8 @@ def routes(service: Service) -> APIRouter:
         generation = Generation(
             model=body.model, temperature=body.temperature, top_p=body.top_p, stream=body.stream
         )
-        params = sampling_params(generation, **_extra(body, generation, tools))
+        extra = _extra(body, generation, tools) | shown_marks(model, tools)
+        params = sampling_params(generation, model.sampling, **extra)
         form = ResponseForm(body, model, tools)
         return await service.answer(request, generation, "resp", [prompt], params, form)
 
@@ -169,17 +171,17 @@ class ResponseForm(Form):
 
     def __init__(self, body: ResponseBody, model: ServedModel, tools: Sequence[Tool]) -> None:
         self.body, self.model = body, model
-        self.names = [tool.function.name for tool in tools]
+        self.tools = tools
         self.created = int(time.time())
         self.message_id = new_id("msg")
         self._number = -1
 
-    def whole(self, run: Run) -> dict[str, Any]:
+    def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
         (choice,) = run.choices.values()
         text, calls = choice.text, []
-        if self.names:
-            reader = CallReader(self.names)
+        if self.tools:
+            reader = reader_of(self.tools)
             first, rest = reader.push(choice.text), reader.finish()
             text, calls = first[0] + rest[0], reader.calls
         return self._response(run, choice, text, calls)
@@ -187,13 +189,13 @@ class ResponseForm(Form):
     async def events(self, run: Run) -> Events:
         """Created, the item as it grows, its calls, completed."""
         (choice,) = run.choices.values()
-        reader = CallReader(self.names)
+        reader = reader_of(self.tools)
         yield self._event("response.created", response=self._frame("in_progress", []))
         yield self._event("response.in_progress", response=self._frame("in_progress", []))
         text = ""
         async for _, delta in run:
-            piece = reader.push(delta.text)[0] if self.names else delta.text
-            piece += reader.finish()[0] if self.names and delta.finish_reason else ""
+            piece = reader.push(delta.text)[0] if self.tools else delta.text
+            piece += reader.finish()[0] if self.tools and delta.finish_reason else ""
             if piece and not text:
                 for line in self._opening():
                     yield line
@@ -248,7 +250,7 @@ class ResponseForm(Form):
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
     def _response(
-        self, run: Run, choice: Choice, text: str, calls: Sequence[Call]
+        self, run: Run | BeamRun, choice: Choice, text: str, calls: Sequence[Call]
     ) -> dict[str, Any]:
         status = "incomplete" if choice.finish_reason == "length" else "completed"
         items = [self._message(text, status)] if text or not calls else []

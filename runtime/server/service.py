@@ -6,7 +6,9 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from ..beam import BeamSearchParams
 from ..sampling import SamplingParams
+from .beams import BeamRun
 from .errors import ApiError
 from .fields import Generation
 from .generation import Run, new_id
@@ -50,11 +52,12 @@ class Service:
         body: Generation,
         prefix: str,
         prompts: Sequence[list[int]],
-        params: SamplingParams,
+        params: SamplingParams | BeamSearchParams,
         form: "Form",
     ) -> Response:
         """Run prompts and answer in the endpoint's form, whole or as a stream."""
-        run = Run(self.models[body.model])
+        model = self.models[body.model]
+        run = Run(model, params) if isinstance(params, SamplingParams) else BeamRun(model, params)
         form.id = body.request_id or new_id(prefix)
         request.state.summary = {"model": run.model.name, "request_id": form.id}
         seconds = self.settings.request_seconds
@@ -64,8 +67,8 @@ class Service:
             request.state.summary.update(_summary(run))
 
         try:
-            await run.submit(form.id, prompts, params, _options(body))
-            if body.stream:
+            await run.submit(form.id, prompts, self._options(request, body))
+            if body.stream and isinstance(run, Run):
                 return EventStream(guarded(form.events(run), ends=form.ends), seconds, close)
             await until_gone(run.finish(), request, seconds)
             close()
@@ -73,6 +76,18 @@ class Service:
         except BaseException:
             close()
             raise
+
+    def _options(self, request: Request, body: Generation) -> dict[str, Any]:
+        """What the engine is told beside the sampling parameters.
+
+        Where the server has several keys each of them is a client: who shares tokens fairly does
+        not go by a name that anybody may give himself.
+        """
+        client = body.user
+        if len(self.settings.api_keys) > 1:
+            client = f"key-{request.state.key}"
+        options = {"client": client, "priority": body.priority, "cache_salt": body.cache_salt}
+        return {name: value for name, value in options.items() if value}
 
 
 class Form:
@@ -85,18 +100,12 @@ class Form:
         """The events of a stream."""
         raise NotImplementedError
 
-    def whole(self, run: Run) -> dict[str, Any]:
+    def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The body of an answer that is whole."""
         raise NotImplementedError
 
 
-def _options(body: Generation) -> dict[str, Any]:
-    """What the engine is told beside the sampling parameters."""
-    options = {"client": body.user, "priority": body.priority, "cache_salt": body.cache_salt}
-    return {name: value for name, value in options.items() if value}
-
-
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run | BeamRun) -> dict[str, Any]:
     usage = run.usage()
     reasons = [c.finish_reason or "abort" for c in run.choices.values()]
     return {

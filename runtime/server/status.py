@@ -48,6 +48,32 @@ def routes(service: Service, version: str) -> APIRouter:
             raise ApiError(503, "requests are not taken", code="not_ready")
         return Response()
 
+    @router.get("/ping")
+    async def ping() -> Response:
+        """200 while the server answers at all."""
+        return Response()
+
+    @router.get("/check")
+    async def check() -> dict[str, str]:
+        """Account for every block, sequence and request; 500 with both sides where they differ."""
+        for front in service.models.fronts.values():
+            await front.check()
+        return {"status": "every block, sequence and request is accounted for"}
+
+    @router.post("/reset_prefix_cache")
+    async def reset(model: str | None = None) -> Response:
+        """Forget the prefixes of one model, or of all where none is named."""
+        chosen = [service.models[model]] if model is not None else list(service.models)
+        for each in chosen:
+            if each.front is not None:
+                await each.front.forget_prefixes()
+        return Response()
+
+    @router.get("/load")
+    async def load() -> dict[str, int]:
+        """How many requests are unfinished."""
+        return {"server_load": service.unfinished}
+
     @router.get("/version")
     async def version_of() -> dict[str, str]:
         """The version of the server."""
@@ -88,7 +114,8 @@ async def _stats(service: Service) -> dict[str, EngineStats]:
 async def metrics_text(service: Service) -> bytes:
     """All metrics, the engines' counts read now."""
     now = CollectorRegistry()
-    now.register(EngineCollector(await _stats(service), service.is_ready))
+    configs = {model.name: model.config for model in service.models if model.config}
+    now.register(EngineCollector(await _stats(service), configs, ready=service.is_ready))
     return generate_latest(service.metrics.registry) + generate_latest(now)
 
 

@@ -1,20 +1,39 @@
-"""Tool calls in a model's text.
+"""Tool calls in a model's text, as it comes in pieces.
 
-Two forms are read, whichever family wrote them: `<tool_call>{"name": ..., "arguments": {...}}
-</tool_call>` between other text (Hermes, Qwen), and text that is JSON from its first character, an
-object or a list of them, `arguments` or `parameters` beside the name (Llama 3, Mistral).
+A call stands between the tags of its family, or a reply is calls from its first character to its
+last. What tags enclose, and what a reply without tags may be, calls.py reads.
 """
 
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+from .calls import INNER, read_calls
 from .fields import Tool
+from .models import ServedModel
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_PREFIXES = ("<|python_tag|>", "[TOOL_CALLS]")
+# Tags around calls; where the second is empty the calls go on to the end of the reply.
+_TAGS = {
+    "<tool_call>": "</tool_call>",  # Hermes, Qwen, Granite, GLM
+    "<function=": "</function>",  # Llama 3.1, Qwen3-Coder
+    "<tool_calls>": "</tool_calls>",  # MiniMax-M1, Jamba
+    "<minimax:tool_call>": "</minimax:tool_call>",
+    "<function_calls>": "</function_calls>",  # OLMo 3
+    "<|tool_call|>": "<|/tool_call|>",  # Phi-4-mini, Granite
+    "<|tool_call_start|>": "<|tool_call_end|>",  # LFM2
+    "<|tool_calls_section_begin|>": "<|tool_calls_section_end|>",  # Kimi
+    "<｜tool▁calls▁begin｜>": "<｜tool▁calls▁end｜>",  # DeepSeek
+    "<|action_start|><|plugin|>": "<|action_end|>",  # InternLM
+    "<|python_tag|>": "",  # Llama 3
+    "[TOOL_CALLS]": "",  # Mistral
+}
+_LONGEST = max(map(len, _TAGS))
+_FIRST = "functools"  # Phi-4-mini, before a list
+_MARKS = frozenset(
+    {*_TAGS, *filter(None, _TAGS.values()), *INNER, "<|action_start|>", "<|plugin|>"}
+)
 
 
 @dataclass(frozen=True)
@@ -36,82 +55,107 @@ class Call:
 
 
 class CallReader:
-    """Splits text that comes in pieces into content and calls of the functions in `names`.
+    """Splits text that comes in pieces into content and calls of functions.
 
-    Text that looks like a call but is none is content: a model may write anything.
+    `schemas` are the functions by name, with the JSON schemas of their parameters. Text that looks
+    like a call but is none is content: a model may write anything.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = frozenset(names)
+    def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        self._schemas = dict(schemas)
         self._held = ""
-        self._json: bool | None = None  # not known before the first character
+        self._whole: bool | None = None  # all of the reply may be calls; not known at first
         self.calls: list[Call] = []
 
     def push(self, text: str) -> tuple[str, list[Call]]:
         """Add text; returns the content and the calls that are certain now."""
         self._held += text
-        if self._json is None and not self._decide():
+        if self._whole is None and not self._decide():
             return "", []
-        return ("", []) if self._json else self._tagged()
+        return ("", []) if self._whole else self._tagged()
 
     def finish(self) -> tuple[str, list[Call]]:
         """What was held back, now that nothing follows."""
         rest, self._held = self._held, ""
-        calls = self._parse(_without_prefix(rest)) if self._json is not False else []
-        if not calls and (body := rest.strip()).startswith(_OPEN):
-            # The end token may come instead of the closing tag.
-            calls = self._parse(body.removeprefix(_OPEN).removesuffix(_CLOSE))
-        self.calls += calls
+        body = rest.strip().removeprefix(_FIRST) if self._whole is not False else rest
+        calls = self._read(body) if self._whole is not False else self._unclosed(rest)
         return ("" if calls else rest), calls
 
     def _decide(self) -> bool:
+        """Whether enough has come to tell a reply that is calls from one with tags in it."""
         start = self._held.lstrip()
-        if not start or any(p.startswith(start) and p != start for p in _PREFIXES):
+        beginnings = (*_TAGS, _FIRST)
+        if not start or any(b.startswith(start) and b != start for b in beginnings):
             return False
-        self._json = start[0] in "{[" or start.startswith(_PREFIXES)
+        self._whole = start.startswith(("{", "[", _FIRST)) and not start.startswith(tuple(_TAGS))
         return True
 
     def _tagged(self) -> tuple[str, list[Call]]:
         content, found = "", []
         while True:
-            begin = self._held.find(_OPEN)
-            if begin < 0:
-                keep = _overlap(self._held, _OPEN)
+            begin, tag = _first_tag(self._held)
+            if tag is None:
+                keep = _begun_tag(self._held)
                 content += self._held[: len(self._held) - keep]
                 self._held = self._held[len(self._held) - keep :]
                 return content, found
-            end = self._held.find(_CLOSE, begin)
             content += self._held[:begin]
             self._held = self._held[begin:]
+            close = _TAGS[tag]
+            end = self._held.find(close, len(tag)) if close else -1
             if end < 0:
                 return content, found
-            whole = self._held[: end - begin + len(_CLOSE)]
+            whole = self._held[: end + len(close)]
             self._held = self._held[len(whole) :]
-            calls = self._parse(whole.removeprefix(_OPEN).removesuffix(_CLOSE))
+            calls = self._read(_body(whole, tag))
             content += "" if calls else whole
             found += calls
-            self.calls += calls
 
-    def _parse(self, text: str) -> list[Call]:
-        """The calls in a JSON text; none where it is anything else."""
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
+    def _unclosed(self, rest: str) -> list[Call]:
+        """Calls behind a tag that nothing closes: the reply's end does."""
+        begin, tag = _first_tag(rest)
+        if tag is None or rest[:begin].strip():
             return []
-        calls = [self._call(v) for v in (values if isinstance(values, list) else [values])]
-        return [] if None in calls else cast("list[Call]", calls)
+        # Mistral writes its tag before each of several calls.
+        bodies = _body(rest[begin:], tag).split(tag) if not _TAGS[tag] else [_body(rest, tag)]
+        return [call for body in bodies for call in self._read(body)]
 
-    def _call(self, value: object) -> Call | None:
-        if not isinstance(value, dict):
-            return None
-        given = cast("dict[str, Any]", value)
-        arguments = given.get("arguments", given.get("parameters", {}))
-        if given.get("name") not in self._names or not isinstance(arguments, dict | str):
-            return None
-        text = (
-            arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        )
-        return Call(f"call_{uuid.uuid4().hex[:24]}", given["name"], text)
+    def _read(self, body: str) -> list[Call]:
+        calls = [_call(*found) for found in read_calls(body, self._schemas)]
+        self.calls += calls
+        return calls
+
+
+def _call(name: str, arguments: dict[str, Any] | str) -> Call:
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return Call(f"call_{uuid.uuid4().hex[:24]}", name, text)
+
+
+def _body(whole: str, tag: str) -> str:
+    """What tags enclose; a tag that names the function stays."""
+    if tag == "<function=":
+        return whole
+    body = whole.strip().removeprefix(tag)
+    return body.removesuffix(_TAGS[tag]) if _TAGS[tag] else body
+
+
+def _first_tag(text: str) -> tuple[int, str | None]:
+    found = [(at, -len(tag), tag) for tag in _TAGS if (at := text.find(tag)) >= 0]
+    return (min(found)[0], min(found)[2]) if found else (-1, None)
+
+
+def reader_of(tools: Sequence[Tool]) -> CallReader:
+    """A reader of the calls of some tools."""
+    return CallReader({t.function.name: t.function.parameters or {} for t in tools})
+
+
+def shown_marks(model: ServedModel, tools: Sequence[Tool]) -> dict[str, Any]:
+    """The parameter that shows the reader the marks of calls, where they are special tokens."""
+    if not tools or model.text is None:
+        return {}
+    added = model.text.tokenizer.get_added_tokens_decoder()
+    ids = sorted(i for i, token in added.items() if token.special and token.content in _MARKS)
+    return {"shown_special_ids": ids} if ids else {}
 
 
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
@@ -132,14 +176,10 @@ def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     }
 
 
-def _without_prefix(text: str) -> str:
-    text = text.strip()
-    for prefix in _PREFIXES:
-        text = text.removeprefix(prefix)
-    return text
-
-
-def _overlap(text: str, tag: str) -> int:
-    """The length of the longest end of the text that the tag begins with."""
-    lengths = range(min(len(tag) - 1, len(text)), 0, -1)
-    return next((n for n in lengths if tag.startswith(text[-n:])), 0)
+def _begun_tag(text: str) -> int:
+    """The length of the longest end of the text that a tag begins with."""
+    for at in range(max(0, len(text) - _LONGEST + 1), len(text)):
+        end = text[at:]
+        if any(tag.startswith(end) for tag in _TAGS):
+            return len(end)
+    return 0

@@ -9,6 +9,7 @@ import random
 import pytest
 from ferrule.compiler.build import Options, build_in_temporary
 from ferrule.runtime.engine import Engine
+from ferrule.runtime.options import EngineOptions
 from ferrule.runtime.results import Delta
 from ferrule.runtime.sampling import SamplingParams
 
@@ -55,7 +56,7 @@ def test_tokens_do_not_depend_on_the_batch(name: str, dtype: str, quantize: str 
     artifact = build_in_temporary(zoo.build(name), options)
     assert artifact.manifest["options"]["deterministic"] is True
     prompts = [[draw.randrange(3, 211) for _ in range(draw.randint(1, 40))] for _ in range(40)]
-    engine = artifact.new_engine(prefix_caching=False)
+    engine = artifact.new_engine(EngineOptions(prefix_caching=False))
     alone = [answers(engine, [p], draw)[0] for p in prompts]
     for batch in range(BATCHES):
         chosen = draw.sample(range(len(prompts)), draw.randint(2, MOST))

@@ -2,6 +2,7 @@
 
 from ferrule.compiler.build import Options, build_in_temporary, widest_window
 from ferrule.ir.text import parse_graph
+from ferrule.runtime.options import EngineOptions
 
 import ferrule
 
@@ -16,7 +17,7 @@ def test_blocks_out_of_sight_are_given_back():
     graph = parse_graph((artifact.path / "graph.ir").read_text())
     window = widest_window(graph)
     assert 0 < window < 16 and artifact.plan.limits["window"] == window
-    engine = artifact.new_engine(prefix_caching=False)
+    engine = artifact.new_engine(EngineOptions(prefix_caching=False))
     sampling = ferrule.SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
     engine.submit(prompt, sampling)
     tokens, used = [], []

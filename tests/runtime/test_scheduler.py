@@ -452,10 +452,23 @@ def test_the_pool_is_used_under_load_and_little_is_computed_twice():
 
 def test_costs_tell_prompts_from_the_decodes_beside_them():
     costs = Costs()
-    assert costs.tokens_beside(2.0) is None
+    assert costs.tokens_beside(5, 2.0) is None and costs.of_decodes(5) == 0.0
     costs.see_step(0, 5, 0.2)
     costs.see_step(50, 5, 0.7)
-    assert costs.token == pytest.approx(0.01) and costs.decodes == pytest.approx(0.2)
-    assert costs.tokens_beside(1.5) == 10
+    assert costs.token == pytest.approx(0.01) and costs.of_decodes(4) == pytest.approx(0.2)
+    assert costs.tokens_beside(5, 1.5) == 10
     costs.see_step(50, 5, 0.1)  # faster than decodes alone: a measurement, not a gift
     assert 0 < costs.token < 0.01
+
+
+def test_costs_of_decodes_go_by_their_number():
+    costs = Costs()
+    costs.see_step(0, 1, 0.1)
+    costs.see_step(0, 20, 0.4)
+    found = [costs.of_decodes(n) for n in (0, 1, 3, 15, 16, 99)]
+    assert found == pytest.approx([0.0, 0.1, 0.1, 0.1, 0.4, 0.4])
+    few = Costs()
+    few.see_step(0, 20, 0.4)
+    assert few.of_decodes(2) == pytest.approx(0.4)
+    costs.token = 0.01
+    assert (costs.tokens_beside(2, 2.0), costs.tokens_beside(17, 2.0)) == (10, 40)

@@ -107,16 +107,18 @@ class ScriptRunner:
         self.cache[list(blocks)] = content[0]
 
 
-def served(name, directory, runner, metrics, *, limit=64, clock=time.monotonic):
-    """A model over a runner."""
+def served(name, directory, runner, metrics, *, limit=64, clock=time.monotonic, **options):
+    """A model over a runner; options are the engine's."""
     text = Text(directory)
-    engine = Engine(runner, text, [END])
+    engine = Engine(runner, text, [END], **options)
     live = LiveWindow()
     observers = Observers(metrics.of(name), live)
     front = EngineFront(engine, observers, limit=limit, clock=clock)
     plan = {"total_bytes": 1}
     context = runner.max_context
-    return ServedModel(name, text, context, VOCABULARY, front, None, live, plan)
+    return ServedModel(
+        name, text, context, VOCABULARY, front, None, live, plan, config=engine.config()
+    )
 
 
 class Running:
@@ -162,11 +164,11 @@ def wait_for(claim, seconds=10.0):
 
 
 @contextlib.contextmanager
-def serving(tokenizer, runners=None, *, settings=None, limit=64):
+def serving(tokenizer, runners=None, *, settings=None, limit=64, **options):
     """A running server over script runners by model name."""
     runners = runners if runners is not None else {"fox": ScriptRunner()}
     metrics = ServerMetrics(2048)
-    each = [served(n, tokenizer, r, metrics, limit=limit) for n, r in runners.items()]
+    each = [served(n, tokenizer, r, metrics, limit=limit, **options) for n, r in runners.items()]
     with Running(Service(Models(each), settings or Settings(), metrics)) as running:
         running.runner = next(iter(runners.values()))
         yield running

@@ -28,7 +28,11 @@ def post(server, path, body, headers=None):
     ("extra", "param", "code"),
     [
         ({"tempature": 1}, "tempature", "unsupported_parameter"),
-        ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"use_beam_search": True, "stream": True}, "stream", "unsupported_parameter"),
+        ({"use_beam_search": True, "top_p": 0.5}, "top_p", "unsupported_parameter"),
+        ({"length_penalty": 2.0}, "length_penalty", "unsupported_parameter"),
+        ({"priority": 3}, "priority", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
         ({"top_p": 0}, "top_p", "invalid_value"),

@@ -160,3 +160,73 @@ def test_a_kill_in_a_stream_and_a_restart(artifact, tmp_path):
             list(stream)
     with Process(artifact, tmp_path / "log") as process, process.client() as client:
         assert client.completions.create(model="tiny", prompt="a", max_tokens=2).choices
+
+
+def test_a_file_of_options_reaches_the_engine(artifact, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}!")
+    swap = tmp_path / "swap"
+    config = tmp_path / "serve.toml"
+    config.write_text(
+        f"""scheduling-policy = "fair"
+client_weight = ["a=2"]
+max-num-seqs = 2
+max-model-len = 128
+max-num-batched-tokens = 32
+pace = 1.5
+enable-prefix-caching = false
+swap-directory = "{swap}"
+swap-memory = "1M"
+chat-template = "{template}"
+api-key = ["k"]
+"""
+    )
+    flags = ("--config", str(config), "--pace", "3.0")
+    with Process(artifact, tmp_path / "log", *flags) as process:
+        with urllib.request.urlopen(f"{process.url}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        (info,) = [line for line in lines if line.startswith("ferrule:cache_config_info{")]
+        for wanted in (
+            'scheduling_policy="fair"',
+            'max_num_seqs="2"',
+            'max_model_len="128"',
+            'max_num_batched_tokens="32"',
+            'pace="3.0"',
+            'enable_prefix_caching="False"',
+            'swap_store="disk"',
+        ):
+            assert wanted in info, (wanted, info)
+        assert list(swap.glob("swap-*"))
+        asked = {"messages": [{"role": "user", "content": "hi"}]}
+        headers = {"content-type": "application/json", "authorization": "Bearer k"}
+        request = urllib.request.Request(
+            f"{process.url}/tokenize", json.dumps(asked).encode(), headers
+        )
+        with urllib.request.urlopen(request) as answer:
+            tokens = json.loads(answer.read())
+        asked = {"prompt": "hi!", "add_special_tokens": False}
+        request = urllib.request.Request(
+            f"{process.url}/tokenize", json.dumps(asked).encode(), headers
+        )
+        with urllib.request.urlopen(request) as answer:
+            plain = json.loads(answer.read())
+        assert (tokens["tokens"], tokens["max_model_len"]) == (plain["tokens"], 128)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (("--scheduling-policy", "best"), "fcfs, priority, fair, shortest"),
+        (("--max-num-seqs", "99"), "max_batch=99: wanted 1 to 4"),
+        (("--max-num-batched-tokens", "2"), "token_budget=2: wanted 4 or more"),
+        (("--pace", "0.5"), "pace=0.5: wanted more than 1"),
+        (("--client-weight", "a=2"), "weights: wanted with policy"),
+        (("--ssl-keyfile", "x"), "go together"),
+        (("--config", "no-such.toml"), "no-such.toml"),
+    ],
+)
+def test_wrong_options_are_told(artifact, flags, wanted):
+    command = [sys.executable, "-m", "ferrule", "serve", str(artifact), "--port", "0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode in (1, 2)
+    assert wanted in " ".join(done.stderr.replace("\u2502", " ").split()), done.stderr

@@ -75,3 +75,30 @@ def test_the_document_of_the_api_names_every_endpoint(server):
     wanted = {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
     wanted |= {"/v1/models", "/tokenize", "/detokenize", "/health", "/ready", "/metrics"}
     assert wanted | {"/version", "/plan"} <= set(paths)
+
+
+def test_everything_is_accounted_for_or_both_sides_are_told(server):
+    assert get(server, "/ping")[0] == get(server, "/check")[0] == 200
+    assert json.loads(get(server, "/load")[1]) == {"server_load": 0}
+    engine = server.service.models["dog"].front.engine
+    (lost,) = engine.pool.allocate(1)
+    with pytest.raises(urllib.error.HTTPError, match="500") as raised:
+        get(server, "/check")
+    assert "expected 512" in json.loads(raised.value.read())["error"]["message"]
+    engine.pool.release([lost])
+    assert get(server, "/check")[0] == 200
+
+
+def test_prefixes_are_forgotten_when_asked(server):
+    body = {"prompt": "a long prompt of two blocks and more", "max_tokens": 2}
+
+    def cached():
+        usage = post(server, "/v1/completions", body)[1]["usage"]
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    cached()
+    assert cached() == 32
+    request = urllib.request.Request(f"{server.url}/reset_prefix_cache?model=fox", method="POST")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+    assert cached() == 0
