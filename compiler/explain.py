@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.dims import parse_dim, substitute
 from ..ir.errors import IRError
-from ..ir.plan import Call, Plan, dims_of, evaluate_shape, tensor_bytes
+from ..ir.plan import Plan
 from ..ir.target import Target
-from .hardware import Hardware, hardware, records_path, remeasured
-from .roofline import Dims, Explanation, KernelLine, StepLines, Traffic
+from ..runtime.costs import Dims, operations_of, sizes_of, traffic_of
+from .hardware import Hardware, hardware, recorded, records_path, remeasured
+from .roofline import Explanation, KernelLine, StepLines
 from .step_times import step_times
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ def probe_machine(folder: Path) -> Hardware:
     return remeasured(_target(read_manifest(folder)), records_path())
 
 
+def known_machine(manifest: Mapping[str, Any]) -> Hardware | None:
+    """This machine's rates for an artifact's target, where somebody measured them before."""
+    return recorded(_target(manifest), records_path())
+
+
 def _target(manifest: Mapping[str, Any]) -> Target:
     """The artifact's target with this machine's cores and caches."""
     target, here = manifest["target"], Target.parse("cpu")
@@ -122,12 +127,12 @@ def _lines(
         known = kernels.get(call.kernel, {})
         template = str(known.get("template", call.label))
         line = found.get(call.kernel) or KernelLine(call.kernel, template, call.ops, call.origin)
-        sizes = _sizes(call, dims)
+        sizes = sizes_of(call, dims)
         found[call.kernel] = replace(
             line,
             count=line.count + 1,
-            traffic=line.traffic + _traffic(known, call, sizes),
-            operations=_added(line.operations or {}, known.get("operations", {}), sizes),
+            traffic=line.traffic + traffic_of(known, call, sizes),
+            operations=_added(line.operations or {}, operations_of(known, sizes)),
             seconds=None if seconds is None else (line.seconds or 0.0) + seconds[at],
         )
     return (replace(line, origin=_of_all(line)) for line in found.values())
@@ -138,39 +143,5 @@ def _of_all(line: KernelLine) -> str:
     return line.origin if line.count == 1 else _NUMBER.sub(".*", line.origin)
 
 
-def _sizes(call: Call, dims: Dims) -> Dims:
-    """The dims as the kernel's formulas name them."""
-    names = {n for a in call.arguments for d in a.shape for n in dims_of(d)}
-    # A kernel of the rows that need logits is written over T, as its twin over all tokens is.
-    return {**dims, "T": dims["R"]} if "R" in names and "T" not in names else dims
-
-
-def _traffic(known: Mapping[str, Any], call: Call, dims: Dims) -> Traffic:
-    """Bytes of a call by its kernel's formulas; of one without any, of its tensors, each once."""
-    if "reads" not in known:
-        arguments = dict.fromkeys(call.arguments)
-        sizes = (tensor_bytes(a.dtype, evaluate_shape(a.shape, dims)) for a in arguments)
-        return Traffic(others=sum(sizes))
-    total = Traffic(others=_value(known["writes"], dims))
-    for formula, argument in zip(known["reads"], call.arguments, strict=False):
-        size = _value(formula, dims)
-        match argument.kind:
-            case "weight":
-                total += Traffic(weights=size)
-            case "cache":
-                total += Traffic(caches=size)
-            case _:
-                total += Traffic(others=size)
-    return total
-
-
-def _added(before: Mapping[str, int], formulas: Mapping[str, str], dims: Dims) -> dict[str, int]:
-    now = {dtype: _value(formula, dims) for dtype, formula in formulas.items()}
+def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
     return {d: before.get(d, 0) + now.get(d, 0) for d in (*before, *now)}
-
-
-def _value(formula: str, dims: Dims) -> int:
-    value = substitute(parse_dim(formula), dims)
-    if not isinstance(value, int):
-        raise IRError(f"the cost {formula} needs more than the dims {', '.join(dims)}")
-    return value

@@ -74,10 +74,15 @@ def records_path() -> Path:
 
 def hardware(target: Target, records: Path) -> Hardware:
     """The recorded rates of this machine; measured and recorded where there are none yet."""
+    return recorded(target, records) or remeasured(target, records)
+
+
+def recorded(target: Target, records: Path) -> Hardware | None:
+    """The recorded rates of this machine; None where there are none."""
     key = f"hardware/{fingerprint(target)}"
     found: dict[str, Any] | None = read_records(records).get(key)
     if found is None or any(name not in found for name in _RECORDED):
-        return remeasured(target, records)
+        return None
     return Hardware(fingerprint(target), **{name: found[name] for name in _RECORDED})
 
 

@@ -6,30 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..runtime.costs import NO_TRAFFIC, Dims, Traffic, limits
 from .hardware import Hardware
-
-Dims = Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that a kernel moves: weights and caches, read from memory; and all else, read and
-    written, which passes from kernel to kernel through the cores' caches.
-    """
-
-    weights: int = 0
-    caches: int = 0
-    others: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.weights + self.caches + self.others
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.weights + other.weights, self.caches + other.caches, self.others + other.others
-        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +25,7 @@ class KernelLine:
     ops: str
     origin: str
     count: int = 0
-    traffic: Traffic = Traffic()
+    traffic: Traffic = NO_TRAFFIC
     operations: Mapping[str, int] | None = None
     seconds: float | None = None
     reading: float | None = None
@@ -82,9 +60,7 @@ class KernelLine:
         """The line with the times that a machine allows."""
         if machine is None:
             return self
-        kept = self.traffic.weights + self.traffic.caches
-        reading = kept / machine.read_bandwidth + self.traffic.others / machine.cache_bandwidth
-        computing = sum(n / machine.peak_of(d) for d, n in (self.operations or {}).items())
+        reading, computing = limits(self.traffic, self.operations or {}, machine)
         return replace(self, reading=reading, computing=computing)
 
     def to_json(self) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def serve(
     from ..runtime.server.command import Listen, Talk, serve_directories
     from ..runtime.server.settings import Settings
     from .cli import _bytes
+    from .explain import known_machine
 
     if (ssl_keyfile is None) != (ssl_certfile is None):
         raise typer.BadParameter("--ssl-keyfile and --ssl-certfile go together")
@@ -193,6 +194,7 @@ def serve(
             pace=pace or None,
         ),
         talk=Talk(chat_template, _defaults(generation_config)),
+        machine_of=lambda artifact: known_machine(artifact.manifest),
         threads=threads,
         cache_bytes=_bytes(kv_memory),
     )

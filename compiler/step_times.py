@@ -8,7 +8,6 @@ each call's median.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -25,24 +24,14 @@ LEAST, MOST = 3, 100
 
 def step_times(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> list[float]:
     """Seconds of each call of a step of these dims, the median of several warm steps."""
+    from ..runtime.binding import run_timed
+
     bound = _bound(artifact, entry, dims)
-    _run(bound)
-    runs = [_run(bound)]
+    run_timed(bound)
+    runs = [run_timed(bound)]
     while len(runs) < min(MOST, max(LEAST, int(SECONDS / max(1e-9, sum(runs[0]))))):
-        runs.append(_run(bound))
+        runs.append(run_timed(bound))
     return [statistics.median(times) for times in zip(*runs, strict=True)]
-
-
-def _run(bound: Bound) -> list[float]:
-    times: list[float] = []
-    clock = time.perf_counter
-    begin = clock()
-    for kernel, arguments, _ in bound:
-        kernel(*arguments)
-        end = clock()
-        times.append(end - begin)
-        begin = end
-    return times
 
 
 def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:

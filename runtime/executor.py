@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
-from .binding import Binder, Bound, Kernels, run_bound
+from .binding import Binder, Bound, Kernels, run_bound, run_timed
+from .kernel_times import StepSample
 from .tensors import STORAGE, Array, aligned_bytes, allocate, place
 from .weights import Weights
 
@@ -98,7 +99,8 @@ class Executor:
     the recurrent states of `states` sequences (a full batch's where it is None) if it has any.
 
     `step` returns argmax i32[R] and logits f32[R, V]: both are views of memory that the next step
-    overwrites.
+    overwrites. Whoever wants to know what kernels take sets `samples`: the next step is timed call
+    by call, and is `sample` then.
     """
 
     def __init__(
@@ -123,6 +125,8 @@ class Executor:
         self.state_blocks = state_blocks(plan, self.table_width)
         self.max_context = min(context_limit(plan), blocks * plan.block)
         self.window = plan.limits.get("window", 0)
+        self.samples = False
+        self.sample: StepSample | None = None
         self._library = library
         self._caches = {
             c.name: allocate(c.dtype, c.array(blocks, plan.block, self.states)) for c in plan.caches
@@ -148,9 +152,25 @@ class Executor:
         """Run one step; raises `StepError` where a kernel does."""
         bound = self.prepare(batch)
         with self._library.crew:
-            run_bound(bound)
+            if self.samples:
+                self.samples, self.sample = False, self._sampled(batch, run_timed(bound))
+            else:
+                run_bound(bound)
         dims = {"R": len(batch.logit_rows)}
         return self._result("argmax", dims), self._result("logits", dims)
+
+    def _sampled(self, batch: Batch, seconds: list[float]) -> StepSample:
+        """A timed step, with the mean of its sequences' tokens for what depends on them."""
+        count = len(batch.context_length)
+        dims = {
+            "T": len(batch.tokens),
+            "N": count,
+            "R": len(batch.logit_rows),
+            "M": self._width(batch),
+            "C": sum(map(len, batch.block_table)),
+            "L": round(sum(batch.context_length) / count),
+        }
+        return StepSample("decode" if batch.is_decode else "mixed", dims, seconds)
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block's rows in every cache."""

@@ -9,12 +9,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from ..artifact import Artifact, load
 from ..chat import ChatTemplate
+from ..costs import Machine
+from ..engine import Engine
 from ..errors import ArtifactError
+from ..executor import Executor
+from ..kernel_times import kernel_report
 from ..options import DEFAULTS, EngineOptions
 from .app import build_app
 from .batch import BatchReport, read_lines, run_batch
@@ -52,6 +57,7 @@ class Talk:
 
 
 OWN_TALK = Talk()
+MachineOf = Callable[[Artifact], Machine | None]
 
 
 def serve_directories(
@@ -62,13 +68,16 @@ def serve_directories(
     listen: Listen,
     options: EngineOptions = DEFAULTS,
     talk: Talk = OWN_TALK,
+    machine_of: MachineOf | None = None,
     threads: int | None = None,
     cache_bytes: int | None = None,
 ) -> None:
     """Serve artifacts until a signal asks for the end."""
     start_logs()
     artifacts = [load(d, threads=threads, cache_bytes=cache_bytes) for d in directories]
-    service = artifact_service(name_artifacts(artifacts, names), settings, options, talk)
+    service = artifact_service(
+        name_artifacts(artifacts, names), settings, options, talk, machine_of
+    )
     run(service, listen)
 
 
@@ -87,11 +96,17 @@ def artifact_service(
     settings: Settings,
     options: EngineOptions = DEFAULTS,
     talk: Talk = OWN_TALK,
+    machine_of: MachineOf | None = None,
 ) -> Service:
-    """The service of named artifacts, each with an engine of these options."""
+    """The service of named artifacts, each with an engine of these options; `machine_of` knows the
+    rates of this machine for an artifact's target, or None.
+    """
     longest = max(1, *(a.plan_report().max_context for a in artifacts.values()))
     metrics = ServerMetrics(longest)
-    served = [_served(name, a, settings, metrics, options) for name, a in artifacts.items()]
+    machine_of = machine_of or (lambda artifact: None)
+    served = [
+        _served(name, a, settings, metrics, options, machine_of(a)) for name, a in artifacts.items()
+    ]
     for model, artifact in zip(served, artifacts.values(), strict=True):
         _set_talk(model, artifact, talk)
     return Service(Models(served), settings, metrics)
@@ -114,6 +129,7 @@ def _served(
     settings: Settings,
     metrics: ServerMetrics,
     options: EngineOptions,
+    machine: Machine | None,
 ) -> ServedModel:
     plan = asdict(artifact.plan_report())
     if "decode" not in artifact.plan.entries:
@@ -138,7 +154,17 @@ def _served(
         live=live,
         plan=plan,
         config=engine.config(),
+        kernels=lambda: _kernels(artifact, engine, machine),
     )
+
+
+def _kernels(artifact: Artifact, engine: Engine, machine: Machine | None) -> dict[str, Any] | None:
+    """The step that was timed last; the next one will be, too."""
+    runner = engine.runner
+    assert isinstance(runner, Executor), "an artifact's engine runs on an executor"
+    runner.samples = True
+    sample = runner.sample
+    return sample and kernel_report(artifact.plan, artifact.manifest, sample, machine)
 
 
 def start_logs() -> None:

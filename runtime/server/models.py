@@ -1,7 +1,7 @@
 """The models of a server, by name."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,8 +23,9 @@ class Embedder(Protocol):
 class ServedModel:
     """A model under its name. `front` is None where it generates nothing.
 
-    `plan` is what /plan answers, `config` how its engine was made; `max_context` counts prompt and
-    output together. `sampling` holds for requests that do not say otherwise.
+    `plan` is what /plan answers, `kernels` what /kernels does (None: no step was timed yet), and
+    `config` how its engine was made; `max_context` counts prompt and output together. `sampling`
+    holds for requests that do not say otherwise.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ServedModel:
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     config: Mapping[str, str] = field(default_factory=dict[str, str])
+    kernels: Callable[[], dict[str, Any] | None] = field(default=lambda: None)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -84,6 +84,14 @@ def routes(service: Service, version: str) -> APIRouter:
         """The memory of a model, to the byte."""
         return JSONResponse(dict(service.models[model].plan))
 
+    @router.get("/kernels")
+    async def kernels(model: str | None = None) -> dict[str, Any]:
+        """The kernels of a step that ran a moment ago, and their shares of the roofline; asking
+        has the next step timed. `step` is null where no step ran since somebody asked first.
+        """
+        each = service.models[model]
+        return {"model": each.name, "step": each.kernels()}
+
     @router.get("/stats")
     async def stats() -> dict[str, Any]:
         """What each engine holds now and how fast it was in the last minute."""

@@ -12,10 +12,11 @@ from ferrule.compiler.cli import app
 from ferrule.compiler.explain import Load, explain, step_dims
 from ferrule.compiler.explain_page import page
 from ferrule.compiler.hardware import Hardware
-from ferrule.compiler.roofline import Explanation, KernelLine, StepLines, Traffic
+from ferrule.compiler.roofline import Explanation, KernelLine, StepLines
 from ferrule.compiler.step_times import example_batch, step_times
 from ferrule.ir.errors import IRError
 from ferrule.runtime.artifact import load
+from ferrule.runtime.costs import Traffic
 from typer.testing import CliRunner
 
 MACHINE = Hardware("toy", 1e9, {"f32": 1e10, "bf16": 4e10, "i8": 1e11}, 1e10)

@@ -147,6 +147,37 @@ function show(live) {
   draw(live.tokens_per_second);
 }
 
+function showKernels({ step }) {
+  if (!step) return;
+  const { T, N, L } = step.dims;
+  const share = step.share === null ? "limit not measured here" : `${percent(step.share)} of limit`;
+  at("step").textContent = `${step.entry}: ${count(T, "token")} of ${count(N, "sequence")}, ` +
+    `${L} tokens long: ${(step.seconds * 1000).toFixed(2)} ms, ${share}`;
+  at("kernels").replaceChildren(...step.kernels.map(kernelRow));
+}
+
+const percent = (share) => `${(100 * share).toFixed(0)}%`;
+const count = (number, name) => `${number} ${name}${number === 1 ? "" : "s"}`;
+
+function kernelRow(kernel) {
+  const row = document.createElement("tr");
+  const name = document.createElement("th");
+  name.scope = "row";
+  name.textContent = kernel.template;
+  name.title = kernel.ops;
+  const rate = kernel.bytes / kernel.seconds / 1e9;
+  const values = [kernel.count, (kernel.seconds * 1000).toFixed(3), rate.toFixed(1),
+    kernel.share === null ? "-" : percent(kernel.share)];
+  row.append(name, ...values.map((value) => {
+    const cell = document.createElement("td");
+    cell.textContent = value;
+    return cell;
+  }));
+  row.lastChild.className = "share";
+  row.lastChild.style.setProperty("--part", percent(Math.min(1, kernel.share ?? 0)));
+  return row;
+}
+
 function draw(rate) {
   rates.push(rate);
   if (rates.length > SAMPLES) rates.shift();
@@ -169,7 +200,10 @@ async function watch() {
     const { ready, models } = await get("stats");
     const live = models[at("model").value];
     state(ready ? "ready" : "not taking requests", !ready);
-    if (live) show(live);
+    if (live) {
+      show(live);
+      showKernels(await get(`kernels?model=${encodeURIComponent(at("model").value)}`));
+    }
   } catch (error) {
     state(error.message, true);
   }
