@@ -78,6 +78,13 @@ Defaults = Annotated[
         " none takes 1.0 for everything.",
     ),
 ]
+TracesTo = Annotated[
+    str | None,
+    _option(
+        panel=LISTEN,
+        say="Send OpenTelemetry spans here, such as http://HOST:4318/v1/traces (ferrule[otel]).",
+    ),
+]
 Waiting = Annotated[int, _option(panel=LIMITS, say="Requests that may wait; more get 429.")]
 Body = Annotated[int, _option(panel=LIMITS, say="The most bytes in a request.")]
 RequestTime = Annotated[float, _option(panel=LIMITS, say="The most seconds for a request.")]
@@ -151,6 +158,7 @@ def serve(
     api_key: Keys = None,
     chat_template: Template = None,
     generation_config: Defaults = "auto",
+    otlp_traces_endpoint: TracesTo = None,
     max_waiting: Waiting = 256,
     max_body: Body = 8 << 20,
     request_timeout: RequestTime = 600.0,
@@ -195,6 +203,7 @@ def serve(
         ),
         talk=Talk(chat_template, _defaults(generation_config)),
         machine_of=lambda artifact: known_machine(artifact.manifest),
+        traces=otlp_traces_endpoint,
         threads=threads,
         cache_bytes=_bytes(kv_memory),
     )

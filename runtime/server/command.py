@@ -31,6 +31,7 @@ from .middleware import JsonFormatter
 from .models import Models, ServedModel
 from .service import Service
 from .settings import Settings
+from .traces import Traces, otlp_tracer
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,22 @@ def serve_directories(
     options: EngineOptions = DEFAULTS,
     talk: Talk = OWN_TALK,
     machine_of: MachineOf | None = None,
+    traces: str | None = None,
     threads: int | None = None,
     cache_bytes: int | None = None,
 ) -> None:
-    """Serve artifacts until a signal asks for the end."""
+    """Serve artifacts until a signal asks for the end; spans go to the OTLP endpoint `traces`."""
     start_logs()
+    tracer, provider = otlp_tracer(traces) if traces else (None, None)
     artifacts = [load(d, threads=threads, cache_bytes=cache_bytes) for d in directories]
     service = artifact_service(
-        name_artifacts(artifacts, names), settings, options, talk, machine_of
+        name_artifacts(artifacts, names), settings, options, talk, machine_of, tracer
     )
-    run(service, listen)
+    try:
+        run(service, listen)
+    finally:
+        if provider is not None:
+            provider.shutdown()
 
 
 def name_artifacts(artifacts: Sequence[Artifact], names: Sequence[str]) -> dict[str, Artifact]:
@@ -97,15 +104,18 @@ def artifact_service(
     options: EngineOptions = DEFAULTS,
     talk: Talk = OWN_TALK,
     machine_of: MachineOf | None = None,
+    tracer: Any = None,
 ) -> Service:
     """The service of named artifacts, each with an engine of these options; `machine_of` knows the
-    rates of this machine for an artifact's target, or None.
+    rates of this machine for an artifact's target, or None. With a `tracer` each request has a
+    span.
     """
     longest = max(1, *(a.plan_report().max_context for a in artifacts.values()))
     metrics = ServerMetrics(longest)
     machine_of = machine_of or (lambda artifact: None)
     served = [
-        _served(name, a, settings, metrics, options, machine_of(a)) for name, a in artifacts.items()
+        _served(name, a, settings, metrics, options, machine_of(a), tracer)
+        for name, a in artifacts.items()
     ]
     for model, artifact in zip(served, artifacts.values(), strict=True):
         _set_talk(model, artifact, talk)
@@ -130,6 +140,7 @@ def _served(
     metrics: ServerMetrics,
     options: EngineOptions,
     machine: Machine | None,
+    tracer: Any,
 ) -> ServedModel:
     plan = asdict(artifact.plan_report())
     if "decode" not in artifact.plan.entries:
@@ -139,9 +150,10 @@ def _served(
         )
     engine = artifact.new_engine(options)
     live = LiveWindow()
+    observers = [metrics.of(name), *([Traces(tracer, name)] if tracer else ())]
     front = EngineFront(
         engine,
-        Observers(metrics.of(name), live),
+        Observers(*observers, live),
         limit=settings.max_waiting + engine.max_batch,
     )
     vocabulary = engine.runner.vocabulary

@@ -8,7 +8,7 @@ the list of commands.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,7 +68,10 @@ class Engine(Protocol):
 
 @dataclass(eq=False)
 class Record:
-    """The books of one request: counts of tokens, and times in seconds of the front's clock."""
+    """The books of one request: counts of tokens, and times in seconds of the front's clock.
+
+    `trace` are the headers that name its caller's span.
+    """
 
     id: str
     prompt_tokens: int
@@ -82,6 +85,7 @@ class Record:
     cached_tokens: int = 0
     finished: float | None = None
     reason: str | None = None
+    trace: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def generated_tokens(self) -> int:
@@ -179,14 +183,17 @@ class EngineFront:
         prompt: Sequence[int],
         params: SamplingParams,
         sink: Sink,
+        *,
+        trace: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Record:
         """Queue a request; `sink` gets its deltas. Raises `RequestError` where it is refused.
 
-        Options are `client`, `priority` and `cache_salt` of the request.
+        Options are `client`, `priority` and `cache_salt` of the request; `trace` are its headers.
         """
         sequences = getattr(params, "n", 1)
         record = Record(request_id, len(prompt), sequences, params.max_tokens, self._clock())
+        record.trace = trace or {}
         if request_id in self._open:
             raise ApiError(
                 400,

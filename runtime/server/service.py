@@ -16,6 +16,7 @@ from .metrics import ServerMetrics
 from .models import Models, ServedModel
 from .settings import Settings
 from .streams import Events, EventStream, guarded, until_gone
+from .traces import HEADERS
 
 
 class Service:
@@ -87,6 +88,8 @@ class Service:
         if len(self.settings.api_keys) > 1:
             client = f"key-{request.state.key}"
         options = {"client": client, "priority": body.priority, "cache_salt": body.cache_salt}
+        trace = {name: request.headers[name] for name in HEADERS if name in request.headers}
+        options |= {"trace": trace}
         return {name: value for name, value in options.items() if value}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+TINY = Path(__file__).resolve().parents[3] / "examples/models/tiny-llama"
 
 pytest.importorskip("fastapi", reason="the server is an extra")
 openai = pytest.importorskip("openai", reason="the test client")
@@ -37,3 +38,15 @@ def script(server):
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as each:
         yield each
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """The embedded model, compiled once for the session."""
+    pytest.importorskip("tvm", reason="compiling needs TVM")
+    import ferrule
+
+    built = ferrule.compile(
+        str(TINY), max_context=256, max_batch=4, chunk=64, parity=False, progress=False
+    )
+    return built.save(tmp_path_factory.mktemp("served") / "tiny")

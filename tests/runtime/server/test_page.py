@@ -58,3 +58,33 @@ def test_a_reply_can_be_stopped_and_errors_are_shown(browser, tokenizer):
         browser.run("document.getElementById('prompt').value = 'hi'")
         browser.run("document.getElementById('send').click()")
         browser.wait("document.querySelector('.turn.error')?.textContent.includes('top_p')")
+
+
+def test_a_real_model_and_the_kernels_of_its_steps(browser, artifact, tmp_path):
+    from test_serve import Process
+
+    with Process(artifact, tmp_path / "log") as process:
+        browser.open(process.url)
+        browser.wait("document.getElementById('state')?.textContent === 'ready'")
+        browser.run("document.getElementById('max_tokens').value = 200")
+        browser.run("document.getElementById('prompt').value = 'def add(a, b):'")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.querySelector('.turn.assistant span')?.textContent.length > 3")
+        before = browser.run("document.querySelector('.turn.assistant span').textContent.length")
+        browser.wait(
+            f"document.querySelector('.turn.assistant span').textContent.length > {before}"
+        )
+        browser.wait("document.getElementById('usage').textContent.includes('tokens/s')")
+        browser.wait("document.getElementById('ended').textContent === '1'")
+        browser.wait("Number(document.getElementById('cached').textContent) > 0")
+        # Kernels are timed while something runs: ask once more.
+        browser.run("document.getElementById('prompt').value = 'again'")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.querySelectorAll('#kernels tr').length > 4")
+        assert "ms" in browser.run("document.getElementById('step').textContent")
+        cells = "[...document.querySelectorAll('#kernels tr')].map(r => r.cells[2].textContent)"
+        times = [float(text) for text in browser.run(cells)]
+        assert times == sorted(times, reverse=True) and times[0] > 0
+        for scheme in ("light", "dark"):
+            browser.shoot(tmp_path / f"{scheme}.png", scheme)
+        assert browser.errors == []

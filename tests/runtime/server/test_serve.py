@@ -15,20 +15,7 @@ import openai
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-TINY = ROOT / "examples/models/tiny-llama"
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def artifact(tmp_path_factory):
-    """The embedded model, compiled once for the session."""
-    pytest.importorskip("tvm", reason="compiling needs TVM")
-    import ferrule
-
-    built = ferrule.compile(
-        str(TINY), max_context=256, max_batch=4, chunk=64, parity=False, progress=False
-    )
-    return built.save(tmp_path_factory.mktemp("served") / "tiny")
 
 
 class Process:
