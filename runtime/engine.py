@@ -193,6 +193,10 @@ class Engine:
             )
         return tokens
 
+    def is_running(self, request_id: str) -> bool:
+        """Whether a request has not ended."""
+        return request_id in self._requests
+
     def prompt_of(self, request_id: str) -> tuple[int, ...]:
         """The prompt's token ids of a request that runs."""
         return self._requests[request_id].prompt
