@@ -186,7 +186,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--artifact", type=Path, help="in place of the embedded model")
-    parser.add_argument("--kv-memory", default="16M", help="small, so that sequences must give way")
+    parser.add_argument("--kv-memory", default="6M", help="small, so that sequences must give way")
     parser.add_argument("--work", type=Path, default=Path("build/load"))
     parser.add_argument("--json", type=Path, help="write everything here")
     options = parser.parse_args(given)

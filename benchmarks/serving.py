@@ -7,8 +7,7 @@ gain      32 requests that are all there (prompts of 64 to 256 tokens, outputs o
 pace      four sequences that decode while a prompt of 2,000 tokens is read: the time from token to
           token, the 99th percentile over the median, of the whole run
 prefix    seconds to the first token of a prompt of 1,000 and 16 tokens, the 1,000 known or not
-pool      the share of a small pool's blocks that sequences hold while others wait, over kernels
-          that do nothing
+pool      the share of a pool's blocks that sequences hold while others wait; nothing is computed
 schedule  milliseconds of planning and committing a step of 256 sequences that decode
 """
 
@@ -25,13 +24,10 @@ import numpy as np
 from ferrule.runtime.artifact import Artifact, load
 from ferrule.runtime.blocks import BlockPool
 from ferrule.runtime.engine import Engine
-from ferrule.runtime.executor import Executor
 from ferrule.runtime.options import EngineOptions
 from ferrule.runtime.params import SamplingParams
 from ferrule.runtime.scheduler import Scheduler
 from ferrule.runtime.sequence import Sequence as Scheduled
-
-from .host import Idle
 
 REQUESTS, ALONE = 32, 6
 Ask = tuple[list[int], int]  # a prompt and the tokens of its output
@@ -134,23 +130,31 @@ def prefix(artifact: Artifact, pace: float | None) -> list[str]:
 
 
 def pool(artifact: Artifact, pace: float | None) -> list[str]:
-    """Blocks that sequences hold while others wait."""
-    plan = artifact.plan
-    blocks = 16 * -(-256 // plan.block)
-    runner = Executor(plan, Idle(), artifact.weights, blocks)
-    engine = Engine(runner, prefix_caching=False)
-    for prompt, count in trace(random.Random(4), runner.vocabulary, 200):
-        engine.submit(prompt, greedy(count))
+    """Blocks that sequences hold while others wait, in pools for some 20 and some 160 of them."""
+    block = artifact.plan.block
+    return [_filled(many * -(-256 // block), block) for many in (16, 128)]
+
+
+def _filled(blocks: int, block: int) -> str:
+    scheduler = Scheduler(BlockPool(blocks), block=block, max_batch=512, chunk=8192)
+    count = 3 * blocks
+    lengths: dict[str, int] = {}
+    for number, (prompt, output) in enumerate(trace(random.Random(4), 2, count)):
+        lengths[str(number)] = len(prompt) + output
+        scheduler.admit(Scheduled(str(number), prompt, len(prompt), limit=output))
     shares: list[float] = []
-    while engine.has_work:
-        engine.step()
-        stats = engine.stats()
-        if stats.waiting:
-            shares.append(stats.blocks_used / blocks)
-    return [
+    while step := scheduler.next_step():
+        if len(scheduler.waiting):
+            shares.append(scheduler.pool.used / blocks)
+        scheduler.commit(step)
+        for sequence in [part.sequence for part in step.parts if not part.sequence.pending]:
+            sequence.tokens.append(1)
+            if len(sequence.tokens) == lengths[sequence.id]:
+                scheduler.remove(sequence)
+    return (
         f"{blocks} blocks: {statistics.mean(shares):.1%} held on average over {len(shares)} steps,"
-        f" {stats.preemptions} preemptions of 200 requests"
-    ]
+        f" {scheduler.preemptions} preemptions of {count} requests"
+    )
 
 
 def schedule(artifact: Artifact, pace: float | None) -> list[str]:

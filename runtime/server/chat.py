@@ -1,7 +1,7 @@
 """/v1/chat/completions."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -43,7 +43,7 @@ def routes(service: Service) -> APIRouter:
             names=names,
         )
         prompt = fitted(model, tokens, body.truncate_prompt_tokens, "messages")
-        form = ChatForm(body, model, tools)
+        form = ChatForm(body, model, tools, prompt)
         return await service.answer(request, body, "chatcmpl", [prompt], params, form)
 
     return router
@@ -92,8 +92,10 @@ def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
 class ChatForm(Form):
     """The form of chat completions; with tools every choice has a reader of calls."""
 
-    def __init__(self, body: ChatBody, model: ServedModel, tools: Sequence[Tool]) -> None:
-        self.body, self.model = body, model
+    def __init__(
+        self, body: ChatBody, model: ServedModel, tools: Sequence[Tool], prompt: list[int]
+    ) -> None:
+        self.body, self.model, self.prompt = body, model, prompt
         self.tools = tools
         self.created = int(time.time())
 
@@ -102,8 +104,13 @@ class ChatForm(Form):
 
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
-        choices = [self._whole_choice(c) for c in run.choices.values()]
-        return self._frame(choices, "chat.completion") | {"usage": run.usage()}
+        choices = [self._whole_choice(c) | self._ids(c.tokens) for c in run.choices.values()]
+        whole = self._frame(choices, "chat.completion") | {"usage": run.usage()}
+        return whole | ({"prompt_token_ids": self.prompt} if self.body.return_token_ids else {})
+
+    def _ids(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """The token ids of a piece where they were asked for."""
+        return {"token_ids": list(tokens)} if self.body.return_token_ids else {}
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         content, calls = choice.text, []
@@ -126,8 +133,9 @@ class ChatForm(Form):
             reader = readers[choice.index]
             message, called = self._message(delta, reader)
             logprobs = self._logprobs(delta.token_ids, delta.logprobs or ())
-            if message or logprobs or delta.finish_reason:
-                yield self._chunk(run, choice, message, logprobs, called=called)
+            ids = self._ids(delta.token_ids)
+            if message or logprobs or delta.finish_reason or ids:
+                yield self._chunk(run, choice, message, logprobs, called=called, ids=ids)
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield event(self._frame([], "chat.completion.chunk") | {"usage": run.usage()})
 
@@ -162,8 +170,9 @@ class ChatForm(Form):
         logprobs: dict[str, Any] | None,
         *,
         called: bool = False,
+        ids: Mapping[str, Any] | None = None,
     ) -> str:
-        part = self._choice(choice, {"delta": message}, logprobs, called=called)
+        part = self._choice(choice, {"delta": message}, logprobs, called=called) | dict(ids or {})
         chunk = self._frame([part], "chat.completion.chunk")
         options = self.body.stream_options
         if options and (options.include_usage or options.continuous_usage_stats):

@@ -68,6 +68,7 @@ class CompletionForm(Form):
         """The answer to a request that does not stream."""
         choices = [
             self._choice(c, self._echo(c) + c.text, self._all_logprobs(c), whole=True)
+            | self._ids(c, c.tokens, first=True)
             for c in run.choices.values()
         ]
         return self._frame(choices) | {"usage": run.usage()}
@@ -81,9 +82,12 @@ class CompletionForm(Form):
             begun.add(choice.index)
             echo = self._echo(choice) if first else ""
             logprobs = self._delta_logprobs(choice, delta, first=first)
-            if not (echo or delta.text or delta.finish_reason or logprobs):
+            asked = logprobs or self.body.return_token_ids
+            if not (echo or delta.text or delta.finish_reason or asked):
                 continue
-            chunk = self._frame([self._choice(choice, echo + delta.text, logprobs)])
+            part = self._choice(choice, echo + delta.text, logprobs)
+            part |= self._ids(choice, delta.token_ids, first=first)
+            chunk = self._frame([part])
             if options and (options.include_usage or options.continuous_usage_stats):
                 chunk["usage"] = run.usage() if options.continuous_usage_stats else None
             yield event(chunk)
@@ -109,6 +113,13 @@ class CompletionForm(Form):
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         } | ({"prompt_logprobs": self._prompt_logprobs(choice)} if whole else {})
+
+    def _ids(self, choice: Choice, tokens: Sequence[int], *, first: bool) -> dict[str, Any]:
+        """The token ids of a piece where they were asked for; the prompt's with the first."""
+        if not self.body.return_token_ids:
+            return {}
+        prompt = self.prompts[choice.prompt] if first else None
+        return {"token_ids": list(tokens), "prompt_token_ids": prompt}
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None] | None:
         if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:

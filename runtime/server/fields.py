@@ -88,6 +88,15 @@ class Generation(Sampling):
     user: StrictStr | None = None
     priority: StrictInt | None = None
     cache_salt: StrictStr | None = None
+    return_token_ids: StrictBool = False
+    # What clients send by default and what is so here in any case: nothing is kept, there is one
+    # tier and one cache, and special tokens have the spaces that the tokenizer gives them.
+    store: Literal[False] | None = None
+    metadata: dict[str, StrictStr] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
     request_id: Annotated[str, Field(strict=True, min_length=1, max_length=128)] | None = None
 
 
@@ -184,6 +193,7 @@ class ChatBody(Generation):
     add_special_tokens: StrictBool = False
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+    modalities: list[Literal["text"]] | None = None
 
 
 class TokenizeBody(Whole):

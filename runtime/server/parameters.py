@@ -1,5 +1,6 @@
 """Sampling parameters out of a request's body: nothing given is left out in silence."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -79,7 +80,10 @@ def format_constraint(response_format: dict[str, Any] | None) -> dict[str, Any] 
         if not isinstance(schema, dict):
             raise invalid("response_format.json_schema.schema", "wanted a JSON schema")
         return {"json": schema}
-    known = "text, json_object or json_schema"
+    if kind == "structural_tag":
+        given = {n: response_format.get(n) for n in ("triggers", "structures")}
+        return {"structural_tag": json.dumps(given)}
+    known = "text, json_object, json_schema or structural_tag"
     raise invalid("response_format.type", f"given {kind!r}, wanted {known}")
 
 

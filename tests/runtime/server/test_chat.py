@@ -161,3 +161,50 @@ def test_several_sequences_in_a_stream(client, script):
         for choice in chunk.choices:
             texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
     assert texts == {0: "ab", 1: "ab"}
+
+
+def test_what_clients_send_by_default_is_taken(client):
+    done = client.chat.completions.create(
+        model="fox",
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "me"},
+        ],
+        max_completion_tokens=2,
+        parallel_tool_calls=True,
+        store=False,
+        metadata={"a": "b"},
+        service_tier="auto",
+        prompt_cache_key="k",
+        safety_identifier="me",
+        modalities=["text"],
+        reasoning_effort="low",
+        logit_bias={},
+        extra_body={"spaces_between_special_tokens": True},
+    )
+    assert done.usage.completion_tokens == 2
+    with pytest.raises(openai.BadRequestError, match="store"):
+        client.chat.completions.create(
+            model="fox", messages=[{"role": "user", "content": "a"}], store=True
+        )
+
+
+def test_token_ids_come_where_asked(client):
+    asked = {
+        "model": "fox",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 3,
+        "extra_body": {"return_token_ids": True},
+    }
+    done = client.chat.completions.create(**asked)
+    text = done.choices[0].message.content
+    assert bytes(done.choices[0].token_ids).decode() == text
+    assert bytes(done.prompt_token_ids).decode() == "<user>hi</user><reply>"
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    ids = [i for c in chunks for i in getattr(c.choices[0], "token_ids", None) or ()]
+    assert bytes(ids).decode() == text
+    plain = client.completions.create(
+        model="fox", prompt=["th", "t"], max_tokens=3, extra_body={"return_token_ids": True}
+    )
+    assert [c.prompt_token_ids for c in plain.choices] == [[116, 104], [116]]
+    assert all(bytes(c.token_ids).decode() == c.text for c in plain.choices)

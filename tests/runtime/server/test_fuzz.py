@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 import pytest
 from ferrule.runtime.server import fields
@@ -16,6 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scripted import ScriptRunner, served
 
+# More of them where somebody wants to know: FERRULE_FUZZ=10000.
+EXAMPLES = int(os.environ.get("FERRULE_FUZZ", "400"))
 ENDPOINTS = {
     "/v1/completions": (fields.CompletionBody, {"prompt": "th"}),
     "/v1/chat/completions": (fields.ChatBody, {"messages": [{"role": "user", "content": "a"}]}),
@@ -136,7 +139,9 @@ def application(tokenizer):
 
 
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(requests() | likely())
 @example(("/v1/completions", {"prompt": "th", "logprobs": 0, "n": 2, "echo": True}))

@@ -1,8 +1,11 @@
 """Clients that leave, servers that end, engines that break."""
 
 import http.client
+import itertools
 import json
 import threading
+import time
+import urllib.request
 
 import openai
 from scripted import ScriptRunner, serving, wait_for
@@ -76,3 +79,45 @@ def test_an_engine_that_breaks_ends_its_requests_and_is_not_healthy(tokenizer):
 
 def explode():
     raise RuntimeError("the engine broke")
+
+
+def test_kernels_that_raise_end_the_requests_of_their_step_and_no_other(tokenizer):
+    runner = slow()
+    with serving(tokenizer, {"fox": runner}) as running:
+        got = []
+
+        def ask():
+            got.append(post(running, "/v1/completions", LONG))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: running.service.unfinished == 3)
+        step, runner.step = runner.step, broken
+        for thread in threads:
+            thread.join(10)
+        runner.step = step
+        assert [(s, b["error"]["code"]) for s, b in got] == [(500, "generation_failed")] * 3
+        assert post(running, "/v1/completions", LONG | {"max_tokens": 3})[0] == 200
+        (front,) = running.service.models.fronts.values()
+        wait_for(lambda: not front.engine.has_work)
+        front.engine.check()
+        assert front.engine.stats().blocks_used == 0
+
+
+def broken(_):
+    raise RuntimeError("the kernel broke")
+
+
+def test_a_clock_that_jumps_changes_no_answer_and_no_metric(tokenizer, monkeypatch):
+    jumps = itertools.cycle([0.0, 4e9, 1.7e9, -5.0])
+    with serving(tokenizer, {"fox": ScriptRunner()}) as running:
+        monkeypatch.setattr(time, "time", lambda: next(jumps))
+        for _ in range(4):
+            status, body = post(running, "/v1/completions", {"prompt": "a", "max_tokens": 40})
+            assert status == 200 and body["usage"]["completion_tokens"] == 40
+        monkeypatch.undo()
+        with urllib.request.urlopen(f"{running.url}/stats", timeout=10) as answer:
+            live = json.loads(answer.read())["models"]["fox"]
+    assert 0 <= live["time_to_first_token_ms"]["p99"] < 60_000
+    assert 0 <= live["inter_token_latency_ms"]["p99"] < 60_000
