@@ -67,6 +67,10 @@ Keys = Annotated[
         panel=LISTEN, say="A key that opens the API; may be repeated.", envvar="FERRULE_API_KEY"
     ),
 ]
+Origins = Annotated[
+    list[str] | None,
+    _option(panel=LISTEN, say='Pages that may use the API from a browser; "*" is all of them.'),
+]
 Template = Annotated[
     Path | None, _option(panel=LISTEN, say="A chat template in place of the artifacts' own.")
 ]
@@ -156,6 +160,7 @@ def serve(
     ssl_certfile: CertFile = None,
     served_model_name: Names = None,
     api_key: Keys = None,
+    allowed_origin: Origins = None,
     chat_template: Template = None,
     generation_config: Defaults = "auto",
     otlp_traces_endpoint: TracesTo = None,
@@ -187,7 +192,12 @@ def serve(
         folders,
         names=served_model_name or (),
         settings=Settings(
-            tuple(api_key or ()), max_waiting, max_body, request_timeout, drain_timeout
+            tuple(api_key or ()),
+            max_waiting,
+            max_body,
+            request_timeout,
+            drain_timeout,
+            tuple(allowed_origin or ()),
         ),
         listen=Listen(host, port, uds, ssl_keyfile, ssl_certfile),
         options=_engine_options(

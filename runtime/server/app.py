@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -34,7 +35,13 @@ def build_app(service: Service, version: str) -> ASGIApp:
         app.include_router(part.routes(service))
     app.include_router(status.routes(service, version))
     _answer_errors(app)
-    return Gate(app, service.settings, logging.getLogger("ferrule.server"))
+    gate = Gate(app, service.settings, logging.getLogger("ferrule.server"))
+    if not service.settings.origins:
+        return gate
+    # Outside the gate: what a browser asks first comes without a key.
+    return CORSMiddleware(
+        gate, allow_origins=service.settings.origins, allow_methods=["*"], allow_headers=["*"]
+    )
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -91,7 +91,7 @@ class Generation(Sampling):
     return_token_ids: StrictBool = False
     # What clients send by default and what is so here in any case: nothing is kept, there is one
     # tier and one cache, and special tokens have the spaces that the tokenizer gives them.
-    store: Literal[False] | None = None
+    store: StrictBool = False
     metadata: dict[str, StrictStr] | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: StrictStr | None = None

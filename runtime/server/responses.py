@@ -90,6 +90,13 @@ class ResponseBody(Whole):
     reasoning: Reasoning | None = None
     metadata: dict[str, StrictStr] | None = None
     user: StrictStr | None = None
+    # What clients send by default and what is so here in any case.
+    background: StrictBool = False
+    include: Annotated[list[StrictStr], Field(max_length=0)] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
 
 
 def routes(service: Service) -> APIRouter:
@@ -100,8 +107,9 @@ def routes(service: Service) -> APIRouter:
     async def respond(body: ResponseBody, request: Request) -> Response:
         """Answer an input."""
         model = service.model(body.model)
-        if body.store:
-            raise unsupported("store", "this server keeps nothing")
+        for name in ("store", "background"):
+            if getattr(body, name):
+                raise unsupported(name, "this server keeps nothing")
         tools = offered_tools(_nested(body), _choice(body))
         names = {"reasoning_effort": body.reasoning.effort} if body.reasoning else {}
         tokens = await chat_prompt(model, _messages(body), tools, names=names)

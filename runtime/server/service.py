@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from ..beam import BeamSearchParams
 from ..sampling import SamplingParams
 from .beams import BeamRun
-from .errors import ApiError
+from .errors import ApiError, unsupported
 from .fields import Generation
 from .generation import Run, new_id
 from .metrics import ServerMetrics
@@ -57,6 +57,8 @@ class Service:
         form: "Form",
     ) -> Response:
         """Run prompts and answer in the endpoint's form, whole or as a stream."""
+        if body.store:
+            raise unsupported("store", "this server keeps nothing")
         model = self.models[body.model]
         run = Run(model, params) if isinstance(params, SamplingParams) else BeamRun(model, params)
         form.id = body.request_id or new_id(prefix)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and keys. Without keys the API is open.
+    """Limits and keys. Without keys the API is open. Pages of `origins` may use it from a browser;
+    "*" is every page.
 
     `max_waiting` sequences may wait beside those that one step can run. `drain_seconds` is what
     requests have to end once the server is asked to.
@@ -16,3 +17,4 @@ class Settings:
     max_body_bytes: int = 8 << 20
     request_seconds: float = 600.0
     drain_seconds: float = 30.0
+    origins: tuple[str, ...] = ()

@@ -76,3 +76,20 @@ def test_what_needs_state_is_refused(client):
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(model="fox", input="hi", **extra)
         assert caught.value.code == "unsupported_parameter" and caught.value.param in extra
+
+
+def test_what_clients_send_by_default_is_taken(client):
+    done = client.responses.create(
+        model="fox",
+        input="hi",
+        max_output_tokens=2,
+        store=False,
+        background=False,
+        include=[],
+        truncation="disabled",
+        service_tier="auto",
+        prompt_cache_key="k",
+        safety_identifier="me",
+        metadata={"a": "b"},
+    )
+    assert done.usage.output_tokens == 2 and done.metadata == {"a": "b"}

@@ -7,7 +7,8 @@ import urllib.request
 
 import pytest
 from ferrule.runtime.server.middleware import JsonFormatter
-from scripted import wait_for
+from ferrule.runtime.server.settings import Settings
+from scripted import serving, wait_for
 from test_errors import post
 
 
@@ -102,3 +103,27 @@ def test_prefixes_are_forgotten_when_asked(server):
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert answer.status == 200
     assert cached() == 0
+
+
+def test_pages_of_other_origins_may_use_the_api_where_the_operator_says_so(tokenizer, server):
+    def asked(running):
+        headers = {
+            "origin": "http://page.example",
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type",
+        }
+        request = urllib.request.Request(
+            f"{running.url}/v1/completions", headers=headers, method="OPTIONS"
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return dict(answer.headers)
+
+    settings = Settings(api_keys=("k",), origins=("http://page.example",))
+    with serving(tokenizer, settings=settings) as running:
+        found = asked(running)
+        assert found["access-control-allow-origin"] == "http://page.example"
+        assert "authorization" in found["access-control-allow-headers"].lower()
+        body = {"prompt": "a", "max_tokens": 1}
+        assert post(running, "/v1/completions", body)[0] == 401
+    with pytest.raises(urllib.error.HTTPError, match="405"):
+        asked(server)
