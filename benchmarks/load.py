@@ -169,7 +169,7 @@ def report(found: Found) -> list[str]:
     return [
         f"{total} requests in {found.seconds:.0f} s: {kinds}",
         f"{found.tokens / found.seconds:.1f} output tokens/s of requests that were read to the end",
-        f"{stats['steps']} steps, {stats['preemptions']} preemptions,"
+        f"{stats['steps']} steps, {stats['preemptions']} preemptions, {stats['swaps']} by swap,"
         f" {stats['prefix_cache_hits'] / max(1, stats['prefix_cache_queries']):.0%} of prompt"
         " tokens found in the prefix cache",
         f"memory {begin / 2**20:.1f} MiB, at the end {end / 2**20:.1f} MiB ({share:+.1%})",

@@ -24,13 +24,14 @@ class BlockPool:
 
     A block may be held by several sequences (`retain`), which is what sharing a prefix and copying
     on write need. A block that nobody holds is cached where its content was named, and free
-    otherwise; the cached ones are given away last, the least recently held first.
+    otherwise; the cached ones are given away last, the least recently held first. `evictions`
+    counts those.
     """
 
     def __init__(self, size: int) -> None:
         if size < 1:
             raise ValueError(f"a pool of {size} blocks: wanted 1 or more")
-        self.size = size
+        self.size, self.evictions = size, 0
         self._counts = [0] * size
         self._free = deque(range(size))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -67,6 +68,7 @@ class BlockPool:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
+        self.evictions += 1
         del self._blocks[self._keys.pop(block)]
         return block
 

@@ -406,6 +406,7 @@ class Engine:
             prefix_hits=self.scheduler.prefix_hits,
             prompt_tokens=self.prompt_tokens,
             generated_tokens=self.generated_tokens,
+            evictions=self.pool.evictions,
         )
 
     def forget_prefixes(self) -> None:

@@ -88,7 +88,7 @@ class EngineStats:
     Blocks: `used` are held by sequences, `cached` by nobody but their content may be used again,
     `free` are the rest. `prefix_queries` counts prompt tokens that were looked up in the prefix
     cache, `prefix_hits` those that were found. `swaps` are the preemptions that kept their blocks
-    in host memory.
+    outside the cache, `evictions` the cached blocks that were given away.
     """
 
     running: int
@@ -103,3 +103,4 @@ class EngineStats:
     prefix_hits: int
     prompt_tokens: int
     generated_tokens: int
+    evictions: int = 0

@@ -192,4 +192,5 @@ _COUNTERS = (
     ("num_swaps", "Those of them that kept their blocks on the host.", "swaps"),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", "prefix_queries"),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", "prefix_hits"),
+    ("prefix_cache_evictions", "Cached blocks given away for others.", "evictions"),
 )

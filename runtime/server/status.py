@@ -139,8 +139,10 @@ async def _live(service: Service) -> dict[str, dict[str, Any]]:
             "kv_cache_usage": usage(stats),
             "steps": stats.steps,
             "preemptions": stats.preemptions,
+            "swaps": stats.swaps,
             "prefix_cache_queries": stats.prefix_queries,
             "prefix_cache_hits": stats.prefix_hits,
+            "prefix_cache_evictions": stats.evictions,
             **service.models[name].live.summary(now),
         }
         for name, stats in (await _stats(service)).items()

@@ -137,6 +137,9 @@ function show(live) {
   at("free").textContent = live.kv_blocks_free;
   at("bar-used").style.width = share(live.kv_blocks_used);
   at("bar-cached").style.width = share(live.kv_blocks_cached);
+  const { prefix_cache_queries: asked, prefix_cache_hits: found } = live;
+  at("prefix").textContent = asked ? `${percent(found / asked)} of prompt tokens were known; ` +
+    `${count(live.preemptions, "preemption")}, ${live.swaps} by swap` : "";
   const rows = [live.time_to_first_token_ms, live.inter_token_latency_ms];
   rows.forEach((row, index) => {
     const cells = at("latency").rows[index].cells;
