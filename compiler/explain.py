@@ -56,7 +56,7 @@ def explain(
     entries = artifact.plan.entries
     if entry is not None and entry not in entries:
         raise IRError(f"no entry {entry!r}; the artifact has {', '.join(entries)}")
-    machine = hardware(_target(artifact.manifest), records_path()) if measure else None
+    machine = hardware(built_for(artifact.manifest), records_path()) if measure else None
     steps = []
     for name in entries if entry is None else [entry]:
         dims = step_dims(artifact.plan, name, load)
@@ -70,15 +70,15 @@ def probe_machine(folder: Path) -> Hardware:
     """Measure this machine for an artifact's target, and record it, whether it was or not."""
     from ..runtime.manifest import read_manifest
 
-    return remeasured(_target(read_manifest(folder)), records_path())
+    return remeasured(built_for(read_manifest(folder)), records_path())
 
 
 def known_machine(manifest: Mapping[str, Any]) -> Hardware | None:
     """This machine's rates for an artifact's target, where somebody measured them before."""
-    return recorded(_target(manifest), records_path())
+    return recorded(built_for(manifest), records_path())
 
 
-def _target(manifest: Mapping[str, Any]) -> Target:
+def built_for(manifest: Mapping[str, Any]) -> Target:
     """The artifact's target with this machine's cores and caches."""
     target, here = manifest["target"], Target.parse("cpu")
     return replace(here, arch=target["arch"], features=frozenset(target["features"]))

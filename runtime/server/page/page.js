@@ -166,8 +166,7 @@ function kernelRow(kernel) {
   const row = document.createElement("tr");
   const name = document.createElement("th");
   name.scope = "row";
-  name.textContent = kernel.template;
-  name.title = kernel.ops;
+  name.textContent = kernel.ops.replaceAll("+", "+\u200b") || kernel.template; // lines may break
   const rate = kernel.bytes / kernel.seconds / 1e9;
   const values = [kernel.count, (kernel.seconds * 1000).toFixed(3), rate.toFixed(1),
     kernel.share === null ? "-" : percent(kernel.share)];

@@ -60,9 +60,23 @@ def test_a_reply_can_be_stopped_and_errors_are_shown(browser, tokenizer):
         browser.wait("document.querySelector('.turn.error')?.textContent.includes('top_p')")
 
 
-def test_a_real_model_and_the_kernels_of_its_steps(browser, artifact, tmp_path):
+def record_rates(artifact, records):
+    """Rates of this machine as if somebody had measured them."""
+    from ferrule.compiler.explain import built_for
+    from ferrule.compiler.hardware import fingerprint
+    from ferrule.compiler.records import append_record
+    from ferrule.runtime.manifest import read_manifest
+
+    key = f"hardware/{fingerprint(built_for(read_manifest(artifact)))}"
+    rates = {"read_bandwidth": 1e10, "cache_bandwidth": 1e11, "peak": {"f32": 1e11}}
+    append_record(records, key, rates)
+
+
+def test_a_real_model_and_the_kernels_of_its_steps(browser, artifact, tmp_path, monkeypatch):
     from test_serve import Process
 
+    record_rates(artifact, tmp_path / "records.jsonl")
+    monkeypatch.setenv("FERRULE_RECORDS", str(tmp_path / "records.jsonl"))
     with Process(artifact, tmp_path / "log") as process:
         browser.open(process.url)
         browser.wait("document.getElementById('state')?.textContent === 'ready'")
@@ -85,6 +99,8 @@ def test_a_real_model_and_the_kernels_of_its_steps(browser, artifact, tmp_path):
         cells = "[...document.querySelectorAll('#kernels tr')].map(r => r.cells[2].textContent)"
         times = [float(text) for text in browser.run(cells)]
         assert times == sorted(times, reverse=True) and times[0] > 0
+        shares = browser.run(cells.replace("cells[2]", "cells[4]"))
+        assert all(share.endswith("%") for share in shares), shares
         for scheme in ("light", "dark"):
             browser.shoot(tmp_path / f"{scheme}.png", scheme)
         assert browser.errors == []
