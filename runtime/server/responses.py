@@ -315,7 +315,7 @@ class ResponseForm(Form):
 def _call_item(call: Call) -> dict[str, Any]:
     return {
         "type": "function_call",
-        "id": f"fc_{call.id.removeprefix('call_')}",
+        "id": f"fc_{call.id}",
         "call_id": call.id,
         "name": call.name,
         "arguments": call.arguments,

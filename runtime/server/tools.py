@@ -5,7 +5,8 @@ last. What tags enclose, and what a reply without tags may be, calls.py reads.
 """
 
 import json
-import uuid
+import secrets
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,10 @@ _FIRST = "functools"  # Phi-4-mini, before a list
 _MARKS = frozenset(
     {*_TAGS, *filter(None, _TAGS.values()), *INNER, "<|action_start|>", "<|plugin|>"}
 )
+
+
+# Nine letters and digits: Mistral's templates refuse a conversation with other ids in it.
+_ALPHABET = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class CallReader:
 
 def _call(name: str, arguments: dict[str, Any] | str) -> Call:
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return Call(f"call_{uuid.uuid4().hex[:24]}", name, text)
+    return Call("".join(secrets.choice(_ALPHABET) for _ in range(9)), name, text)
 
 
 def _body(whole: str, tag: str) -> str:

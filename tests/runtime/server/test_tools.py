@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 from ferrule.runtime.server.tools import CallReader
@@ -94,6 +95,13 @@ FAMILIES = {
     "internlm": f"<|action_start|><|plugin|>{OBJECT}<|action_end|>",
     "openai": '{"function": ' + OBJECT + "}",
 }
+
+
+def test_ids_are_those_that_every_template_takes():
+    reader = CallReader({"weather": SCHEMA})
+    reader.push(FAMILIES["hermes"] * 3)
+    ids = {call.id for call in reader.calls}
+    assert len(ids) == 3 and all(re.fullmatch("[a-zA-Z0-9]{9}", each) for each in ids)
 
 
 def calls_of(text, size):
