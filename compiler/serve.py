@@ -13,6 +13,7 @@ from .measure import bench
 
 if TYPE_CHECKING:
     from ..runtime.options import EngineOptions
+    from ..runtime.server.command import Listen
 
 LISTEN, ENGINE, LIMITS = "Listening", "Engine", "Limits"
 
@@ -181,25 +182,17 @@ def serve(
     kv_memory: CacheMemory = None,
 ) -> None:
     """Serve artifacts over the OpenAI API, with metrics and a page to try them on."""
-    from ..runtime.server.command import Listen, Talk, serve_directories
+    from ..runtime.server.command import Talk, serve_directories
     from ..runtime.server.settings import Settings
     from .cli import _bytes
     from .explain import known_machine
 
-    if (ssl_keyfile is None) != (ssl_certfile is None):
-        raise typer.BadParameter("--ssl-keyfile and --ssl-certfile go together")
+    limits = (max_waiting, max_body, request_timeout, drain_timeout)
     serve_directories(
         folders,
         names=served_model_name or (),
-        settings=Settings(
-            tuple(api_key or ()),
-            max_waiting,
-            max_body,
-            request_timeout,
-            drain_timeout,
-            tuple(allowed_origin or ()),
-        ),
-        listen=Listen(host, port, uds, ssl_keyfile, ssl_certfile),
+        settings=Settings(tuple(api_key or ()), *limits, tuple(allowed_origin or ())),
+        listen=_listen(host, port, uds, ssl_keyfile, ssl_certfile),
         options=_engine_options(
             policy=scheduling_policy,
             weights=_weights(client_weight or ()),
@@ -217,6 +210,16 @@ def serve(
         threads=threads,
         cache_bytes=_bytes(kv_memory),
     )
+
+
+def _listen(
+    host: str, port: int, uds: str | None, key: Path | None, certificate: Path | None
+) -> Listen:
+    from ..runtime.server.command import Listen
+
+    if (key is None) != (certificate is None):
+        raise typer.BadParameter("--ssl-keyfile and --ssl-certfile go together")
+    return Listen(host, port, uds, key, certificate)
 
 
 def _engine_options(**given: Any) -> EngineOptions:

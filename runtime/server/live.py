@@ -11,15 +11,16 @@ from .front import Record
 
 SECONDS = 60.0
 _MOST = 20_000  # samples kept of each kind: a bound on memory, far above what a page shows
+_Samples = deque[tuple[float, float]]
 
 
 class LiveWindow:
     """Observes a front and keeps what happened in the last minute."""
 
     def __init__(self) -> None:
-        self._tokens: deque[tuple[float, int]] = deque(maxlen=_MOST)
-        self._first: deque[tuple[float, float]] = deque(maxlen=_MOST)
-        self._between: deque[tuple[float, float]] = deque(maxlen=_MOST)
+        self._tokens: _Samples = deque(maxlen=_MOST)
+        self._first: _Samples = deque(maxlen=_MOST)
+        self._between: _Samples = deque(maxlen=_MOST)
         self.ended_requests = 0
 
     def arrived(self, record: Record) -> None:
@@ -28,11 +29,11 @@ class LiveWindow:
     def gave(self, record: Record, delta: Delta, now: float) -> None:
         """Keep the latency of a token and that it came."""
         if record.first_token is None:
-            self._first.append((now, now - record.arrived))
+            _keep(self._first, now, now - record.arrived)
         before = record.last_token.get(delta.index)
         if before is not None:
-            self._between.append((now, now - before))
-        self._tokens.append((now, len(delta.token_ids)))
+            _keep(self._between, now, now - before)
+        _keep(self._tokens, now, len(delta.token_ids))
 
     def stepped(self, tokens: int, now: float) -> None:
         """Steps show in the engine's own counts."""
@@ -77,6 +78,13 @@ class Observers:
         """Tell every observer."""
         for observer in self._each:
             observer.ended(record)
+
+
+def _keep(samples: _Samples, now: float, value: float) -> None:
+    """Add a sample, and let go of those that are too old to be shown."""
+    samples.append((now, value))
+    while samples[0][0] <= now - SECONDS:
+        samples.popleft()
 
 
 def _percentiles(samples: Iterable[tuple[float, float]], now: float) -> dict[str, float] | None:

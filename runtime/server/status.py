@@ -23,7 +23,27 @@ _PAGE = {
 def routes(service: Service, version: str) -> APIRouter:
     """The endpoints over a service."""
     router = APIRouter(tags=["operation"])
+    for add in (_add_models, _add_states, _add_checks, _add_counts):
+        add(router, service)
 
+    @router.get("/version")
+    async def version_of() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": version}
+
+    @router.get("/", include_in_schema=False)
+    @router.get("/page.css", include_in_schema=False)
+    @router.get("/page.js", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        """A playground and a live view of the engines."""
+        name, kind = _PAGE[request.url.path.removeprefix("/")]
+        body = files(__package__ or "").joinpath("page", name).read_bytes()
+        return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return router
+
+
+def _add_models(router: APIRouter, service: Service) -> None:
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The models served here."""
@@ -34,6 +54,13 @@ def routes(service: Service, version: str) -> APIRouter:
         """One model."""
         return service.models[name].to_json()
 
+    @router.get("/plan")
+    async def plan(model: str | None = None) -> JSONResponse:
+        """The memory of a model, to the byte."""
+        return JSONResponse(dict(service.models[model].plan))
+
+
+def _add_states(router: APIRouter, service: Service) -> None:
     @router.get("/health")
     async def health() -> Response:
         """200 while every engine can serve."""
@@ -53,6 +80,13 @@ def routes(service: Service, version: str) -> APIRouter:
         """200 while the server answers at all."""
         return Response()
 
+    @router.get("/load")
+    async def load() -> dict[str, int]:
+        """How many requests are unfinished."""
+        return {"server_load": service.unfinished}
+
+
+def _add_checks(router: APIRouter, service: Service) -> None:
     @router.get("/check")
     async def check() -> dict[str, str]:
         """Account for every block, sequence and request; 500 with both sides where they differ."""
@@ -69,21 +103,8 @@ def routes(service: Service, version: str) -> APIRouter:
                 await each.front.forget_prefixes()
         return Response()
 
-    @router.get("/load")
-    async def load() -> dict[str, int]:
-        """How many requests are unfinished."""
-        return {"server_load": service.unfinished}
 
-    @router.get("/version")
-    async def version_of() -> dict[str, str]:
-        """The version of the server."""
-        return {"version": version}
-
-    @router.get("/plan")
-    async def plan(model: str | None = None) -> JSONResponse:
-        """The memory of a model, to the byte."""
-        return JSONResponse(dict(service.models[model].plan))
-
+def _add_counts(router: APIRouter, service: Service) -> None:
     @router.get("/kernels")
     async def kernels(model: str | None = None) -> dict[str, Any]:
         """The kernels of a step that ran a moment ago, and their shares of the roofline; asking
@@ -101,17 +122,6 @@ def routes(service: Service, version: str) -> APIRouter:
     async def metrics() -> Response:
         """Metrics in Prometheus' text form."""
         return PlainTextResponse(await metrics_text(service), media_type=CONTENT_TYPE_LATEST)
-
-    @router.get("/", include_in_schema=False)
-    @router.get("/page.css", include_in_schema=False)
-    @router.get("/page.js", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        """A playground and a live view of the engines."""
-        name, kind = _PAGE[request.url.path.removeprefix("/")]
-        body = files(__package__ or "").joinpath("page", name).read_bytes()
-        return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
-
-    return router
 
 
 async def _stats(service: Service) -> dict[str, EngineStats]:
