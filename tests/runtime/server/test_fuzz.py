@@ -109,7 +109,7 @@ class Loop:
         metrics = ServerMetrics(256)
         runner = ScriptRunner(max_context=64, blocks=64)
         self.model = served("fox", tokenizer, runner, metrics, limit=256)
-        service = Service(Models([self.model]), Settings(request_seconds=5.0), metrics)
+        service = Service(Models([self.model]), Settings(), metrics)
         self.app = build_app(service, "test")
         self.loop = asyncio.new_event_loop()
         self.loop.run_until_complete(self._start())
