@@ -151,11 +151,11 @@ class Running:
 
     def __exit__(self, *_):
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive(), "the server does not end"
 
 
-def wait_for(claim, seconds=10.0):
+def wait_for(claim, seconds=60.0):
     """Wait until a claim holds; fail where it does not in time."""
     end = time.monotonic() + seconds
     while not claim():

@@ -15,7 +15,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
 def post(server, path, body, headers=None):
     """Status and JSON of a raw request; `body` is bytes or an object."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     connection.request("POST", path, raw, {"content-type": "application/json", **(headers or {})})
     answer = connection.getresponse()
@@ -128,7 +128,7 @@ def test_sizes(tokenizer):
         def pieces():
             yield from [b'{"prompt": "' + b"a" * 600, b"a" * 600 + b'"}']
 
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
         headers = {"content-type": "application/json"}
         connection.request("POST", "/v1/completions", pieces(), headers, encode_chunked=True)
         assert connection.getresponse().status == 413
@@ -138,7 +138,7 @@ def test_sizes(tokenizer):
 def test_a_body_that_does_not_come(tokenizer):
     with (
         serving(tokenizer, settings=Settings(request_seconds=0.3)) as running,
-        socket.create_connection(("127.0.0.1", running.port), timeout=10) as client,
+        socket.create_connection(("127.0.0.1", running.port), timeout=60) as client,
     ):
         head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n"
         client.sendall(head + b"content-type: application/json\r\n\r\n{")

@@ -13,7 +13,7 @@ from test_errors import post
 
 
 def get(server, path):
-    with urllib.request.urlopen(f"{server.url}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{server.url}{path}", timeout=60) as answer:
         return answer.status, answer.read(), answer.headers["content-type"]
 
 
@@ -100,7 +100,7 @@ def test_prefixes_are_forgotten_when_asked(server):
     cached()
     assert cached() == 32
     request = urllib.request.Request(f"{server.url}/reset_prefix_cache?model=fox", method="POST")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
     assert cached() == 0
 
@@ -115,7 +115,7 @@ def test_pages_of_other_origins_may_use_the_api_where_the_operator_says_so(token
         request = urllib.request.Request(
             f"{running.url}/v1/completions", headers=headers, method="OPTIONS"
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return dict(answer.headers)
 
     settings = Settings(api_keys=("k",), origins=("http://page.example",))
