@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from ferrule.runtime.chat import ChatTemplate
 from ferrule.runtime.errors import ArtifactError, RequestError
-from ferrule.runtime.text import Text, TextStream, end_ids
+from ferrule.runtime.params import SamplingParams
+from ferrule.runtime.text import Text, TextStream, advised_sampling, end_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -156,3 +157,13 @@ def test_end_ids_come_from_the_first_file_that_names_them(directory, text, tmp_p
 def test_a_directory_without_a_tokenizer_is_an_error(tmp_path):
     with pytest.raises(ArtifactError, match=r"tokenizer\.json: no tokenizer can be read"):
         Text(tmp_path)
+
+
+def test_advised_sampling_is_read_by_the_names_of_parameters(tmp_path):
+    assert advised_sampling(tmp_path) == {}
+    config = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "eos_token_id": 1}
+    config |= {"max_new_tokens": 99, "min_p": None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    wanted = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_tokens": 99}
+    assert advised_sampling(tmp_path) == wanted
+    SamplingParams.parse(wanted)

@@ -124,3 +124,16 @@ def test_models_by_name(client, script):
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="cat", **asked)
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
+
+
+def test_the_model_says_how_to_sample_where_a_request_does_not(client, server):
+    model = server.service.models["fox"]
+    server.runner.sure = 3.0
+    model.sampling = {"temperature": 0.0, "top_k": 5}
+    try:
+        asked = {"model": "fox", "prompt": "th", "max_tokens": 40}
+        assert client.completions.create(**asked).choices[0].text == FOX[2:42]
+        loud = client.completions.create(**asked, temperature=5.0, extra_body={"top_k": 0})
+        assert loud.choices[0].text != FOX[2:42]
+    finally:
+        model.sampling, server.runner.sure = {}, 40.0
