@@ -168,6 +168,7 @@ class Executor:
             "R": len(batch.logit_rows),
             "M": self._width(batch),
             "C": sum(map(len, batch.block_table)),
+            **({"Z": count} if self.states else {}),
             "L": round(sum(batch.context_length) / count),
         }
         return StepSample("decode" if batch.is_decode else "mixed", dims, seconds)

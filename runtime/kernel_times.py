@@ -12,7 +12,8 @@ from .costs import NO_TRAFFIC, Dims, Machine, Traffic, limits, operations_of, si
 class StepSample:
     """A step that was timed call by call: its entry, its dims, and seconds in the calls' order.
 
-    Beside the plan's dims: C, the blocks of its sequences, and L, the mean of their tokens.
+    Beside the plan's dims: C, the blocks of its sequences, Z, their recurrent states where the
+    model has any, and L, the mean of their tokens.
     """
 
     entry: str
