@@ -28,6 +28,7 @@ from ferrule.ir.ops import recurrent
 from ferrule.ir.target import Target
 from ferrule.ir.types import CacheType, TensorType
 from ferrule.runtime.artifact import Artifact, load
+from ferrule.runtime.options import EngineOptions
 from ferrule.runtime.sampling import SamplingParams
 
 TOKENS = 48
@@ -63,7 +64,7 @@ CASES = {
 
 def decode_seconds(artifact: Artifact, length: int) -> float:
     """The median time of a token behind a prompt of so many tokens."""
-    engine = artifact.new_engine(prefix_caching=False)
+    engine = artifact.new_engine(EngineOptions(prefix_caching=False))
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
     engine.submit([3 + i % 97 for i in range(length)], params)
     times: list[float] = []
