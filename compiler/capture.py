@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as _torch_config
 
 from .checkpoint import LiveWeights, Weights
+from .conditions import broken_condition
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .helped import helped
@@ -230,6 +231,9 @@ def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
     try:
         return export(model, (_ids(limit),), {}, _open_shapes(limit, least=1))
     except CompileError as refusal:
+        # The least of two sizes is beyond the tracer's algebra.
+        if "Constraints violated" in str(refusal) and "min(" in str(refusal):
+            return _export_proved(model, limit, refusal)
         try:
             # Where a part of a table is all of it, its strides are others, and the tracer keeps the
             # two apart. Told not to look at sizes for what is decided the same way without, it
@@ -238,6 +242,16 @@ def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
                 return export(model, (_ids(limit),), {}, _open_shapes(limit, least=2))
         except CompileError:
             raise refusal from None
+
+
+def _export_proved(model: LogitsOf, limit: int, refusal: CompileError) -> ExportedProgram:
+    """The program whose conditions on sizes hold at each length, as is found by trying them."""
+    program = export(model, (_ids(limit),), {}, _open_shapes(limit, least=1), deferred=True)
+    batch, length = (str(s) for s in _input_symbols(program))
+    broken = broken_condition(program, {batch: (1, MOST_BATCH), length: (1, limit)})
+    if broken is not None:
+        raise CompileError(f"{refusal}\nas is found by trying: {broken}") from refusal
+    return program
 
 
 def _open_shapes(limit: int, least: int) -> Any:
@@ -292,13 +306,26 @@ def _capture_module(
 
 
 def export(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    *,
+    deferred: bool = False,
 ) -> ExportedProgram:
-    """The functional program of a module; CompileError with the model's line where it has none."""
+    """The functional program of a module; CompileError with the model's line where it has none.
+
+    `deferred`: with conditions on sizes as assertions in it, for the caller to prove.
+    """
     try:
         with torch.no_grad():
             program = torch.export.export(
-                module, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes
+                module,
+                args,
+                kwargs,
+                strict=False,
+                dynamic_shapes=dynamic_shapes,
+                prefer_deferred_runtime_asserts_over_guards=deferred,
             )
             # Functional form, nothing decomposed: SDPA, linear and the norms stay whole. It traces
             # the program once more, at twice the cost of the export.
@@ -322,6 +349,7 @@ def _is_functional(program: ExportedProgram) -> bool:
 _PLAIN = frozenset({
     operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.neg,
+    torch.sym_min, torch.sym_max,
 })  # fmt: skip
 
 

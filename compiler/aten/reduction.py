@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...ir.dims import product
+from ...ir.dims import Dim, product
 from ...ir.node import Node, item
 from ...ir.ops import model as m
 from ...ir.ops import tensor as t
@@ -212,7 +212,7 @@ def diff(
 
 @TABLE("topk")
 def topk(
-    call: Call, x: Node, k: int, dim: int = -1, largest: bool = True, _: bool = True
+    call: Call, x: Node, k: Dim, dim: int = -1, largest: bool = True, _: bool = True
 ) -> tuple[Node, Node]:
     """The k largest in order, and where they were."""
     both = t.topk(x, k=k, axis=axis_of(dim, len(x.shape)), largest=largest)

@@ -123,7 +123,7 @@ def cumprod(x: TensorType, *, axis: int) -> TensorType:
 
 
 @op("axis")
-def topk(x: TensorType, *, k: int, axis: int, largest: bool = True) -> TupleType:
+def topk(x: TensorType, *, k: Dim, axis: int, largest: bool = True) -> TupleType:
     """The k largest (or smallest) along an axis in order, and where they were; i64."""
     if not k >= 0 or not _fits(k, x.shape[_axis(x, axis)]):
         raise IRError(f"the {k} {'largest' if largest else 'smallest'} of axis {axis} of {x}")

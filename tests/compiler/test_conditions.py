@@ -1,0 +1,39 @@
+"""Conditions on sizes that the tracer cannot prove are tried at every size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ferrule.compiler.capture import capture
+from ferrule.compiler.errors import CompileError
+from torch import nn
+
+
+class Best(nn.Module):
+    """Adds up each token's best few of all tokens' scores."""
+
+    def __init__(self, whole: int = 0) -> None:
+        super().__init__()
+        self.words, self.out, self.whole = nn.Embedding(31, 8), nn.Linear(8, 31), whole
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        scores = x @ x.transpose(1, 2)
+        best = scores.topk(min(6, scores.shape[-1]), dim=-1).values.sum(-1, keepdim=True)
+        if self.whole and ids.shape[1] % self.whole == self.whole - 1:
+            best = best * 2
+        return self.out(x + best)
+
+
+def test_a_least_of_two_sizes_is_captured_for_all_lengths() -> None:
+    model = Best().eval()
+    captured = capture(model, max_context=40)
+    assert captured.bounds["S"] == (1, 40)
+    for shape in ((1, 1), (2, 5), (3, 40)):
+        ids = torch.randint(0, 31, shape)
+        torch.testing.assert_close(captured.program.module()(ids), model(ids))
+
+
+def test_a_condition_that_fails_at_some_length_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"does not hold at s\d+ = \d+.*test_conditions\.py"):
+        capture(Best(whole=5).eval(), max_context=40)
