@@ -247,7 +247,7 @@ def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
 def _export_proved(model: LogitsOf, limit: int, refusal: CompileError) -> ExportedProgram:
     """The program whose conditions on sizes hold at each length, as is found by trying them."""
     program = export(model, (_ids(limit),), {}, _open_shapes(limit, least=1), deferred=True)
-    batch, length = (str(s) for s in _input_symbols(program))
+    batch, length = (str(s) for s in input_symbols(program))
     broken = broken_condition(program, {batch: (1, MOST_BATCH), length: (1, limit)})
     if broken is not None:
         raise CompileError(f"{refusal}\nas is found by trying: {broken}") from refusal

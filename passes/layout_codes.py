@@ -39,7 +39,7 @@ class PackedCodes:
         options = {"n": n, "offset": node["offset"], "layout": self.layout.word}
         if integer:
             op = q.packed_integer_linear if experts is None else q.packed_integer_expert_linear
-            rows = quantized_rows(x, groups, length)
+            rows = _quantized_once(x, groups, length)
             return op(*rows, self.codes, self.scale, *more, **options, dtype=node.dtype)
         op = q.packed_quantized_linear if experts is None else q.packed_quantized_expert_linear
         return op(x, self.codes, self.scale, *more, **options, group=length)
@@ -84,6 +84,19 @@ def _columns(scale: Node, columns: int) -> Node:
         scale = t.pad(scale, before=none, after=after, value=0.0)
     split = t.reshape(scale, shape=(*lead, blocks, columns, groups))
     return _turned(split, len(lead), (0, 2, 1))
+
+
+def _quantized_once(x: Node, groups: int, length: int) -> tuple[Node, Node]:
+    """quantized_rows of x, made before it is repeated where it was repeated along axes of rows."""
+    source = x.inputs[0] if x.op is t.broadcast else x
+    if len(source.shape) != len(x.shape) or source.shape[-1] != x.shape[-1]:
+        return quantized_rows(x, groups, length)
+    codes, scale = quantized_rows(source, groups, length)
+    rows = x.shape[:-1]
+    if source is x:
+        return codes, scale
+    codes = t.broadcast(codes, shape=(*rows, groups, length))
+    return codes, t.broadcast(scale, shape=(*rows, groups))
 
 
 def quantized_rows(x: Node, groups: int, length: int) -> tuple[Node, Node]:

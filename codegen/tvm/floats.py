@@ -7,6 +7,7 @@ Weights lie k after k (n16), or pairs of k after one another for the dot instruc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -26,9 +27,11 @@ from .tiles import Steps, emit_whole, plain
 from .values import Expr, bind, cast, i64
 
 
-def operand(kernel: Kernel, node: Node) -> Node:
-    """x as the kernel reads it: for the dot instruction an odd K gets a zero at the end."""
-    x = node.inputs[0]
+def operand(node: Node, x: Node | None = None) -> Node:
+    """x as the kernel reads it (the node's own, if none is given): for the dot instruction an odd K
+    gets a zero at the end.
+    """
+    x = node.inputs[0] if x is None else x
     layout = Layout.parse(node["layout"])
     if int(x.shape[-1]) % layout.depth == 0:
         return x
@@ -38,7 +41,7 @@ def operand(kernel: Kernel, node: Node) -> Node:
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     layout = Layout.parse(node["layout"])
-    x = operand(kernel, node)
+    x = operand(node)
     if layout.depth == 2:
         return {x: "bf16"}
     if x in kernel.places and x.dtype in ("bf16", "f16"):
@@ -55,25 +58,30 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
     """Emit a packed_linear and, where they can be computed from its accumulators, the results
     behind it.
     """
-    layout = Layout.parse(node["layout"])
-    if layout.columns != LANES or layout.depth not in (1, 2):
-        raise CodegenError(
-            f"packed_linear: layout {node['layout']!r}; the CPU templates know n16 and n16k2"
-        )
-    if layout.depth == 2:
-        if not kernel.isa.has_bf16_dot:
-            raise CodegenError(
-                "packed_linear: layout n16k2 needs avx512_bf16, which the target lacks"
-            )
-        kernel.snippets.add(DOT_BF16)
-    isa = kernel.isa
+    layout, scheme = Layout.parse(node["layout"]), float_scheme(kernel, node)
+    isa, x = kernel.isa, operand(node)
     tiled = _by_tiles if isa.sums_by_tiles and layout.depth == 2 else None
     # A second tile of a few rows leaves less of itself empty than one of many.
     until = 2 * isa.few.rows if isa.few.rows < isa.many.rows < 2 * isa.few.rows else 0
-    scheme = Scheme((isa.one, isa.few, isa.many), _over_depth, by_tiles=tiled, few_until=until)
-    x = operand(kernel, node)
     x = wide if layout.depth == 1 and (wide := _widened(x)) in kernel.places else x
+    scheme = replace(scheme, by_tiles=tiled, few_until=until)
     emit_scheme(kernel, node, x, layout, results, scheme)
+
+
+def float_scheme(kernel: Kernel, node: Node, bias_from: int = 2) -> Scheme:
+    """How float weights are summed in register tiles."""
+    layout, isa = Layout.parse(node["layout"]), kernel.isa
+    if layout.columns != LANES or layout.depth not in (1, 2):
+        raise CodegenError(
+            f"{node.op.name}: layout {node['layout']!r}; the CPU templates know n16 and n16k2"
+        )
+    if layout.depth == 2:
+        if not isa.has_bf16_dot:
+            raise CodegenError(
+                f"{node.op.name}: layout n16k2 needs avx512_bf16, which the target lacks"
+            )
+        kernel.snippets.add(DOT_BF16)
+    return Scheme((isa.one, isa.few, isa.many), _over_depth, bias_from)
 
 
 def _by_tiles(linear: Linear, rows: Expr) -> None:

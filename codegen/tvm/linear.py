@@ -48,13 +48,29 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Which rows go to whose weights: `row(n)` is the n-th row of a tile's numbering, `expert` the
+    place of its weights in a stack of them, of `blocks` blocks of columns each.
+    """
+
+    row: Callable[[Expr], Expr]
+    expert: Expr
+    blocks: int
+
+
+def _same(at: list[Expr]) -> list[Expr]:
+    return at
+
+
+@dataclass(frozen=True)
 class Linear:
     """One packed_linear of a kernel: operands, sizes, and the column groups that its results
     combine.
 
     `offsets` are the distances, in columns, between a result's column and the columns of y that
     it needs: (0,) for a plain linear, (0, F) where gate and up lie one after the other.
-    `columns` is the width of the results.
+    `columns` is the width of the results. With a `route` rows are taken in its order, by one of
+    many weights; `x_row` is where x has what belongs to a row of the result.
     """
 
     kernel: Kernel
@@ -65,6 +81,18 @@ class Linear:
     offsets: tuple[int, ...]
     columns: int
     scheme: Scheme
+    route: Route | None = None
+    x_row: Callable[[list[Expr]], list[Expr]] = _same
+
+    def row(self, number: Expr) -> Expr:
+        """A row by its number in the order in which rows are taken."""
+        return number if self.route is None else bind(self.route.row(number))
+
+    def stored(self, block: Expr) -> Expr:
+        """Where a block of columns lies among those of all weights."""
+        if self.route is None:
+            return block
+        return bind(self.route.expert * i64(self.route.blocks) + block)
 
     @property
     def rows(self) -> Shape:
@@ -96,7 +124,7 @@ def emit_scheme(
     scheme: Scheme,
 ) -> None:
     """Emit a linear whose sums are made as a scheme says, from the operand x."""
-    linear, done = _with_epilogue(kernel, node, x, layout, results, scheme)
+    linear, done = with_epilogue(kernel, node, x, layout, results, scheme)
     _emit_variants(linear)
     kernel.places.update(done)
 
@@ -127,7 +155,7 @@ def _emit_variants(linear: Linear) -> None:
 # -- epilogue
 
 
-def _with_epilogue(
+def with_epilogue(
     kernel: Kernel,
     node: Node,
     x: Node,
@@ -230,10 +258,10 @@ def _variant(linear: Linear, tile: Tile, rows: Expr) -> None:
 
 def _row_tiles(linear: Linear, work: Work, tile: Tile, group: Expr, rows: Expr) -> None:
     if tile.rows == 1:
-        return _tile(linear, work, tile, group, i64(0), rows)
+        return emit_tile(linear, work, tile, group, i64(0), rows)
     tiles = tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows))
     with T.serial(i64(0), tiles) as r:
-        _tile(linear, work.within(r, 0, tiles), tile, group, r * i64(tile.rows), rows)
+        emit_tile(linear, work.within(r, 0, tiles), tile, group, r * i64(tile.rows), rows)
 
 
 @dataclass(frozen=True)
@@ -251,19 +279,21 @@ class Sums:
         return first
 
 
-def _tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows: Expr) -> None:
-    """One register tile: sums over k, then the epilogue of each row and column vector."""
+def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, rows: Expr) -> None:
+    """One register tile of the rows from `start` on, of `rows` in all: sums over k, then the
+    epilogue of each row and column vector.
+    """
     last_block = i64(-(-linear.columns // LANES) - 1)
     block = [
         bind(tirx.min(group * i64(tile.columns) + i64(c), last_block)) for c in range(tile.columns)
     ]
-    row = [bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(tile.rows)]
+    row = [linear.row(bind(tirx.min(start + i64(r), rows - i64(1)))) for r in range(tile.rows)]
     keys = [
         (o, r, c) for o in linear.offsets for r in range(tile.rows) for c in range(tile.columns)
     ]
     sums = Sums({key: [_zeros(linear) for _ in range(tile.unroll)] for key in keys})
-    at = [flat_index(work, e, linear.rows) for e in row]
-    linear.scheme.over_depth(linear, tile, sums, block, at)
+    at = [linear.x_row(flat_index(work, e, linear.rows)) for e in row]
+    linear.scheme.over_depth(linear, tile, sums, [linear.stored(b) for b in block], at)
     sides = {
         (o, c): _set_aside(sums, tile, o, c) for o in linear.offsets for c in range(tile.columns)
     }
@@ -293,7 +323,7 @@ def store_rows(
         T.serial(i64(0), tirx.min(rows - start, i64(count))) as r,
     ):
         inside = work.within(r, 0, count)
-        index = flat_index(inside, bind(start + r), linear.rows)
+        index = flat_index(inside, linear.row(bind(start + r)), linear.rows)
         _store(linear, inside, sums, r, index, block)
 
 
@@ -386,8 +416,9 @@ def _store_element(
         distance = facts.simplify(at[-1] - j)
         assert isinstance(distance, tirx.IntImm), f"{at[-1]} - {j}"
         value: Expr = sums[int(distance.value)][r, lane]
+        whose = [] if linear.route is None else [linear.route.expert]
         for bias in linear.node.inputs[linear.scheme.bias_from :]:
-            value = value + cast(work.pull().value(bias, [at[-1]]), linear.sum_dtype)
+            value = value + cast(work.pull().value(bias, [*whose, at[-1]]), linear.sum_dtype)
         return value
 
     pull = work.with_sources({linear.node: read}).pull()

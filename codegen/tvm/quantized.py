@@ -73,9 +73,9 @@ def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
 # -- codes widened to float32
 
 
-def wide_operand(node: Node) -> Node:
-    """x with zeros up to a whole number of groups."""
-    x, _, scale = node.inputs[:3]
+def wide_operand(node: Node, x: Node | None = None) -> Node:
+    """x (the node's own, if none is given) with zeros up to a whole number of groups."""
+    x, scale = node.inputs[0] if x is None else x, node.inputs[2]
     short = int(scale.shape[-2]) * node["group"] - int(x.shape[-1])
     none = (0,) * (len(x.shape) - 1)
     return t.pad(x, before=(*none, 0), after=(*none, short), value=0.0) if short else x
@@ -154,20 +154,20 @@ def _widened(value: Expr) -> Expr:
 # -- integer dot products
 
 
-def group_sums(node: Node) -> Node:
+def group_sums(x: Node) -> Node:
     """The sum of each group of x, by which the codes' offset is taken off."""
-    x = node.inputs[0]
     return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
 
 
-def sums_below(kernel: Kernel, node: Node) -> Node:
+def sums_below(kernel: Kernel, node: Node, x: Node | None = None) -> Node:
     """What the sums of each group begin with where all codes have one zero: minus the zero, less
-    what the codes have lost, times the sum of x; with zeros of their own it is minus that sum.
+    what the codes have lost, times the sum of x (the node's own, if none is given); with zeros
+    of their own it is minus that sum.
     """
     found = operands(node)
     lost = Dot(kernel.isa.integer_dot, found.codes.dtype).taken_off
     times = -1 if found.zeros is not None else lost - int(node["offset"])
-    return t.mul(group_sums(node), t.scalar(times, "i32"))
+    return t.mul(group_sums(found.x if x is None else x), t.scalar(times, "i32"))
 
 
 def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
@@ -254,7 +254,7 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
     at = [block + i64(offset // LANES), i64(0), lane]
     zeros = operands(node).zeros
     zero = const(node["offset"], "int32") if zeros is None else places[zeros].read(at)
-    total = bind(places[group_sums(node)].read([*row, i64(0)]))
+    total = bind(places[group_sums(node.inputs[0])].read([*row, i64(0)]))
     factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
     scale = places[node.inputs[3]].read(at)
     whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
@@ -362,7 +362,7 @@ def _wide_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     needed = {node.inputs[0]: "i8", node.inputs[1]: "f32", sums_below(kernel, node): "i32"}
-    return needed | ({group_sums(node): "i32"} if kernel.isa.has_integer_tiles else {})
+    return needed | ({group_sums(node.inputs[0]): "i32"} if kernel.isa.has_integer_tiles else {})
 
 
 def _wide_spaces(node: Node, target: Target) -> tuple[Space, ...]:

@@ -88,7 +88,7 @@ def tile_spaces(
             rows=rows,
             default=own.get(bucket, _choice(tiles[2], unrolls)),
             values=_values(bucket, unrolls),
-            fits=_fits(isa),
+            fits=stays_in_registers(isa),
             burden=_burden(node, target),
             dtype=dtype,
         )
@@ -117,7 +117,7 @@ def _sums(choice: Choice) -> int:
     return choice["rows"] * choice["columns"] * dict(choice.values).get("unroll", 1)
 
 
-def _fits(isa: Isa) -> Callable[[Choice], bool]:
+def stays_in_registers(isa: Isa) -> Callable[[Choice], bool]:
     """Sums, a vector of weights for each column and one of x stay in registers."""
     vectors = isa.registers if isa.registers >= 32 else isa.registers // 2
     return lambda c: _sums(c) + c["columns"] + 1 <= vectors
