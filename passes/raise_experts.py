@@ -1,4 +1,6 @@
-"""Raise experts: a product with weights taken by index becomes expert_linear, which copies none."""
+"""Raise experts: a product with weights taken by index becomes expert_linear, which copies none; so
+do products with all experts, of which a few count.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from ..ir.ops import model
 from ..ir.ops import tensor as t
 from ..ir.ops.tensor import broadcast_shapes
 from ..ir.rewrite import Rules, hole, rewrite
+from .rules.dense_experts import DENSE_EXPERTS
 from .rules.movement import MOVEMENT
 from .rules.values import reshaped, spread, transposed
 
@@ -120,4 +123,4 @@ class RaiseExperts:
 
     def run(self, graph: Graph) -> Graph:
         """The graph without a per-row copy of expert weights; the graph is canonical before."""
-        return rewrite(graph, EXPERTS + MOVEMENT)
+        return rewrite(graph, EXPERTS + DENSE_EXPERTS + MOVEMENT)

@@ -40,7 +40,7 @@ COUNTS: Mapping[str, tuple[int, int, int, int, int]] = {
     "starcoder2": (3, 0, 7, 0, 13),
     "cohere2": (3, 0, 4, 0, 10),
     "internlm3": (2, 5, 0, 0, 9),
-    "llama4_text": (4, 15, 0, 0, 17),
+    "llama4_text": (4, 15, 0, 4, 17),
     "deepseek_v2": (3, 13, 0, 4, 21),
     "deepseek_v3": (3, 13, 0, 4, 21),
     "afmoe": (3, 19, 0, 4, 13),
