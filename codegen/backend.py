@@ -153,6 +153,7 @@ def cpu_backend(target: Target) -> Backend:
         "rows": Template(rows, rows, rows),
         "linear": Template(_LINEARS, rows, rows),
         "expert_linear": Template(_EXPERT_LINEARS, rows, rows),
+        "selection": Template(frozenset({"paged_selected_keys"}), rows),
         "attention": Template(
             frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
         ),

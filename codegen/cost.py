@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import sympy
+
 from ..ir.dims import Dim, as_dim, dim, product
 from ..ir.graph import Graph
 from ..ir.node import Node
@@ -95,11 +97,21 @@ def _cached_bytes(cache: Node, body: Graph) -> Dim:
     for r in body.users(cache):
         if cache.type.is_state:
             total = total + _state_bytes(cache, r)
-        elif r.op.name == "paged_attention":
+        elif r.op.name in ("paged_attention", "paged_selected_keys"):
             tokens, sequences = r.shape[0], r.inputs[5].shape[0]
-            seen = span(_mask(r), dim(CONTEXT), tokens // sequences)
-            total = total + product((sequences, seen, cache.type.entry_bytes()))
+            seen = product((sequences, span(_mask(r), dim(CONTEXT), tokens // sequences)))
+            if (count := _selected(r)) is not None:
+                seen = sympy.Min(seen, product((tokens, count)))
+            total = total + product((seen, cache.type.entry_bytes()))
     return as_dim(total)
+
+
+def _selected(n: Node) -> Dim | None:
+    """How many keys a query reads at most, where an indexer picks them."""
+    extras: tuple[str, ...] = n.attributes.get("extras", ())
+    if "selected" not in extras:
+        return None
+    return n.inputs[len(n.inputs) - len(extras) + extras.index("selected")].shape[-1]
 
 
 def _mask(n: Node) -> Mask:
@@ -118,7 +130,7 @@ def _operations(n: Node) -> Dim:
         return _recurrent_operations(n)
     if any(map(n.op.has, kinds)) or not isinstance(n.type, TensorType) or name == "item":
         return 0
-    if name.endswith("attention"):
+    if name.endswith(("attention", "selected_keys")):
         return _attention_operations(n)
     if "integer" in name:
         return product((2, *n.shape, *n.inputs[0].shape[-2:]))
@@ -144,7 +156,9 @@ def _recurrent_operations(n: Node) -> Dim:
 
 
 def _attention_operations(n: Node) -> Dim:
-    """Two operations a visible pair of query and key, for each element of a key and a value."""
+    """Two operations a visible pair of query and key, for each element of a key and a value; a
+    selection has no values, and its scores are weighed.
+    """
     if n.op.name == "attention":
         batch, heads, queries, width = n.inputs[0].shape
         count, lengths = product((batch, heads)), (n.inputs[1].shape[2], queries)
@@ -153,11 +167,15 @@ def _attention_operations(n: Node) -> Dim:
         sequences = _sequences(n)
         queries = tokens // sequences
         count = product((sequences, heads))
-        lengths = (dim(CONTEXT) if n.op.name == "paged_attention" else queries, queries)
-    return product((count, width + n.shape[-1], pairs_doubled(_mask(n), *lengths)))
+        lengths = (dim(CONTEXT) if n.op.name.startswith("paged") else queries, queries)
+    pairs = pairs_doubled(_mask(n), *lengths)
+    if (picked := _selected(n)) is not None:
+        pairs = sympy.Min(pairs, product((2, queries, picked)))
+    values = 1 if n.op.name.endswith("selected_keys") else n.shape[-1]
+    return product((count, width + values, pairs))
 
 
 def _sequences(n: Node) -> Dim:
-    if n.op.name == "paged_attention":
+    if n.op.name.startswith("paged"):
         return n.inputs[5].shape[0]
     return as_dim(n.inputs[3].shape[0] - 1)

@@ -400,7 +400,8 @@ def widest_window(graph: Graph) -> int:
     """How many tokens back any attention sees, counted with the token itself; 0 where one sees
     all.
     """
-    windows = [n["window"] for n in graph.nodes() if n.op.name == "paged_attention"]
+    paged = ("paged_attention", "paged_selected_keys")
+    windows = [n["window"] for n in graph.nodes() if n.op.name in paged]
     return max(windows) if windows and all(windows) else 0
 
 

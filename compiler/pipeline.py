@@ -26,6 +26,7 @@ from ..passes.raise_counts import RaiseCounts
 from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
 from ..passes.raise_scans import RaiseScans
+from ..passes.raise_selections import RaiseSelections
 from ..passes.scan_regions import Run
 from ..passes.select_logit_rows import SelectLogitRows
 from ..passes.split_masks import SplitMasks
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from ..passes.analyze_tokens import Evaluate
 
 # What remains once tokens are ragged, and once steps go on from caches.
-_NO_BATCH = frozenset(OPS) - {"attention", "causal_conv", "linear_scan"}
-_CACHED = _NO_BATCH - {"ragged_attention", "ragged_conv", "ragged_scan"}
+_NO_BATCH = frozenset(OPS) - {"attention", "selected_keys", "causal_conv", "linear_scan"}
+_CACHED = _NO_BATCH - {"ragged_attention", "ragged_selected_keys", "ragged_conv", "ragged_scan"}
 KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 
 
@@ -87,6 +88,8 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
             "serving form",
             (
                 SplitMasks(),
+                # Selections first: what is left of a mask then depends on positions alone.
+                RaiseSelections(max_context=context),
                 # Masks before positions: what is left of them then needs no table.
                 DescribeMasks(max_context=context, evaluate=evaluate),
                 TabulatePositions(max_context=context, evaluate=evaluate),

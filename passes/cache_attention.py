@@ -16,7 +16,7 @@ from ..ir.dims import Dim, dim
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_
-from ..ir.ops import serving, tensor
+from ..ir.ops import selection, serving, tensor
 from ..ir.types import CacheType, TensorType
 from ..ir.verify import quote
 from .cache_entries import best_entries
@@ -54,6 +54,8 @@ class CacheAttention:
             raise IRError(f"caches of {self.dtype!r}; known: {', '.join(CACHED)}")
         paging = _Paging(graph, attentions[0], self.block, self.dtype)
         mapping = {a: paging.paged(a) for a in attentions}
+        picked = [n for n in graph.nodes() if n.op is selection.ragged_selected_keys]
+        mapping |= {n: paging.selected(n) for n in picked}
         caches = [c for found in paging.caches.values() for c in found.parts()]
         names = (*graph.output_names, *(c.given["name"] for c in caches))
         grown = graph.with_outputs((*graph.outputs, *(c.appended for c in caches)), names)
@@ -94,7 +96,7 @@ class _Paging:
         self.block_table = input_(name="block_table", type=TensorType("i32", table))
         self.slots = input_(name="slots", type=TensorType("i32", (tokens,)))
         self.tables = (self.context_length, self.block_table, self.slots)
-        self.caches: dict[Node, Cache] = {}
+        self.caches: dict[tuple[Node, bool], Cache] = {}
 
     def paged(self, attention: Node) -> Node:
         """What replaces a ragged attention."""
@@ -115,19 +117,31 @@ class _Paging:
         )  # fmt: skip
         return entries.result(result)
 
-    def cache(self, value: Node) -> Cache:
-        """The cache of a value [T, G, D]."""
-        if value not in self.caches:
-            name = f"cache{len(self.caches)}"
-            self.caches[value] = self._appended(name, value)
-        return self.caches[value]
+    def selected(self, node: Node) -> Node:
+        """What replaces a selection: its keys lie in a cache of their own, in the dtype that they
+        are computed in where the others hold codes.
+        """
+        q, k, weights, _ = node.inputs
+        cache = self.cache(k, in_codes=False)
+        return selection.paged_selected_keys(
+            q, weights, cache.appended,
+            self.block_table, self.query_start, self.context_length, **node.attributes,
+        )  # fmt: skip
 
-    def _appended(self, name: str, value: Node) -> Cache:
+    def cache(self, value: Node, *, in_codes: bool = True) -> Cache:
+        """The cache of a value [T, G, D]; `in_codes`: as codes and scales, where caches are i8."""
+        in_codes = in_codes and self.dtype == "i8"
+        if (value, in_codes) not in self.caches:
+            name = f"cache{len(self.caches)}"
+            self.caches[value, in_codes] = self._appended(name, value, in_codes=in_codes)
+        return self.caches[value, in_codes]
+
+    def _appended(self, name: str, value: Node, *, in_codes: bool) -> Cache:
         scale = None
-        if self.dtype == "i8":
+        if in_codes:
             value, scales = _codes(value)
             scale = self._plain(f"{name}_scale", scales)
-        elif self.dtype:
+        elif self.dtype not in ("", "i8"):
             value = tensor.cast(value, dtype=self.dtype)
         return replace(self._plain(name, value), scale=scale)
 

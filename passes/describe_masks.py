@@ -18,7 +18,7 @@ import numpy as np
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, walk
-from ..ir.ops import model, tensor
+from ..ir.ops import model, selection, tensor
 from ..ir.verify import quote
 from .analyze_tokens import Evaluate, analyze, need_evaluate
 
@@ -76,6 +76,13 @@ class DescribeMasks:
                 if mask not in known:
                     known[mask] = self._recognize(graph, node, mask)
                 mapping[node] = _described(node, known[mask], mask, self.max_context)
+            if node.op is selection.selected_keys and len(node.inputs) > 3:
+                mask = node.inputs[3]
+                if mask not in known:
+                    known[mask] = self._recognize(graph, node, mask)
+                if known[mask].bias:
+                    raise IRError(f"a bias in an indexer's mask\n{quote(graph, node)}")
+                mapping[node] = _seen_alike(node, known[mask])
         return graph.replace(mapping)
 
     def _recognize(self, graph: Graph, node: Node, mask: Node) -> Mask:
@@ -218,6 +225,12 @@ def _described(node: Node, mask: Mask, root: Node, max_context: int) -> Node:
     return model.attention.build(
         tuple(inputs), {**known, "causal": causal, "window": mask.window, "chunk": mask.chunk}
     )
+
+
+def _seen_alike(node: Node, mask: Mask) -> Node:
+    """The selection with its mask's description in place of the mask."""
+    seen = {"causal": mask.causal or node["causal"], "window": mask.window, "chunk": mask.chunk}
+    return selection.selected_keys.build(node.inputs[:3], {**node.attributes, **seen})
 
 
 def _at_length(root: Node, heads: Any, length: int) -> Node:

@@ -22,7 +22,7 @@ from ..ir.verify import quote
 from .analyze_tokens import analyze
 from .recurrent_rules import RULES as RECURRENT
 from .tabulate_positions import POSITIONS
-from .token_rules import Operand, attention, broadcast, rule_for
+from .token_rules import Operand, attention, broadcast, rule_for, selected_keys
 from .token_values import (
     WHAT_TO_WRITE,
     B,
@@ -35,7 +35,7 @@ from .token_values import (
 )
 
 N = dim("N")
-_SEQUENCE_WISE = {"attention": attention, **RECURRENT}
+_SEQUENCE_WISE = {"attention": attention, "selected_keys": selected_keys, **RECURRENT}
 
 
 @dataclass(frozen=True)

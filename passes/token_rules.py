@@ -13,7 +13,7 @@ from typing import cast
 from ..ir.dims import Dim, equal, product
 from ..ir.node import Node
 from ..ir.node import item as item_of
-from ..ir.ops import model, serving, tensor
+from ..ir.ops import model, selection, serving, tensor
 from .token_values import (
     Axis,
     B,
@@ -384,7 +384,10 @@ def attention(node: Node, operands: Sequence[Operand], query_start: Node) -> Tok
             "attention reads tokens that come later: not a causal language model"
         )
     heads = [_heads(_token(v), what) for v, what in zip(operands[:3], "qkv", strict=True)]
-    extras = _constants(node, operands[3:])
+    extras = [
+        _token(v).node if word == "selected" else _constants(node, (v,))[0]
+        for word, v in zip(node["extras"], operands[3:], strict=True)
+    ]
     result = serving.ragged_attention.build((*heads, query_start, *extras), node.attributes)
     return tidy(result, ((B,), (node.shape[1],), (S,), (node.shape[3],)))
 
@@ -396,6 +399,23 @@ def _heads(value: TokenValue, what: str) -> Node:
             f"attention's {what} has axes {value.axes}, not batch, heads, length, depth"
         )
     return merged(merged(value, 1), 3).node
+
+
+def selected_keys(node: Node, operands: Sequence[Operand], query_start: Node) -> TokenValue:
+    """The selection from q[B, S, H, D], k[B, S, D], weights[B, S, H] as one over ragged rows."""
+    if len(operands) > 3 or not node["causal"]:
+        raise MixesTokensError(
+            f"{node.op.name} has a mask that no pass described, or picks tokens that come later"
+        )
+    values = [_token(v) for v in operands]
+    for value, what in zip(values, ("q", "k", "weights"), strict=True):
+        if value.axes[:2] != ((B,), (S,)):
+            raise MixesTokensError(f"the indexer's {what} has axes {value.axes}, not batch, length")
+    q, k, weights = values
+    q, weights = merged(merged(q, 2), 3), merged(weights, 2)
+    k = reshaped(merged(k, 2).node, (T, 1, node.inputs[1].shape[2]))
+    made = selection.ragged_selected_keys(q.node, k, weights.node, query_start, **node.attributes)
+    return TokenValue(made, ((B,), (S,), (node["count"],)))
 
 
 def mixes(node: Node, operands: Sequence[Operand]) -> TokenValue:

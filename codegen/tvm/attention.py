@@ -108,7 +108,8 @@ class Attention:
     `slot(item, j)` is key j's place; keys lie side by side in runs of `run` (0: all of them).
     `query(work, item, i, head, d)` reads a query, whose dtype is `dtype`; `seen(item, i)` is the
     range of keys that token i sees, `visible(work, item, i, head, j)` a further condition,
-    `bias(work, item, i, head, j)` what is added to a score; None for nothing.
+    `bias(work, item, i, head, j)` what is added to a score; None for nothing. `alone`: no two
+    tokens share their keys, and an item is one token.
     """
 
     kernel: Kernel
@@ -130,6 +131,7 @@ class Attention:
     sink: Callable[[Work, Expr], Expr] | None
     dtype: str
     memory: tuple[Memory, Memory] | None = None
+    alone: bool = False
 
     @property
     def repeat(self) -> int:
@@ -144,7 +146,7 @@ class Attention:
     @property
     def tokens(self) -> int:
         """Query tokens of a prefill item."""
-        return max(1, self.space.rows // self.repeat)
+        return 1 if self.alone else max(1, self.space.rows // self.repeat)
 
     def head(self, item: Item, r: Expr) -> tuple[Expr, Expr]:
         """(token within the item, head) of a row of its group."""

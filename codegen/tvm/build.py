@@ -32,6 +32,7 @@ from .paged import PAGED, RAGGED
 from .quantized import INTEGER, QUANTIZED
 from .quantized_expert import INTEGER_EXPERT, QUANTIZED_EXPERT
 from .scan import SCAN
+from .selection import SELECTION
 
 ANCHORS: Mapping[str, Anchor] = {
     "packed_linear": LINEAR,
@@ -47,6 +48,7 @@ ANCHORS: Mapping[str, Anchor] = {
     "state_conv": CONV,
     "linear_scan": SCAN,
     "state_scan": SCAN,
+    "paged_selected_keys": SELECTION,
 }
 """Ops with a template of their own; every other op goes through the rows template."""
 
@@ -208,6 +210,8 @@ def _template_of(anchors: Sequence[Node]) -> str:
     name = anchors[0].op.name
     if name.endswith("expert_linear"):
         return "expert_linear"
+    if name.endswith("selected_keys"):
+        return "selection"
     words = ("linear", "conv", "scan", "attention")
     return next(word for word in words if name.endswith(word))
 

@@ -14,6 +14,7 @@ from .attention import Attention, Item, pulled_once, result_place
 from .function import Anchor, Kernel
 from .loops import Place, Work
 from .prefill import emit_tokens
+from .pull import CodegenError
 from .values import Expr, bind, i64
 
 
@@ -31,6 +32,8 @@ def _extra(node: Node, word: str) -> Node | None:
 def emit_dense(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit an attention; an item is a tile of queries of one group of one batch element."""
     q, k, v = node.inputs[:3]
+    if "selected" in node["extras"]:
+        raise CodegenError("attention: keys are selected in paged caches alone")
     place, done = result_place(kernel, node, results)
     mask, sinks = _extra(node, "mask"), _extra(node, "sinks")
     boolean = mask is not None and mask.dtype == "bool"

@@ -5,7 +5,7 @@ sequences.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -17,12 +17,13 @@ from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
 from .pairs import products_of
 from .prefill import emit_tokens
+from .pull import CodegenError
 from .schedule import Schedule, Share
 from .values import Expr, bind, cast, const, i64
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """The ragged batch of a step: who has which rows, and how many keys each sequence has."""
 
     kernel: Kernel
@@ -34,8 +35,14 @@ class _Batch:
         """An element of an index input, 64 bits wide."""
         return bind(i64(self.kernel.work().pull().value(node, at)))
 
+    def page(self, table: Node, block: int, item: Item, position: Expr) -> Expr:
+        """The slot of a position of an item's sequence, by its pages of `block` slots."""
+        page = self.read(table, item.sequence, tirx.floordiv(position, i64(block)))
+        return page * i64(block) + tirx.floormod(position, i64(block))
+
     @property
     def sequences(self) -> Expr:
+        """How many sequences there are."""
         return self.kernel.dims.expr(self.starts.shape[0]) - i64(1)
 
 
@@ -56,10 +63,10 @@ def _needs_paged(kernel: Kernel, node: Node) -> dict[Node, str]:
 def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit a paged_attention."""
     _, k_cache, v_cache, table, starts, lengths = node.inputs[:6]
-    batch = _Batch(kernel, node, starts, lengths)
-    caches = [_slots_view(kernel, c) for c in (k_cache, v_cache)]
+    batch = Batch(kernel, node, starts, lengths)
+    caches = [slots_view(kernel, c) for c in (k_cache, v_cache)]
     scales = [_extra(node, 6, word) for word in ("k_scale", "v_scale")]
-    factors = [None if s is None else _slots_view(kernel, s) for s in scales]
+    factors = [None if s is None else slots_view(kernel, s) for s in scales]
 
     def read(which: int, item: Item, s: Expr, e: Expr) -> Expr:
         value, factor = caches[which].read([s, item.group, e]), factors[which]
@@ -68,19 +75,15 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
         return cast(value, "float32") * factor.read([s, item.group])
 
     block = k_cache.type.block
-
-    def slot(item: Item, j: Expr) -> Expr:
-        page = batch.read(table, item.sequence, tirx.floordiv(j, i64(block)))
-        return page * i64(block) + tirx.floormod(j, i64(block))
-
+    selected = _extra(node, 6, "selected")
     start = i64(node["value_start"])
     _emit(
         batch,
         results,
         groups=k_cache.type.entry[0],
         value_width=node["value_size"],
-        slot=slot,
-        run=block,
+        slot=lambda item, j: batch.page(table, block, item, _position(batch, selected, item, j)),
+        run=block if selected is None else 1,
         memory=(
             Memory(caches[0].buffer, caches[0].dtype),
             Memory(caches[1].buffer, caches[1].dtype, node["value_start"]),
@@ -92,7 +95,13 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
     )
 
 
-def _slots_view(kernel: Kernel, cache: Node) -> Place:
+def _position(batch: Batch, selected: Node | None, item: Item, j: Expr) -> Expr:
+    """The position of an item's key j: itself, or that of the j-th that was selected."""
+    return j if selected is None else batch.read(selected, item.query, j)
+
+
+def slots_view(kernel: Kernel, cache: Node) -> Place:
+    """A cache as [slots, *entry]."""
     place = kernel.places[cache_of(cache)]
     blocks = place.buffer.shape[0] * i64(cache.type.block)
     return kernel.view_of(place, [blocks, *(i64(d) for d in cache.type.entry)])
@@ -101,7 +110,9 @@ def _slots_view(kernel: Kernel, cache: Node) -> Place:
 def emit_ragged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit a ragged_attention: a sequence's keys are its own rows."""
     _, k, v, starts = node.inputs[:4]
-    batch = _Batch(kernel, node, starts, None)
+    if "selected" in node["extras"]:
+        raise CodegenError("ragged_attention: keys are selected in paged caches alone")
+    batch = Batch(kernel, node, starts, None)
     _emit(
         batch,
         results,
@@ -124,7 +135,7 @@ def _needs_ragged(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 
 def _emit(
-    batch: _Batch,
+    batch: Batch,
     results: Mapping[Node, Place],
     *,
     groups: int,
@@ -141,6 +152,7 @@ def _emit(
     q = node.inputs[0]
     place, done = result_place(kernel, node, results)
     sinks = _extra(node, first_extra, "sinks")
+    alone = _extra(node, first_extra, "selected") is not None
     attention = Attention(
         kernel=kernel,
         heads=int(q.shape[1]),
@@ -155,18 +167,19 @@ def _emit(
         value=value,
         query=lambda w, item, i, h, d: w.pull().value(q, [item.query + i, h, d]),
         store=lambda item, i, h, e, x: place.store([item.query + i, h, e], x),
-        seen=lambda item, i: _seen(node, item, i),
+        seen=lambda item, i: (item.low, item.high) if alone else seen_keys(node, item, i),
         visible=None,
-        bias=_bias(node, first_extra),
+        bias=_bias(batch, first_extra),
         dtype=q.dtype,
         memory=memory,
+        alone=alone,
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )
     _over_items(batch, attention, longest)
     kernel.places.update(done)
 
 
-def _over_items(batch: _Batch, a: Attention, longest: Expr) -> None:
+def _over_items(batch: Batch, a: Attention, longest: Expr) -> None:
     """Sequences with one new token by their splits, others by tiles of tokens and groups; no
     sequence with one new token has more than `longest` keys.
     """
@@ -191,11 +204,11 @@ def _over_items(batch: _Batch, a: Attention, longest: Expr) -> None:
     schedule.run(kernel, one)
 
 
-def _tokens(batch: _Batch, n: Expr) -> Expr:
+def _tokens(batch: Batch, n: Expr) -> Expr:
     return bind(batch.read(batch.starts, n + i64(1)) - batch.read(batch.starts, n))
 
 
-def _share(batch: _Batch, a: Attention, n: Expr) -> Share:
+def _share(batch: Batch, a: Attention, n: Expr) -> Share:
     tokens = _tokens(batch, n)
     single = tirx.EQ(tokens, i64(1))
     tiles = tirx.floordiv(tokens + i64(a.tokens - 1), i64(a.tokens)) * i64(a.groups)
@@ -206,7 +219,7 @@ def _share(batch: _Batch, a: Attention, n: Expr) -> Share:
 
 
 def _split(
-    batch: _Batch,
+    batch: Batch,
     a: Attention,
     work: Work,
     schedule: Schedule,
@@ -229,7 +242,7 @@ def _split(
         emit_fold(a, work, item, partials, bind(schedule.splits[n]), bind(last - first))
 
 
-def _seen(node: Node, item: Item, i: Expr) -> tuple[Expr, Expr]:
+def seen_keys(node: Node, item: Item, i: Expr) -> tuple[Expr, Expr]:
     """The range of keys that token i of an item sees."""
     position = bind(item.position + i)
     low: Expr = i64(0)
@@ -244,14 +257,16 @@ def _seen(node: Node, item: Item, i: Expr) -> tuple[Expr, Expr]:
     return low, high
 
 
-def _bias(node: Node, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], Expr] | None:
+def _bias(batch: Batch, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], Expr] | None:
+    node = batch.node
+    selected = _extra(node, first, "selected")
     slopes, table = _extra(node, first, "slopes"), _extra(node, first, "bias")
     if slopes is None and table is None:
         return None
 
     def read(work: Work, item: Item, i: Expr, h: Expr, j: Expr) -> Expr:
         total: Expr = const(0, "float32")
-        distance = item.position + i - j
+        distance = item.position + i - _position(batch, selected, item, j)
         if slopes is not None:
             slope = cast(work.pull().value(slopes, [h]), "float32")
             total = total - slope * cast(distance, "float32")
@@ -264,7 +279,7 @@ def _bias(node: Node, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], Ex
     return read
 
 
-def _item(batch: _Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item:
+def _item(batch: Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item:
     node = batch.node
     start, end = batch.read(batch.starts, n), batch.read(batch.starts, n + i64(1))
     length = batch.read(batch.lengths, n) if batch.lengths is not None else bind(end - start)
@@ -275,8 +290,17 @@ def _item(batch: _Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item
     low: Expr = i64(0)
     if node["window"] or node["chunk"]:
         whole = Item(n, group, query, position, count, low, high)
-        low, _ = _seen(node, whole, i64(0))
-    return Item(n, group, query, position, count, low, high)
+        low, _ = seen_keys(node, whole, i64(0))
+    whole = Item(n, group, query, position, count, low, high)
+    return _of_selected(node, whole) if a.alone else whole
+
+
+def _of_selected(node: Node, item: Item) -> Item:
+    """An item of one token whose keys are those that were selected, by their number."""
+    places = node.inputs[len(node.inputs) - len(node["extras"]) + node["extras"].index("selected")]
+    low, high = seen_keys(node, item, i64(0))
+    most = bind(tirx.min(high - low, i64(int(places.shape[-1]))))
+    return replace(item, low=i64(0), high=bind(tirx.max(most, i64(0))))
 
 
 PAGED = Anchor(_needs_paged, emit_paged, attention_spaces)

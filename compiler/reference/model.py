@@ -49,6 +49,13 @@ def visible(queries: Tensor, keys: Tensor, *, causal: bool, window: int, chunk: 
     return seen
 
 
+def chosen(places: Tensor, keys: int) -> Tensor:
+    """Whether each of so many keys is among the places [..., count]: bool [..., keys]."""
+    room = torch.zeros(*places.shape[:-1], keys + 1, dtype=torch.bool)
+    held = torch.where(places < 0, keys, places).long()
+    return room.scatter(-1, held, True)[..., :keys]
+
+
 def position_terms(queries: Tensor, keys: Tensor, extras: Mapping[str, Tensor]) -> Tensor | float:
     """What "slopes" and "bias" add to the scores, [H, S, L]."""
     total: Tensor | float = 0.0
@@ -109,6 +116,8 @@ def attention(
     queries, keys = torch.arange(q.shape[2]), torch.arange(k.shape[2])
     allowed = visible(queries, keys, causal=causal, window=window, chunk=chunk)
     added = position_terms(queries, keys, named)
+    if "selected" in named:
+        allowed = allowed & chosen(named["selected"], k.shape[2])[:, None]
     mask = named.get("mask")
     if mask is not None and mask.dtype == torch.bool:
         allowed = allowed & mask

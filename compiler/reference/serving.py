@@ -33,8 +33,14 @@ def ragged_attention(
     for start, stop in pairwise(bounds):
         rows = slice(start, stop)
         positions = torch.arange(stop - start)
-        result[rows] = _sequence(a[rows], b[rows], c[rows], positions, positions, named, options)
+        own = _of_rows(named, rows)
+        result[rows] = _sequence(a[rows], b[rows], c[rows], positions, positions, own, options)
     return result.to(q.dtype)
+
+
+def _of_rows(extras: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """The extras of some rows: what was selected is told row by row."""
+    return {name: x[rows] if name == "selected" else x for name, x in extras.items()}
 
 
 def _sequence(
@@ -48,11 +54,14 @@ def _sequence(
 ) -> Tensor:
     """Attention of one sequence: q[S, H, D], k[L, G, D], v[L, G, E] at their positions."""
     masks = {name: options[name] for name in ("causal", "window", "chunk")}
+    seen = model.visible(queries, keys, **masks)
+    if "selected" in extras:
+        seen &= model.chosen(extras["selected"], len(keys))
     out = model.attend(
         q.transpose(0, 1),
         k.transpose(0, 1),
         v.transpose(0, 1),
-        model.visible(queries, keys, **masks),
+        seen,
         model.position_terms(queries, keys, extras),
         scale=options["scale"],
         softcap=options["softcap"],
@@ -94,20 +103,21 @@ def paged_attention(
         total = int(context_length[n])
         if stop == start:
             continue
-        k = _gathered(k_cache, block_table[n], total)
-        v = _gathered(v_cache, block_table[n], total)[..., value_start : value_start + value_size]
+        k = gathered(k_cache, block_table[n], total)
+        v = gathered(v_cache, block_table[n], total)[..., value_start : value_start + value_size]
         k, v = context.math(context.widened(k), context.widened(v))
         k, v = (
-            x * _gathered(named[s], block_table[n], total)[..., None] if s in named else x
+            x * gathered(named[s], block_table[n], total)[..., None] if s in named else x
             for x, s in ((k, "k_scale"), (v, "v_scale"))
         )
         queries = torch.arange(total - (stop - start), total)
         rows = slice(start, stop)
-        result[rows] = _sequence(a[rows], k, v, queries, torch.arange(total), named, options)
+        own = _of_rows(named, rows)
+        result[rows] = _sequence(a[rows], k, v, queries, torch.arange(total), own, options)
     return result.to(q.dtype)
 
 
-def _gathered(cache: Tensor, blocks: Tensor, total: int) -> Tensor:
+def gathered(cache: Tensor, blocks: Tensor, total: int) -> Tensor:
     """The first `total` entries of a sequence, [total, *entry]; only the blocks that hold them are
     read.
     """

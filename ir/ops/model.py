@@ -8,7 +8,7 @@ from ..node import op
 from ..types import TensorType, Type
 from .elementwise import broadcast_shapes
 
-EXTRAS = ("mask", "sinks", "slopes", "bias")
+EXTRAS = ("mask", "sinks", "slopes", "bias", "selected")
 
 
 def heads_divide(q: TensorType, k: TensorType, axis: int) -> None:
@@ -25,12 +25,21 @@ def check_extras(extras: tuple[str, ...], given: tuple[Type, ...], known: tuple[
 
 
 def check_extra_shapes(
-    extras: tuple[str, ...], given: tuple[TensorType, ...], heads: Dim, scores: Shape = ()
+    extras: tuple[str, ...],
+    given: tuple[TensorType, ...],
+    heads: Dim,
+    rows: Shape,
+    scores: Shape = (),
 ) -> None:
-    """Refuse extras that do not fit the heads, or a mask that does not fit the scores."""
+    """Refuse extras that do not fit the heads, places that are not told for each of the rows, or a
+    mask that does not fit the scores.
+    """
     ranks = {"sinks": 1, "slopes": 1, "bias": 2}
     for name, t in zip(extras, given, strict=True):
-        if name == "mask":
+        if name == "selected":
+            if t.dtype != "i32" or not equal_shapes(t.shape[:-1], rows):
+                raise IRError(f"places i32[{shape_text(rows)}, count] were wanted, not {t}")
+        elif name == "mask":
             if not equal_shapes(broadcast_shapes(t.shape, scores), scores):
                 raise IRError(f"the mask {t} does not broadcast to {shape_text(scores)}")
         elif t.rank != ranks[name] or not equal(t.shape[0], heads):
@@ -98,7 +107,8 @@ def attention(
     (chunk > 0). softcap(s) = c tanh(s / c), or s where c is 0. Extras name the further inputs:
     "mask" (bool: allowed; float: added to the scores; broadcasts to [B, H, S, L]), "sinks" ([H]
     logits that join the softmax and are dropped), "slopes" ([H]: slope (j - i) is added), "bias"
-    ([H, P]: bias[h, min(i - j, P - 1)] is added).
+    ([H, P]: bias[h, min(i - j, P - 1)] is added), "selected" (i32[B, S, C]: of the visible keys
+    only those whose places it names for a query are seen; -1 names none; places differ and ascend).
     """
     check_extras(extras, more, EXTRAS)
     if not (q.rank == k.rank == v.rank == 4) or not equal(q.shape[3], k.shape[3]):
@@ -109,7 +119,8 @@ def attention(
     if not batches or len({q.dtype, k.dtype, v.dtype}) != 1:
         raise IRError(f"one batch and one dtype were wanted, not {q}, {k}, {v}")
     heads_divide(q, k, 1)
-    check_extra_shapes(extras, more, q.shape[1], (*q.shape[:3], k.shape[2]))
+    rows = (q.shape[0], q.shape[2])
+    check_extra_shapes(extras, more, q.shape[1], rows, (*q.shape[:3], k.shape[2]))
     return q.with_shape((*q.shape[:3], v.shape[3]))
 
 

@@ -34,9 +34,10 @@ def ragged_attention(
     query_start[n + 1]. Key j is visible to query i of the same sequence when j <= i (causal),
     i - j < window (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits
     that join the softmax and are dropped), "slopes" [H] (slope (j - i) is added to the score),
-    "bias" f32[H, L] (bias[h, min(i - j, L - 1)] is added).
+    "bias" f32[H, L] (bias[h, min(i - j, L - 1)] is added), "selected" i32[T, C] (of the visible
+    keys only those whose places in the sequence it names are seen; -1 names none; places ascend).
     """
-    check_extras(extras, more, ("sinks", "slopes", "bias"))
+    check_extras(extras, more, ("sinks", "slopes", "bias", "selected"))
     if not (q.rank == k.rank == v.rank == 3) or not equal(q.shape[2], k.shape[2]):
         raise IRError(f"q[T, H, D], k[T, G, D], v[T, G, E] were wanted, not {q}, {k}, {v}")
     if not equal(k.shape[1], v.shape[1]):
@@ -44,7 +45,7 @@ def ragged_attention(
     if not equal(k.shape[0], v.shape[0]) or len({q.dtype, k.dtype, v.dtype}) != 1:
         raise IRError(f"k and v of one length and one dtype were wanted, not {q}, {k}, {v}")
     heads_divide(q, k, 1)
-    check_extra_shapes(extras, more, q.shape[1])
+    check_extra_shapes(extras, more, q.shape[1], q.shape[:1])
     return q.with_shape((*q.shape[:2], v.shape[2]))
 
 
@@ -101,7 +102,7 @@ def paged_attention(
     extras, "k_scale" and "v_scale", are caches with an entry (G,): what a token's entries of
     k_cache and v_cache are multiplied by.
     """
-    check_extras(extras, more, ("sinks", "slopes", "bias", *_SCALES))
+    check_extras(extras, more, ("sinks", "slopes", "bias", "selected", *_SCALES))
     _check_scales(extras, more, {"k_scale": k_cache, "v_scale": v_cache})
     if len(k_cache.entry) != 2 or len(v_cache.entry) != 2 or k_cache.entry[0] != v_cache.entry[0]:
         raise IRError(f"entries (G, D) and (G, E) were wanted, not {k_cache}, {v_cache}")
@@ -113,7 +114,7 @@ def paged_attention(
         given = f"{block_table}, {query_start}, {context_length}"
         raise IRError(f"block_table[N, M], query_start[N + 1], context_length[N], not {given}")
     plain = {e: m for e, m in zip(extras, more, strict=True) if isinstance(m, TensorType)}
-    check_extra_shapes(tuple(plain), tuple(plain.values()), q.shape[1])
+    check_extra_shapes(tuple(plain), tuple(plain.values()), q.shape[1], q.shape[:1])
     heads_divide(q, TensorType(k_cache.dtype, (1, k_cache.entry[0])), 1)
     return q.with_shape((*q.shape[:2], value_size))
 
