@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import tvm
 from ferrule.codegen.backend import KernelBody, cpu_backend
 from ferrule.codegen.tvm import build_library
 from ferrule.compiler.hardware import measure
-from ferrule.ir.dims import dim
+from ferrule.ir.dims import Dim, dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, input_
 from ferrule.ir.ops import quantized, serving
@@ -87,7 +88,7 @@ class Mixture:
         }
 
 
-def _given(name: str, dtype: str, *shape: object) -> Node:
+def _given(name: str, dtype: str, *shape: Dim) -> Node:
     return input_(name=name, type=TensorType(dtype, shape))
 
 
@@ -149,7 +150,7 @@ def main() -> None:
             )
 
 
-def timed(kernel: tvm.ffi.Function, values: list[tvm.runtime.Tensor]) -> float:
+def timed(kernel: Callable[..., object], values: list[tvm.runtime.Tensor]) -> float:
     """Seconds of a call, the median over a second of calls."""
     times: list[float] = []
     end = time.perf_counter() + SECONDS

@@ -17,6 +17,7 @@ from ..ir.ops.tensor import broadcast_shapes
 from ..ir.rewrite import Rules, hole, rewrite
 from .rules.dense_experts import DENSE_EXPERTS
 from .rules.movement import MOVEMENT
+from .rules.unrolled_experts import UNROLLED_EXPERTS
 from .rules.values import reshaped, spread, transposed
 
 EXPERTS = Rules("experts")
@@ -123,4 +124,4 @@ class RaiseExperts:
 
     def run(self, graph: Graph) -> Graph:
         """The graph without a per-row copy of expert weights; the graph is canonical before."""
-        return rewrite(graph, EXPERTS + DENSE_EXPERTS + MOVEMENT)
+        return rewrite(graph, EXPERTS + DENSE_EXPERTS + UNROLLED_EXPERTS + MOVEMENT)

@@ -47,7 +47,8 @@ class RaiseSelections:
         for node in graph.nodes():
             if node.op is not model.attention or "mask" not in node["extras"]:
                 continue
-            at = 3 + node["extras"].index("mask")
+            words: tuple[str, ...] = node["extras"]
+            at = 3 + words.index("mask")
             split = _split(node.inputs[at], kinds)
             if split is None or split.picked is None or split.rest is None:
                 continue
@@ -131,7 +132,8 @@ def _as_bool(mask: Node) -> Node:
 # -- what was picked
 
 
-class Picked(NamedTuple):
+@dataclass(frozen=True)
+class Picked:
     """How many keys are picked by which scores, and which keys take part."""
 
     count: int

@@ -10,40 +10,20 @@ sum_k v[n, k] f_index(x[n]) and sum_k f_index(v[n, k] x[n]). Experts come first,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from ...ir.dims import Shape, equal, equal_shapes
 from ...ir.node import Node, walk
 from ...ir.ops import model
 from ...ir.ops import tensor as t
 from ...ir.rewrite import Rules, hole
+from .choices import Choice, choice_of
 from .values import literal, reshaped, spread, transposed
 
 DENSE_EXPERTS = Rules("dense experts")
 y = hole("y")
 
-# What each op makes of a number; those of 0 are 0 but for sigmoid and exp.
-_UNARY: dict[str, Callable[[float], float]] = {
-    "sigmoid": lambda v: 1 / (1 + math.exp(-v)) if v > -700 else 0.0,
-    "exp": lambda v: math.exp(v) if v > -700 else 0.0,
-    "relu": lambda v: max(v, 0.0),
-    "cast": lambda v: v,
-}
 _KEEP_ZERO = frozenset(
     {"silu", "gelu", "relu", "tanh", "cast", "neg", "abs", "sqrt", "erf", "sign"}
 )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Shares p[N, E] of rows in experts that are zero but for the chosen ones: values[N, K] at
-    index[N, K].
-    """
-
-    values: Node
-    index: Node
 
 
 @DENSE_EXPERTS.on(t.reduce_sum(y))
@@ -99,24 +79,8 @@ def _choice_of(shares: Node, shape: Shape) -> Choice | None:
     if shares.op is not t.transpose or shares["permutation"] != (1, 0):
         return None
     experts, rows = shape[:2]
-    inner, steps = shares.inputs[0], list[Node]()
-    if not equal_shapes(inner.shape, (rows, experts)):
-        return None
-    while inner.op.name in _UNARY:
-        steps.append(inner)
-        inner = inner.inputs[0]
-    if inner.op is not t.scatter or inner["reduce"] != "set" or inner["axis"] != 1:
-        return None
-    base, index, values = inner.inputs
-    rest = literal(base)
-    # Only places that differ: those of a topk do.
-    if rest is None or index.op.name != "item" or index.inputs[0].op is not t.topk:
-        return None
-    number = float(rest)
-    for step in reversed(steps):
-        number = _UNARY[step.op.name](number)
-        values = step.with_inputs((values,))
-    return Choice(values, index) if number == 0 and index["index"] == 1 else None
+    inner = shares.inputs[0]
+    return choice_of(inner) if equal_shapes(inner.shape, (rows, experts)) else None
 
 
 # -- experts

@@ -7,6 +7,7 @@ from check import check_pass
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, input_, item, parameter
+from ferrule.ir.ops import model
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.types import TensorType
 from ferrule.passes.raise_experts import RaiseExperts
@@ -64,3 +65,63 @@ def test_only_chosen_experts_are_computed(y: Node) -> None:
 @pytest.mark.parametrize("y", [scaled(0.0), weighed(0.5)])
 def test_experts_that_all_count_are_left(y: Node) -> None:
     assert RaiseExperts().run(graph(y)).outputs == (y,)
+
+
+# -- one expert after another
+
+W1 = [parameter(name=f"a{e}", type=TensorType("f32", (F, H))) for e in range(E)]
+B1 = [parameter(name=f"b{e}", type=TensorType("f32", (F,))) for e in range(E)]
+W2 = [parameter(name=f"c{e}", type=TensorType("f32", (H, F))) for e in range(E)]
+B, S = dim("B"), dim("S")
+X3 = input_(name="x3", type=TensorType("f32", (B, S, H)))
+LOGITS3 = input_(name="logits3", type=TensorType("f32", (B, S, E)))
+
+
+def one(e: int) -> Node:
+    return model.linear(t.gelu(model.linear(X3, W1[e], B1[e])), W2[e])
+
+
+def summed(shares: list[Node]) -> Node:
+    """x plus every expert's share of its result, one after another."""
+    total = X3
+    for e, share in enumerate(shares):
+        total = t.add(total, t.mul(one(e), share))
+    return total
+
+
+def best() -> tuple[Node, Node]:
+    both = t.topk(LOGITS3, k=K, axis=2)
+    return item(both, index=0), item(both, index=1)
+
+
+def sliced() -> list[Node]:
+    """Of a softmax over what a topk leaves."""
+    values, index = best()
+    every = t.broadcast(t.scalar(-float("inf"), "f32"), shape=(B, S, E))
+    p = t.softmax(t.scatter(every, index, values, axis=2), axis=2)
+    return [t.slice_(p, axis=2, start=e, stop=e + 1) for e in range(E)]
+
+
+def compared() -> list[Node]:
+    """Of a softmax over the chosen, where they are this expert's."""
+    values, index = best()
+    weights = t.softmax(values, axis=2)
+    named = [t.cast(t.eq(index, t.scalar(e, "i64")), dtype="f32") for e in range(E)]
+    sums = [t.reduce_sum(t.mul(weights, n), axes=(2,)) for n in named]
+    return [t.reshape(s, shape=(B, S, 1)) for s in sums]
+
+
+def graph3(y: Node) -> Graph:
+    return Graph("m", (X3, LOGITS3), (y,), bounds={"B": (1, 3), "S": (1, 5)})
+
+
+@pytest.mark.parametrize("shares", [sliced(), compared()])
+def test_experts_one_after_another_are_stacked(shares: list[Node]) -> None:
+    result = check_pass(RaiseExperts(), graph3(summed(shares)))
+    names = [n.op.name for n in result.nodes()]
+    assert names.count("expert_linear") == 2 and "linear" not in names
+
+
+def test_a_sum_that_lacks_an_expert_is_left() -> None:
+    result = RaiseExperts().run(graph3(summed(compared()[:-1])))
+    assert "expert_linear" not in [n.op.name for n in result.nodes()]
