@@ -139,9 +139,12 @@ def run(kernels: Kernels, name: str, given: dict, cuts: list[tuple[int, int]]):
     for begin, end in cuts:
         batch = {"starts": torch.tensor([0, end - begin]), "target": torch.tensor([0])}
         batch |= {"source": torch.tensor([-1 if begin == 0 else 0]), "state": held}
-        step = {n: v[begin:end] for n, v in given.items() if n not in {*batch, "w"}}
-        batch |= step | {n: v for n, v in given.items() if n == "w"}
-        values = [batch[i["name"]].to(DTYPES[i.type.dtype]) for i in body.inputs]
+        values = []
+        for i in body.inputs:
+            value = batch.get(i["name"], given[i["name"]])
+            rows_alone = i["name"] not in {*batch, "w"}
+            value = value[begin:end] if rows_alone else value
+            values.append(value.to(DTYPES[i.type.dtype]))
         shape = (end - begin, *(int(d) for d in body.outputs[0].type.shape[1:]))
         made, held = kernels.run(name, values, [shape, tuple(held.shape)])
         rows.append(made)
