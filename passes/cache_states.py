@@ -44,6 +44,9 @@ class CacheStates:
             (*graph.outputs, *(item(m, index=1) for m in made)),
             (*graph.output_names, *(s["name"] for s in states)),
         )
+        # The states' items stand for no old node: their op brings its place in the model's source.
+        places_of = {m: graph.origin(n) for n, m in zip(found, made, strict=True)}
+        grown = replace(grown, origins={**grown.origins, **places_of})
         mapping = {n: item(m, index=0) for n, m in zip(found, made, strict=True)}
         return replace(grown.replace(mapping), inputs=(*graph.inputs, *places, *states))
 

@@ -208,7 +208,8 @@ def over_tokens(body: Graph) -> Graph:
 def _call(graph: Graph, memory: _Memory, names: _Names, order: CacheOrder, kernel: Node) -> Call:
     outputs = [r for r in results_of(kernel) if isinstance(r.type, TensorType)]
     body: Graph = kernel["body"]
-    ops = dict.fromkeys(n.op.name for n in body.nodes() if not n.op.traits & _SILENT)
+    told = [n for n in body.nodes() if not n.op.traits & _SILENT and n.op.name != "item"]
+    ops = dict.fromkeys(n.op.name for n in told)
     return Call(
         kernel=names.of(kernel),
         arguments=tuple(memory.argument(v, order.name) for v in (*kernel.inputs, *outputs)),

@@ -17,7 +17,7 @@ HEAD = """graph m(%ids: i64[B, S]) where B in [1, 8], S in [1, 64] {
   %e = parameter {name = "e", type = f32[31, 12]} : f32[31, 12]
   %x = take %e %ids {axis = 0} : f32[B, S, 12]
   %w = parameter {name = "w", type = f32[12, 3]} : f32[12, 3]
-  %c = causal_conv %x %w : f32[B, S, 12]
+  %c = causal_conv %x %w : f32[B, S, 12]   from model.conv (m.py:3)
   %h = reshape %c {shape = (B, S, 4, 3)} : f32[B, S, 4, 3]
   %q = slice %h {axis = 2, start = 0, stop = 2} : f32[B, S, 2, 3]
   %k0 = slice %h {axis = 2, start = 2, stop = 4} : f32[B, S, 2, 3]
@@ -62,6 +62,8 @@ def states(graph: Graph) -> list[str]:
 def test_a_convolution_and_a_scan_go_on_from_their_states():
     graph = served(HEAD + SCAN + ALONE + END)
     assert states(graph) == ["state<f32>[2, 12]", "state<f32>[4, 3, 3]"]
+    conv = next(n for n in graph.nodes() if n.op.name == "state_conv")
+    assert graph.origin(conv) == ("model.conv (m.py:3)",)
     names = [i["name"] for i in graph.inputs]
     assert names == ["tokens", "query_start", "state_from", "state_to", "state0", "state1"]
 
