@@ -105,7 +105,7 @@ def _fastest(target: Target) -> Isa:
         )
     if target.has("avx2"):
         # 16 registers of 8 floats: a column vector takes two of them.
-        tiles = Tile(1, 1, 4), Tile(4, 1), Tile(6, 1)
+        tiles = Tile(1, 4), Tile(4, 1), Tile(6, 1)
         return Isa(16, target.cores, *tiles, integer_dot=integer_dot(target))
     return Isa(16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
 

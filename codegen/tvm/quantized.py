@@ -65,7 +65,7 @@ def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
     once, and stay where they are touched for every group.
     """
     if isa.registers < 32:  # a column vector takes two registers
-        return Tile(1, 2 if pairs == 1 else 4), Tile(2, 1), Tile(4, 1)
+        return Tile(1, 4), Tile(2, 1), Tile(4, 1)
     one = Tile(1, 2) if pairs == 1 else Tile(1, 4)
     return one, Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
 

@@ -118,9 +118,11 @@ def _sums(choice: Choice) -> int:
 
 
 def stays_in_registers(isa: Isa) -> Callable[[Choice], bool]:
-    """Sums, a vector of weights for each column and one of x stay in registers."""
+    """Sums, the weights of all columns (or x of all rows, where those are fewer) and one vector of
+    the other stay in registers.
+    """
     vectors = isa.registers if isa.registers >= 32 else isa.registers // 2
-    return lambda c: _sums(c) + c["columns"] + 1 <= vectors
+    return lambda c: _sums(c) + min(c["columns"], c["rows"]) + 1 <= vectors
 
 
 def _burden(node: Node, target: Target) -> Callable[[Choice, int], Burden]:
