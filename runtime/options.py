@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.plan import Plan
+from .executor import context_limit
 from .policies import POLICIES
 
 _SWAP_SHARE = 4  # a cache's size by that of the memory beside it, where nobody says how much
@@ -45,7 +46,7 @@ class EngineOptions:
         """The arguments of an engine over a cache of so many blocks."""
         swapped = blocks // _SWAP_SHARE
         if self.swap_bytes is not None:
-            swapped = self.swap_bytes // plan.block_bytes if plan.block_bytes else 0
+            swapped = _blocks_in(self.swap_bytes, plan)
         given = {"weights": self.weights} if self.weights else {}
         return {
             "policy": POLICIES[self.policy](**given),
@@ -59,6 +60,14 @@ class EngineOptions:
             "beside_decodes": self.beside_decodes,
             "pace": self.pace,
         }
+
+
+def _blocks_in(size: int, plan: Plan) -> int:
+    """The blocks that so many bytes hold; a state counts as a context where blocks hold nothing."""
+    if plan.block_bytes:
+        return size // plan.block_bytes
+    context = -(-context_limit(plan) // plan.block)
+    return size // plan.state_bytes * context if plan.state_bytes else 0
 
 
 DEFAULTS = EngineOptions()
