@@ -83,12 +83,13 @@ def measure_parity(
     opened.weights.release()
     gc.collect()
     shown.step("eager")
-    built = _built(folder, plan, sequences, target)
+    rows = built(folder, plan, sequences, target)
     shown.step("built")
-    return compare(eager, built, (tolerance or TOLERANCES[opened.dtype]).relative)
+    return compare(eager, rows, (tolerance or TOLERANCES[opened.dtype]).relative)
 
 
-def _built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]], target: Target) -> Rows:
+def built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]], target: Target) -> Rows:
+    """The logits at the compared positions by the kernels in a folder."""
     weights, blocks = Weights(folder / WEIGHTS), blocks_needed(sequences, plan.block)
     if target.kind == "cpu":
         library = KernelLibrary(folder / KERNELS)

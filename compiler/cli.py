@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import serve, tune_command, zoo_command
+from . import export_command, serve, tune_command, zoo_command
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -30,6 +30,7 @@ app = typer.Typer(
 serve.add_commands(app)
 tune_command.add_commands(app)
 zoo_command.add_commands(app)
+export_command.add_commands(app)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A compiled artifact.", show_default=False)
@@ -256,16 +257,25 @@ def verify(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Find the first pass and node that depart.")
     ] = False,
+    against: Annotated[str, typer.Option(help="eager PyTorch, or mlir.")] = "eager",
     as_json: AsJson = False,
 ) -> None:
-    """Compare an artifact with the eager model it was compiled from."""
+    """Compare an artifact with the eager model it was compiled from, or with MLIR's reading."""
     from .verify import bisect_artifact, verify_artifact
+
+    if against not in ("eager", "mlir"):
+        raise typer.BadParameter(f"--against is eager or mlir, not {against!r}")
 
     if bisect:
         found = bisect_artifact(folder, model)
         typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
         raise typer.Exit(0 if found.agrees else 1)
-    report, dtype, tolerance = verify_artifact(folder, model)
+    measure = verify_artifact
+    if against == "mlir":
+        from .second_opinion import verify_against_mlir
+
+        measure = verify_against_mlir
+    report, dtype, tolerance = measure(folder, model)
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
     from .parity import check
 

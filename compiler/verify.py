@@ -19,7 +19,7 @@ from .parity import Parity, Tolerance, tolerance_of
 def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str, Tolerance]:
     """The parity of an artifact, measured anew, its dtype, and the tolerance it is held to."""
     artifact = load(folder)
-    opened = _source(artifact, model)
+    opened = source_of(artifact, model)
     options = options_of(artifact.manifest)
     tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
     parity = measure_parity(
@@ -31,11 +31,11 @@ def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str
 def bisect_artifact(folder: Path, model: str | None = None) -> Bisection:
     """The first pass, node or kernel of an artifact's build whose values depart."""
     artifact = load(folder)
-    opened = _source(artifact, model)
+    opened = source_of(artifact, model)
     return bisect(opened, options_of(artifact.manifest), artifact)
 
 
-def _source(artifact: Artifact, model: str | None) -> Opened:
+def source_of(artifact: Artifact, model: str | None) -> Opened:
     """The model that an artifact was compiled from."""
     given = model or artifact.manifest.get("source")
     if artifact.manifest.get("options") is None:

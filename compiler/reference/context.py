@@ -34,12 +34,15 @@ DTYPES: Mapping[str, torch.dtype] = {
 @dataclass(frozen=True)
 class Context:
     """Sizes of named dims; whether floats are widened to float64; how to evaluate a kernel's
-    body. `known` holds the dims that were asked for.
+    body; functions in place of those that ops have; whether values are held to their types;
+    `known` holds the dims that were asked for.
     """
 
     sizes: Mapping[str, int]
     wide: bool
     body: Callable[..., tuple[Any, ...]]
+    replaced: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Any])
+    checked: bool = True
     known: dict[Dim, int] = field(default_factory=dict)
 
     def size(self, d: Dim) -> int:

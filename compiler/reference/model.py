@@ -37,15 +37,14 @@ def layer_norm(context: Context, x: Tensor, *wb: Tensor, eps: float) -> Tensor:
 def visible(queries: Tensor, keys: Tensor, *, causal: bool, window: int, chunk: int) -> Tensor:
     """Which of the keys' positions [L] each of the queries' positions [S] sees: bool [S, L]."""
     i, j = queries[:, None], keys[None, :]
-    seen = torch.ones(len(queries), len(keys), dtype=torch.bool)
+    seen = torch.ones(queries.shape[0], keys.shape[0], dtype=torch.bool)
     if causal:
-        seen &= j <= i
+        seen = seen & (j <= i)
     if window:
-        seen &= i - j < window
+        seen = seen & (i - j < window)
     if chunk:
-        seen &= torch.div(i, chunk, rounding_mode="floor") == torch.div(
-            j, chunk, rounding_mode="floor"
-        )
+        ordinal = (torch.div(x, chunk, rounding_mode="floor") for x in (i, j))
+        seen = seen & (next(ordinal) == next(ordinal))
     return seen
 
 
