@@ -9,7 +9,7 @@ from ferrule.codegen.triton.templates.gemm_persistent import gemm_persistent
 @triton.jit
 def load_plain(env, rows, ks, mask):
     x, y, bias, residual, N, K = env
-    return tl.load(x + rows * K + ks, mask=mask, other=0)
+    return tl.load(x + rows * K + ks, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -35,6 +35,14 @@ def store_all(env, sums, rows, cols, mask):
         value = value / (1 + tl.exp(-value)) * up
     value += tl.load(residual + rows * N + cols, mask=mask, other=0).to(tl.float32)
     tl.store(y + rows * N + cols, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_scaled(env, sums, rows, cols, mask):
+    """Scales of the columns, as weights of float8 have them; they lie where a bias would."""
+    x, y, bias, residual, N, K = env
+    scale = tl.load(bias + cols, mask=cols < N, other=0).to(tl.float32)
+    tl.store(y + rows * N + cols, (sums[0] * scale).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit

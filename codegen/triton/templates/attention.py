@@ -67,11 +67,11 @@ def load_entry(
     """
     at = cache + slots * WIDTH + es
     if MASKED and PADDED:
-        value = tl.load(at, mask=mask & (es < SIZE), other=0)
+        value = tl.load(at, mask=mask & (es < SIZE), other=0.0)
     elif MASKED:
-        value = tl.load(at, mask=mask, other=0)
+        value = tl.load(at, mask=mask, other=0.0)
     elif PADDED:
-        value = tl.load(at, mask=es < SIZE, other=0)
+        value = tl.load(at, mask=es < SIZE, other=0.0)
     else:
         value = tl.load(at)
     return value

@@ -35,9 +35,9 @@ def rows_of_weights(
     if EVEN_K and N % BN == 0:
         value = tl.load(at)
     elif EVEN_K:
-        value = tl.load(at, mask=cols < N, other=0)
+        value = tl.load(at, mask=cols < N, other=0.0)
     else:
-        value = tl.load(at, mask=(cols < N) & (ks < K), other=0)
+        value = tl.load(at, mask=(cols < N) & (ks < K), other=0.0)
     return value
 
 

@@ -74,6 +74,20 @@ def test_values(interpreter: Interpreter, entry: str, dtype: torch.dtype) -> Non
         case.check(back[2], squared=True)
 
 
+@pytest.mark.parametrize("x_dtype", [torch.float8_e4m3fn, torch.float16], ids=str)
+@pytest.mark.parametrize("entry", ["many", "few"])
+def test_weights_of_float8(interpreter: Interpreter, entry: str, x_dtype: torch.dtype) -> None:
+    m, n, k = 5, 19, 45
+    case = Case(m, n, k, 1, torch.float16)
+    x, w = case.x.to(x_dtype), case.w.to(torch.float8_e4m3fn)
+    hooks = {"LOAD_X": Hook("load_plain"), "STORE": Hook("store_scaled")}
+    values = (x, w, case.y, case.bias, case.residual, m)
+    at, sizes = grid(entry, m, n, TILE[entry]), {"N": n, "K": k, "PARTS": 1}
+    back = interpreter.run(f"{MODULE}:{entry}", at, *values, **sizes, **hooks, **TILE[entry])
+    wanted = x.double() @ w.double().T * case.bias.double()
+    assert torch.allclose(back[2].double(), wanted, rtol=4e-3, atol=4e-3 * wanted.abs().max())
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_splits_of_k_are_gathered(interpreter: Interpreter, parts: int) -> None:
     m, n, k, split = 5, 37, 100, 3
