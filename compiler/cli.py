@@ -205,21 +205,26 @@ def explain(
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure this machine anew, recorded or not.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU to hold a GPU's artifact against, such as h200.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every kernel of a step: ops, model source, bytes, operations, the time the machine
     allows and the time taken.
     """
+    from ..ir.launches import LAUNCHES
     from ..runtime.manifest import read_manifest
     from .console import print_choices, print_explanation
+    from .devices import binary_lines
     from .explain import Load, explain_artifact, probe_machine
     from .explain_page import page
 
     if probe:
         probe_machine(folder)
     load = Load(tokens, sequences, context)
-    found = explain_artifact(folder, entry=entry, measure=measure, load=load)
+    found = explain_artifact(folder, entry=entry, measure=measure, load=load, device=device)
     if html is not None:
         html.write_text(page(found), encoding="utf-8")
     if as_json:
@@ -227,6 +232,8 @@ def explain(
     else:
         print_explanation(found)
         print_choices(read_manifest(folder))
+        if (folder / LAUNCHES).is_file():
+            typer.echo("\n".join(binary_lines(folder)))
 
 
 @app.command()

@@ -14,6 +14,8 @@ from ..ir.errors import IRError
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..runtime.costs import Dims, operations_of, sizes_of, traffic_of
+from ..runtime.manifest import read_manifest
+from .devices import device_named
 from .hardware import Hardware, hardware, recorded, records_path, remeasured
 from .roofline import Explanation, KernelLine, StepLines
 from .step_times import step_times
@@ -39,24 +41,43 @@ class Load:
 
 
 def explain_artifact(
-    folder: Path, *, entry: str | None = None, measure: bool = True, load: Load = Load()
+    folder: Path,
+    *,
+    entry: str | None = None,
+    measure: bool = True,
+    load: Load = Load(),
+    device: str | None = None,
 ) -> Explanation:
-    """The kernels of an artifact's entries."""
+    """The kernels of an artifact's entries; those of a GPU are held against a device by its name,
+    not measured.
+    """
     from ..runtime import artifact
 
-    return explain(artifact.load(folder), entry=entry, measure=measure, load=load)
+    target = read_manifest(folder)["target"]
+    if target["kind"] == "cpu":
+        if device is not None:
+            raise IRError(f"device {device!r}: the artifact is for a CPU, whose rates are measured")
+        return explain(artifact.load(folder), entry=entry, measure=measure, load=load)
+    machine = device_named(device, str(target["arch"]))
+    return explain(artifact.Artifact(folder), entry=entry, measure=False, load=load, on=machine)
 
 
 def explain(
-    artifact: Artifact, *, entry: str | None = None, measure: bool = True, load: Load = Load()
+    artifact: Artifact,
+    *,
+    entry: str | None = None,
+    measure: bool = True,
+    load: Load = Load(),
+    on: Hardware | None = None,
 ) -> Explanation:
     """The kernels of the entries of an opened artifact; with `measure`, timed in warm steps beside
-    the rates of this machine, which are measured where no record has them.
+    the rates of this machine, which are measured where no record has them. Without, beside those
+    of the machine `on`, where one is given.
     """
     entries = artifact.plan.entries
     if entry is not None and entry not in entries:
         raise IRError(f"no entry {entry!r}; the artifact has {', '.join(entries)}")
-    machine = hardware(built_for(artifact.manifest), records_path()) if measure else None
+    machine = hardware(built_for(artifact.manifest), records_path()) if measure else on
     steps = []
     for name in entries if entry is None else [entry]:
         dims = step_dims(artifact.plan, name, load)
@@ -68,8 +89,6 @@ def explain(
 
 def probe_machine(folder: Path) -> Hardware:
     """Measure this machine for an artifact's target, and record it, whether it was or not."""
-    from ..runtime.manifest import read_manifest
-
     return remeasured(built_for(read_manifest(folder)), records_path())
 
 
