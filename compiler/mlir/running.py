@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ir.types import TensorType
+from ...ir.types import CacheType, TensorType
 from ..errors import CompileError
 from ..reference.context import DTYPES
 from .dialects import ENTRY, module_of
@@ -59,12 +59,15 @@ class Runner:
     def __init__(self, program: Program) -> None:
         self.program = program
         module = module_of(program, "linalg")
+        from torch_mlir import passmanager
         from torch_mlir.execution_engine import ExecutionEngine
-        from torch_mlir.passmanager import PassManager
 
         try:
             with module.context:
-                PassManager.parse(f"builtin.module({','.join(_PASSES)})").run(module.operation)
+                manager: Any = passmanager
+                manager.PassManager.parse(f"builtin.module({','.join(_PASSES)})").run(
+                    module.operation
+                )
                 self._engine = ExecutionEngine(module, opt_level=2)
         except Exception as error:  # MLIR raises its own error type, its reason in the text
             raise CompileError(
@@ -88,8 +91,15 @@ class Runner:
         given = [_descriptor(a) for a in arrays]
         pointers = [ctypes.pointer(ctypes.pointer(d)) for d in (made, *given)]
         self._engine.invoke(ENTRY, *pointers)
-        outputs = zip(self.program.graph.outputs, fields, strict=True)
-        return tuple(_tensor(getattr(made, name), DTYPES[o.type.dtype]) for o, (name, _) in outputs)
+        outputs = zip(self._dtypes(), fields, strict=True)
+        return tuple(_tensor(getattr(made, name), dtype) for dtype, (name, _) in outputs)
+
+    def _dtypes(self) -> list[torch.dtype]:
+        return [
+            DTYPES[o.type.dtype]
+            for o in self.program.graph.outputs
+            if isinstance(o.type, TensorType | CacheType)
+        ]
 
 
 def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:

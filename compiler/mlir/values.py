@@ -103,7 +103,7 @@ def paged_attention(
         k.transpose(1, 2),
         v.transpose(1, 2),
         allowed[:, None, None],
-        added if isinstance(added, float) else added.transpose(0, 1)[:, :, None],
+        added.transpose(0, 1)[:, :, None] if isinstance(added, Tensor) else added,
         scale=options["scale"],
         softcap=options["softcap"],
         sinks=named.get("sinks"),
