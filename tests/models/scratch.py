@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ferrule.compiler.scan_op  # noqa: F401 - registers torch.ops.ferrule.linear_scan
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -121,3 +122,52 @@ class InterleavedLM(nn.Module):
         for blender in self.pile:
             x = blender(x, turns)
         return self.speak(self.tail(x))
+
+
+class RecurrentLayer(nn.Module):
+    """A short convolution, then a gated delta rule whose state decays by row, then an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, heads // 2, 7
+        self.pre_norm, self.post_norm = Scale(width), Scale(width)
+        inner = 2 * self.groups * self.size + heads * self.size
+        self.mix = nn.Linear(width, inner, bias=False)
+        self.conv = nn.Conv1d(inner, inner, 4, groups=inner, padding=3)
+        self.rates = nn.Linear(width, heads * self.size)
+        self.share = nn.Linear(width, heads)
+        self.out = nn.Linear(heads * self.size, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.recur(self.pre_norm(x))
+        return x + self.down(F.silu(self.up(self.post_norm(x))))
+
+    def recur(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        mixed = self.conv(self.mix(x).transpose(1, 2))[..., :length].transpose(1, 2)
+        keys = self.groups * self.size
+        parts = F.silu(mixed).split([keys, keys, self.heads * self.size], dim=-1)
+        q, k, v = (p.view(batch, length, -1, self.size) for p in parts)
+        k = F.normalize(k, dim=-1)
+        decay = -F.softplus(self.rates(x)).view(batch, length, self.heads, self.size)
+        y = torch.ops.ferrule.linear_scan(q, k, v, decay, self.share(x).sigmoid())
+        return self.out(y.flatten(2))
+
+
+class RecurrentLM(nn.Module):
+    """A model without attention: all that it knows of the past is in states of fixed size."""
+
+    def __init__(
+        self, vocabulary: int = 211, width: int = 32, heads: int = 4, depth: int = 2
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.layers = nn.ModuleList(RecurrentLayer(width, heads) for _ in range(depth))
+        self.last_norm, self.head = Scale(width), nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.words(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.last_norm(x))

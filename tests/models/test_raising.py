@@ -49,6 +49,7 @@ COUNTS: Mapping[str, tuple[int, int, int, int, int]] = {
     "lfm2": (1, 9, 0, 0, 13),
     "scratch_plain": (2, 0, 5, 0, 9),
     "scratch_interleaved": (2, 5, 0, 0, 9),
+    "scratch_recurrent": (0, 5, 0, 0, 9),
 }
 OPS = ("attention", "rms_norm", "layer_norm", "expert_linear", "linear")
 

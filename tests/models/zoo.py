@@ -1,5 +1,5 @@
 """Tiny language models with random weights: the Hugging Face types that tests answer for one by
-one, and two from scratch.
+one, and three from scratch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ferrule.compiler.zoo_models import eager_greedy, logits_of, randomize, tiny
 from ferrule.compiler.zoo_models import zoo_prompts as prompts
 from torch import nn
 
-from .scratch import InterleavedLM, PlainLM
+from .scratch import InterleavedLM, PlainLM, RecurrentLM
 
 __all__ = [
     "NAMES", "SCRATCH", "build", "config", "eager_greedy", "logits_of", "prompts", "randomize",
@@ -52,6 +52,7 @@ TYPES = (
 SCRATCH: Mapping[str, Callable[[], nn.Module]] = {
     "scratch_plain": PlainLM,
     "scratch_interleaved": InterleavedLM,
+    "scratch_recurrent": RecurrentLM,
 }
 NAMES = (*TYPES, *SCRATCH)
 
