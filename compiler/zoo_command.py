@@ -106,7 +106,7 @@ are served.
 - tokens: those equal to eager's, of those compared
 - error: the largest difference of a logit, over its row's largest
 - kernels: calls of a decode step, for each layer (those before and after the layers among them)
-- seconds: to compile the tiny model, on one core
+- seconds: of one processor, to compile the tiny model
 
 | type | class | tokens | error | kernels a layer | seconds |
 |---|---|---|---|---|---|"""

@@ -179,3 +179,15 @@ def slice_of_broadcast(root: Node, x: Node) -> Node:
     if axis >= 0 and equal(x.shape[axis], root.inputs[0].shape[along]):
         x = t.slice_(x, axis=axis, start=root["start"], stop=root["stop"], step=root["step"])
     return t.broadcast(x, shape=root.shape)
+
+
+@MOVEMENT.on(t.take_along(t.broadcast(x), hole("index")))
+def take_along_repeated_rows(root: Node, x: Node, index: Node) -> Node | None:
+    """Out of rows that are all the same, places are taken from the one row."""
+    wide = root.inputs[0].shape
+    own = root["axis"] - (len(wide) - len(x.shape))
+    if own < 0 or not equal(x.shape[own], wide[root["axis"]]):
+        return None
+    if any(d != 1 for at, d in enumerate(x.shape) if at != own):
+        return None
+    return t.take(t.reshape(x, shape=(x.shape[own],)), index, axis=0)

@@ -8,7 +8,7 @@ import pytest
 from check import check_pass
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
-from ferrule.ir.node import Node, input_
+from ferrule.ir.node import Node, input_, parameter
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.text import print_graph
 from ferrule.ir.types import TensorType
@@ -201,3 +201,24 @@ def test_holding_is_exact():
 def test_settles_at_once():
     first = Canonicalize().run(graph(*(before for before, _ in IDENTITIES.values())))
     assert print_graph(Canonicalize().run(first)) == print_graph(first)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wide", "axis"), [((1, 6), (S, 6), 1), ((6,), (S, 6), 1), ((6, 1), (6, 6), 0)]
+)
+def test_places_of_rows_that_are_all_the_same(shape: object, wide: object, axis: int):
+    row = parameter(name="row", type=TensorType("f32", shape))  # type: ignore[arg-type]
+    index = input_(name="index", type=TensorType("i64", (S, 6)))
+    taken = t.take_along(t.broadcast(row, shape=wide), index, axis=axis)
+    before = Graph("m", (index,), (taken,), ("y",), {"S": (1, 9)})
+    after = check_pass(Canonicalize(), before, ranges={"index": (0, 6)})
+    names = [n.op.name for n in after.nodes()]
+    assert "take" in names and "take_along" not in names
+
+
+def test_places_of_rows_that_differ_stay():
+    row = parameter(name="row", type=TensorType("f32", (4, 1)))
+    index = input_(name="index", type=TensorType("i64", (4, 6)))
+    taken = t.take_along(t.broadcast(row, shape=(4, 6)), index, axis=1)
+    before = Graph("m", (index,), (taken,), ("y",), {})
+    assert "take_along" in [n.op.name for n in Canonicalize().run(before).nodes()]
