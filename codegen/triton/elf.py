@@ -1,9 +1,10 @@
 """What a cubin says of its kernels: registers of a thread, bytes of its stack, where spills go.
 
-A cubin is an ELF file of 64 bits. The registers of a kernel stand in the upper byte of the
-`sh_info` of its section .text.NAME; the stack frames of its functions in .nv.info, as attributes of
-four bytes each: a format, a kind, a size, and so many bytes (observed with cuobjdump
---dump-elf; EIATTR_FRAME_SIZE is 0x11, its value the symbol and the bytes).
+A cubin is an ELF file of 64 bits. The registers of its functions and the bytes of their stack
+frames stand in .nv.info, in attributes of four bytes each: a format, a kind, a size, and so many
+bytes (observed with cuobjdump --dump-elf; EIATTR_FRAME_SIZE is 0x11, EIATTR_REGCOUNT 0x2f, their
+values a symbol and a number). Older files have the registers in the upper byte of the `sh_info` of
+.text.NAME.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import CodegenError
 
-_FRAME_SIZE = 0x11
+_FRAME_SIZE, _REGISTERS = 0x11, 0x2F
 _SIZED = 0x04
 
 
@@ -41,8 +42,10 @@ def resources_of(image: bytes, symbol: str) -> Resources:
     if code is None:
         raise CodegenError(f"the cubin has no kernel {symbol}; it has {', '.join(sections)}")
     info = sections.get(".nv.info")
-    frames = _frames(image[info.offset : info.offset + info.size]) if info else []
-    return Resources(code.info >> 24, max(frames, default=0))
+    found = _numbers(image[info.offset : info.offset + info.size]) if info else []
+    registers = [value for kind, value in found if kind == _REGISTERS]
+    frames = [value for kind, value in found if kind == _FRAME_SIZE]
+    return Resources(max([*registers, code.info >> 24]), max(frames, default=0))
 
 
 def _sections(image: bytes) -> Iterator[_Section]:
@@ -59,15 +62,16 @@ def _sections(image: bytes) -> Iterator[_Section]:
         yield _Section(text, offset, length, info)
 
 
-def _frames(attributes: bytes) -> list[int]:
-    found: list[int] = []
+def _numbers(attributes: bytes) -> list[tuple[int, int]]:
+    """The kinds and numbers of attributes that give a number to a symbol."""
+    found: list[tuple[int, int]] = []
     at = 0
     while at + 4 <= len(attributes):
         form, kind, size = struct.unpack_from("<BBH", attributes, at)
         at += 4
         if form != _SIZED:
             continue
-        if kind == _FRAME_SIZE:
-            found.append(struct.unpack_from("<II", attributes, at)[1])
+        if size == 8:
+            found.append((kind, struct.unpack_from("<II", attributes, at)[1]))
         at += size
     return found
