@@ -108,7 +108,7 @@ def test_options_that_make_no_sense_are_refused(given: dict[str, int]):
         ("no/such/place", {}, "no such directory"),
         (str(TINY.parent), {}, "no config.json"),
         (TINY, {"dtype": "float64"}, "no dtype 'float64'"),
-        (TINY, {"target": "cuda:sm_90"}, "kernels are generated for cpu"),
+        (TINY, {"target": "cuda:sm_42"}, "no cuda architecture 'sm_42'"),
         (TINY, {"target": "cpu:znver9"}, "did you mean 'znver"),
     ],
 )
@@ -131,7 +131,7 @@ def test_missing_and_misshapen_weights_are_all_named(tmp_path: Path):
 
 
 class Mixing(nn.Module):
-    """Adds to every token the sum of those before it: no attention, and yet it mixes tokens."""
+    """Puts every feature in order over the tokens: no attention, and yet it mixes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,11 +139,11 @@ class Mixing(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids)
-        return torch.cumsum(x, dim=1) @ self.embed.weight.T
+        return x.sort(1).values @ self.embed.weight.T
 
 
 def test_an_op_that_mixes_tokens_is_named_with_its_line():
-    with pytest.raises(IRError, match=r"(?s)cumsum.*test_build.py"):
+    with pytest.raises(IRError, match=r"(?s)sort.*test_build.py"):
         build_in_temporary(Mixing(), QUIET)
 
 

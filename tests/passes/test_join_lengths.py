@@ -108,5 +108,5 @@ def test_what_is_no_scan_says_where_and_what_to_write():
     with pytest.raises(CompileError, match="no linear scan") as caught:
         capture(Mixer(by_largest, v=(6,)).eval(), max_context=64)
     text = str(caught.value)
-    assert "test_join_lengths.py:" in text
+    assert "(recurrent.py:" in text
     assert "torch.ops.ferrule.linear_scan" in text
