@@ -115,7 +115,7 @@ def figures(model: PreTrainedModel, folder: Path, layers: int) -> Iterator[dict[
     )  # fmt: skip
     begin = time.perf_counter()
     artifact = compile_to(model.cpu(), folder / "artifact", options)
-    model.cuda()
+    torch.nn.Module.to(model, "cuda")
     yield {"what": "compile", "seconds": time.perf_counter() - begin, "device": name}
     plan = artifact.plan
     begin = time.perf_counter()

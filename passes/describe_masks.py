@@ -122,7 +122,7 @@ class _Recognizer:
         if (value != value[:1]).any():
             raise _NoFamilyError("it differs between the sequences of a batch")
         value = value[0]
-        if value.dtype != bool and np.isposinf(value).any():
+        if value.dtype != bool and (value == np.inf).any():
             raise _NoFamilyError("a score that is seen is multiplied by something but 1")
         seen = value if value.dtype == bool else value > MASKED
         if (seen != seen[:1]).any():

@@ -185,8 +185,9 @@ def slice_of_broadcast(root: Node, x: Node) -> Node:
 def take_along_repeated_rows(root: Node, x: Node, index: Node) -> Node | None:
     """Out of rows that are all the same, places are taken from the one row."""
     wide = root.inputs[0].shape
-    own = root["axis"] - (len(wide) - len(x.shape))
-    if own < 0 or not equal(x.shape[own], wide[root["axis"]]):
+    axis: int = root["axis"]
+    own = axis - (len(wide) - len(x.shape))
+    if own < 0 or not equal(x.shape[own], wide[axis]):
         return None
     if any(d != 1 for at, d in enumerate(x.shape) if at != own):
         return None
