@@ -115,11 +115,32 @@ def multiply_bfloat16() -> None:
     setattr(InterpreterBuilder, "create_dot", create_dot)  # noqa: B010 (its type differs)
 
 
+def mask_by_scalars() -> None:
+    """Make interpreted loads and stores take masks that a scalar condition is part of: Triton 3.6
+    to 3.9 spread it as whole numbers.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def create_masked_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return load(builder, pointers, mask, *rest)
+
+    def create_masked_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return store(builder, pointers, value, mask, *rest)
+
+    setattr(InterpreterBuilder, "create_masked_load", create_masked_load)  # noqa: B010
+    setattr(InterpreterBuilder, "create_masked_store", create_masked_store)  # noqa: B010
+
+
 def main() -> None:
     """Answer requests from standard input until it ends."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("interpret: run with TRITON_INTERPRET=1")
     multiply_bfloat16()
+    mask_by_scalars()
     interpreter = Interpreter()
     # What a kernel prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")

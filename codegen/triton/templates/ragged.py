@@ -12,7 +12,8 @@ def ragged_tile(starts, number, N, ROWS: tl.constexpr):
     Run n has the tiles from starts[n] // ROWS + n on: as many as it needs, or one too many, whose
     first row is beyond its own. All runs together have starts[N] // ROWS + N.
     """
-    low, high = 0, N
+    low = tl.zeros((), tl.int32)  # a tensor even where one run leaves nothing to look for
+    high = low + N
     while high - low > 1:
         middle = (low + high) // 2
         begins = tl.load(starts + middle) // ROWS + middle

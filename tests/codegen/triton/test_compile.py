@@ -37,7 +37,7 @@ def test_every_kernel_of_a_model_is_compiled_and_fits(target: str, tmp_path: Pat
     for binary in table.binaries.values():
         assert (artifact / binary.file).stat().st_size > 500
         assert binary.spilled == 0, binary
-        assert 8 <= binary.registers <= (512 if target.startswith("rocm") else 255), binary
+        assert 4 <= binary.registers <= (512 if target.startswith("rocm") else 255), binary
         assert binary.hidden == 2 and binary.threads % 32 == 0
     manifest = (artifact / "manifest.json").read_text()
     assert f"no device here runs {target}: verify on one" in manifest

@@ -2,7 +2,7 @@
 
 import pytest
 from browser import PROGRAM, Browser
-from scripted import ScriptRunner, serving
+from scripted import ScriptRunner, serving, wait_for
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium"),
@@ -53,7 +53,7 @@ def test_a_reply_can_be_stopped_and_errors_are_shown(browser, tokenizer):
         browser.wait("document.querySelector('.turn.assistant span')?.textContent.length > 3")
         browser.run("document.getElementById('stop').click()")
         browser.wait("document.getElementById('stop').hidden")
-        assert running.service.unfinished == 0
+        wait_for(lambda: running.service.unfinished == 0)
         browser.run("document.getElementById('top_p').value = 7")
         browser.run("document.getElementById('prompt').value = 'hi'")
         browser.run("document.getElementById('send').click()")
