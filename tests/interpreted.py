@@ -65,25 +65,9 @@ class Interpreter:
 def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
+    from ferrule.codegen.triton.interpret import multiply_bfloat16
+
     multiply_bfloat16()
-
-
-def multiply_bfloat16() -> None:
-    """Make interpreted dots take bfloat16: Triton 3.6 to 3.9 multiply its bits as whole numbers."""
-    from triton import language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    dot = InterpreterBuilder.create_dot
-
-    def widened(x: TensorHandle) -> TensorHandle:
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    def create_dot(builder, a, b, *rest) -> TensorHandle:
-        return dot(builder, widened(a), widened(b), *rest)
-
-    InterpreterBuilder.create_dot = create_dot
 
 
 def _run(

@@ -133,6 +133,21 @@ def size(d: Dim, dims: Mapping[str, int]) -> int:
     return int(substitute(d, dims))
 
 
+def ragged_batch(
+    new: list[int], old: list[int], block: int = 16
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Inputs of a ragged batch and its dims: each sequence's new tokens and those already cached,
+    its blocks scattered over the pool.
+    """
+    lengths = torch.tensor(new) + torch.tensor(old)
+    blocks = -(-int(lengths.max()) // block)
+    pool = blocks * len(new) + 3
+    table = torch.randperm(pool)[: blocks * len(new)].reshape(len(new), blocks)
+    starts = torch.cat([torch.zeros(1), torch.tensor(new).cumsum(0)])
+    dims = {"T": sum(new), "N": len(new), "M": blocks, "C": pool}
+    return {"table": table, "starts": starts, "lengths": lengths}, dims
+
+
 def value_of(
     node: Node, inputs: Mapping[str, torch.Tensor | Make], dims: Mapping[str, int]
 ) -> torch.Tensor:

@@ -23,17 +23,8 @@ from ...ir.target import Target
 from ..errors import CodegenError
 from .elf import Resources, resources_of
 from .kernel import Start
+from .tiles import SHARED, warp_threads
 from .values import POINTED
-
-WAVEFRONT = {"cuda": 32, "rocm": 64}
-SHARED_LIMIT = {
-    "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
-    "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx90a": 64 << 10, "gfx942": 64 << 10,
-    "gfx950": 160 << 10,
-}  # fmt: skip
-"""Bytes of shared memory that a program may have (CUDA C++ programming guide, compute
-capabilities; AMD CDNA ISA guides, LDS).
-"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +43,12 @@ class Compiled:
 
 def gpu_target(target: Target) -> GPUTarget:
     """Triton's name for a target; a CodegenError where Triton cannot compile for it."""
-    wave = WAVEFRONT.get(target.kind)
-    if wave is None or target.arch not in SHARED_LIMIT:
-        known = ", ".join(SHARED_LIMIT)
+    if target.arch not in SHARED:
+        known = ", ".join(SHARED)
         raise CodegenError(f"Triton compiles for {known}, not for {target}")
     if target.kind == "rocm":
-        return GPUTarget("hip", target.arch, wave)
-    return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), wave)
+        return GPUTarget("hip", target.arch, warp_threads(target))
+    return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), warp_threads(target))
 
 
 def load_source(path: Path) -> ModuleType:
@@ -102,7 +92,7 @@ def _checked(compiled: Any, start: Start, target: Target) -> Compiled:
     kind = "hsaco" if target.kind == "rocm" else "cubin"
     image = compiled.asm[kind]
     used = _amd(compiled.asm["amdgcn"]) if kind == "hsaco" else resources_of(image, metadata.name)
-    limit = SHARED_LIMIT[target.arch]
+    limit = SHARED[target.arch]
     if metadata.shared > limit:
         raise CodegenError(
             f"entry {start.entry} {dict(start.constants)} takes {metadata.shared} bytes of shared "
@@ -110,8 +100,7 @@ def _checked(compiled: Any, start: Start, target: Target) -> Compiled:
         )
     wanted = len(start.pointers) + len(start.dims)
     hidden = _parameters(compiled.asm["ptx"], metadata.name) - wanted if kind == "cubin" else 2
-    warps = metadata.num_warps
-    threads = warps * WAVEFRONT[target.kind]
+    threads = metadata.num_warps * warp_threads(target)
     return Compiled(
         kind, image, metadata.name, threads, metadata.shared, used.registers, used.spilled, hidden
     )

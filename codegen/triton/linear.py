@@ -146,24 +146,37 @@ def bias_of(node: Node) -> Node | None:
 
 def needs(kernel: Kernel, node: Node) -> list[Node]:
     """What a linear wants whole: its weight, and an x that a load cannot make."""
-    found = [node.inputs[1]]
+    return [node.inputs[1], *dear(kernel, node.inputs[0])]
+
+
+def dear(kernel: Kernel, x: Node) -> list[Node]:
+    """The operand, where a load cannot make it."""
     try:
-        load_hook(kernel, node.inputs[0])
+        load_hook(kernel, x)
     except TooDear:
-        found.append(node.inputs[0])
-    return found
+        return [x]
+    return []
 
 
 def emit_linear(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     """Add the launches of a linear; it, or what is fused behind it, is in its place afterwards."""
+    epilogue, placed = behind(kernel, node, results)
+    _launches(kernel, node, epilogue)
+    kernel.places.update(placed)
+
+
+def behind(
+    kernel: Kernel, node: Node, results: dict[Node, Place]
+) -> tuple[Epilogue, dict[Node, Place]]:
+    """What an anchor's sums become, and what is in its place once they did: the results fused
+    behind it, or the anchor alone.
+    """
     left = {n: p for n, p in results.items() if n not in kernel.places}
     epilogue = epilogue_of(kernel, node, left)
     if epilogue is None:
         place = results.get(node) or kernel.scratch_for(node.shape, _wide(node.dtype))
-        epilogue = Epilogue(((node, place),), 1, int(node.shape[-1]))
-        left = {node: place}
-    _launches(kernel, node, epilogue)
-    kernel.places.update(left)
+        return Epilogue(((node, place),), 1, int(node.shape[-1])), {node: place}
+    return epilogue, left
 
 
 def _wide(dtype: str) -> str:

@@ -13,12 +13,12 @@ from ..space import Choice
 
 KIB = 1 << 10
 SHARED = {
-    "sm_70": 96 * KIB, "sm_75": 64 * KIB, "sm_80": 163 * KIB, "sm_86": 99 * KIB,
-    "sm_89": 99 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "sm_120": 99 * KIB,
+    "sm_80": 163 * KIB, "sm_86": 99 * KIB, "sm_89": 99 * KIB, "sm_90": 227 * KIB,
+    "sm_100": 227 * KIB, "sm_120": 99 * KIB,
     "gfx90a": 64 * KIB, "gfx942": 64 * KIB, "gfx950": 160 * KIB,
 }  # fmt: skip
-"""Bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute
-capabilities; CDNA instruction set guides)."""
+"""Bytes of shared memory that one program may have, by the architectures that Triton compiles for
+(CUDA C++ Programming Guide, compute capabilities; CDNA instruction set guides)."""
 
 ACCUMULATORS = 160
 """Float32 sums that a thread can hold beside what it reads: of 255 registers the rest."""

@@ -15,7 +15,7 @@ from ferrule.ir.ops import model, serving
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.target import Target
 from ferrule.ir.types import CacheType
-from kernels import Kernels, T, cache, given, value_of
+from kernels import Kernels, T, cache, given, ragged_batch, value_of
 
 N, M, S, B = dim("N"), dim("M"), dim("S"), dim("B")
 
@@ -140,7 +140,7 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
             kernels.check(name, diagonal, B=2, S=length)
         return
     for new, old in BATCHES:
-        inputs, dims = batch(new, old, blocks_of(name))
+        inputs, dims = ragged_batch(new, old, blocks_of(name))
         if name == "ragged":
             inputs = {"starts": inputs["starts"]}
         kernels.check(name, inputs, **dims)
@@ -160,7 +160,7 @@ def test_lengths_around_the_edges_of_blocks_and_splits(
         ([3] * 6, [e - 2 for e in edges]),
         ([SPACE.keys + 19, 1, 2], [SPACE.keys - 9, 3 * SPACE.keys, 0]),
     ):
-        inputs, dims = batch(new, old, blocks_of(name))
+        inputs, dims = ragged_batch(new, old, blocks_of(name))
         kernels.check(name, inputs, **dims)
 
 
@@ -192,13 +192,13 @@ def test_other_tile_sizes_give_the_same_values(choice: tuple[int, int, int]) -> 
     for name in names:
         assert kernels.reports[name].choices == {ANY.name: taken}
         for new, old in (*BATCHES, ([1, 1, 150], [600, 127, 400])):
-            inputs, dims = batch(new, old, blocks_of(name))
+            inputs, dims = ragged_batch(new, old, blocks_of(name))
             kernels.check(name, inputs, **dims)
 
 
 def drawn_inputs(kernels: Kernels, name: str, new: list[int], old: list[int]) -> list[torch.Tensor]:
     """Values of a paged body for a batch, in order."""
-    inputs, dims = batch(new, old)
+    inputs, dims = ragged_batch(new, old)
     body = kernels.bodies[name]
     return [value_of(i, inputs, dims) for i in body.inputs]
 
@@ -218,18 +218,3 @@ def of_target(libraries: dict[str, Kernels], target: str) -> Kernels:
     if target not in libraries:
         libraries[target] = Kernels(target, {n: BODIES[n] for n in TARGETS[target]})
     return libraries[target]
-
-
-def batch(
-    new: list[int], old: list[int], block: int = 16
-) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Inputs of a ragged batch: each sequence's new tokens and those already cached, its blocks
-    scattered over the pool.
-    """
-    lengths = torch.tensor(new) + torch.tensor(old)
-    blocks = -(-int(lengths.max()) // block)
-    pool = blocks * len(new) + 3
-    table = torch.randperm(pool)[: blocks * len(new)].reshape(len(new), blocks)
-    starts = torch.cat([torch.zeros(1), torch.tensor(new).cumsum(0)])
-    dims = {"T": sum(new), "N": len(new), "M": blocks, "C": pool}
-    return {"table": table, "starts": starts, "lengths": lengths}, dims

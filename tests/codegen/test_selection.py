@@ -9,7 +9,7 @@ from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node
 from ferrule.ir.ops import selection, serving
-from kernels import Kernels, T, cache, given, value_of
+from kernels import Kernels, T, cache, given, ragged_batch, value_of
 
 N, M = dim("N"), dim("M")
 COUNT = 9
@@ -59,16 +59,9 @@ def kernels() -> Kernels:
     return Kernels("cpu", {**PICKED, **ATTENDED})
 
 
-def batch(new: list[int], old: list[int], body: Graph) -> tuple[dict[str, torch.Tensor], dict]:
-    """Inputs of a ragged batch, and its dims."""
-    block = next(i.type.block for i in body.inputs if i["name"] in ("keys", "k"))
-    lengths = torch.tensor(new) + torch.tensor(old)
-    blocks = -(-int(lengths.max()) // block)
-    pool = blocks * len(new) + 3
-    table = torch.randperm(pool)[: blocks * len(new)].reshape(len(new), blocks)
-    starts = torch.cat([torch.zeros(1), torch.tensor(new).cumsum(0)])
-    dims = {"T": sum(new), "N": len(new), "M": blocks, "C": pool}
-    return {"table": table, "starts": starts, "lengths": lengths}, dims
+def block_of(body: Graph) -> int:
+    """Slots of a block in a body's caches of keys."""
+    return next(i.type.block for i in body.inputs if i["name"] in ("keys", "k"))
 
 
 def whole_numbers(shape: tuple[int, ...]) -> torch.Tensor:
@@ -79,7 +72,7 @@ def whole_numbers(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("name", PICKED)
 def test_picks_the_highest_and_of_equals_the_first(kernels: Kernels, name: str) -> None:
     for new, old in BATCHES:
-        inputs, dims = batch(new, old, PICKED[name])
+        inputs, dims = ragged_batch(new, old, block_of(PICKED[name]))
         kernels.check(name, inputs | dict.fromkeys(("q", "w", "keys"), whole_numbers), **dims)
 
 
@@ -90,7 +83,7 @@ def test_attention_reads_what_was_selected(kernels: Kernels, name: str) -> None:
     window = next(n["window"] for n in body.nodes() if n.op.name == "paged_attention")
     chooser = picked("f32", 2, 8, block, window=window)
     for new, old in BATCHES:
-        inputs, dims = batch(new, old, body)
+        inputs, dims = ragged_batch(new, old, block_of(body))
         values = [value_of(i, inputs, dims) for i in chooser.inputs]
         (places,) = evaluate(chooser, values, {}, dims)
         kernels.check(name, inputs | {"places": places}, **dims)

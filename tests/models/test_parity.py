@@ -5,12 +5,10 @@ Eager recomputes the whole sequence for every token, without a cache.
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 from ferrule.compiler.build import Options, build_in_temporary
-from ferrule.compiler.parity import blocks_needed, built_rows
-from ferrule.runtime.executor import Executor
+from ferrule.compiler.zoo import largest_error
 from torch import nn
 
 import ferrule
@@ -35,7 +33,7 @@ def test_a_ragged_batch_gives_the_tokens_and_logits_of_eager(name: str):
     assert [list(c.token_ids) for c in artifact.generate(prompts, SAMPLING)] == wanted
     assert joining(artifact, prompts) == wanted
     whole = [p + tokens[:-1] for p, tokens in zip(prompts, wanted, strict=True)]
-    assert relative_error(artifact, whole, [rows for _, rows in eager]) <= TOLERANCE
+    assert largest_error(artifact, whole, [rows for _, rows in eager]) <= TOLERANCE
     assert_all_in_kernels(artifact)
 
 
@@ -55,25 +53,6 @@ def joining(artifact: ferrule.Artifact, prompts: Sequence[list[int]]) -> list[li
         engine.check()
         step += 1
     return list(found.values())
-
-
-def relative_error(
-    artifact: ferrule.Artifact, sequences: list[list[int]], eager: list[torch.Tensor]
-) -> float:
-    """The largest logit error over a row's largest logit, all tokens but the prompt's decoded."""
-    plan = artifact.plan
-    blocks = blocks_needed(sequences, plan.block)
-    runner = Executor(plan, artifact.library, artifact.weights, blocks)
-    worst = 0.0
-    for n, rows in enumerate(eager):
-        # Each alone and in the batch of all: what a row gives may not depend on the others.
-        for group, at in (([sequences[n]], 0), (sequences, n)):
-            built = built_rows(runner, group, decoded=len(rows) - 1)
-            first = len(sequences[n]) - len(rows)
-            for i, row in enumerate(rows.numpy()):
-                error = np.abs(row - built[at, first + i]).max() / np.abs(row).max()
-                worst = max(worst, float(error))
-    return worst
 
 
 def assert_all_in_kernels(artifact: ferrule.Artifact) -> None:
