@@ -36,7 +36,7 @@ from .console import Progress, progress
 from .errors import CompileError
 from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
-from .import_aten import import_captured
+from .import_aten import Imported, import_captured
 from .models import Opened, open_model
 from .parity import Parity, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
@@ -209,10 +209,10 @@ def _unverified(parity: Parity | None, target: Target) -> str:
     return "not asked for" if can_run(target) else f"no device here runs {target}: verify on one"
 
 
-def serve(
-    opened: Opened, options: Options, recorder: Recorder, clock: Clock, shown: Progress
-) -> Serving:
-    """Capture a language model and bring it into serving form."""
+def imported_of(
+    opened: Opened, options: Options, clock: Clock, shown: Progress
+) -> tuple[Imported, Sizes]:
+    """Capture a language model: its graph and weights, and the limits of its serving form."""
     with clock("capture"):
         captured = capture(
             opened.model,
@@ -229,6 +229,14 @@ def serve(
         options.block,
         options.cache_dtype,
     )
+    return imported, sizes
+
+
+def serve(
+    opened: Opened, options: Options, recorder: Recorder, clock: Clock, shown: Progress
+) -> Serving:
+    """Capture a language model and bring it into serving form."""
+    imported, sizes = imported_of(opened, options, clock, shown)
     phases = language_model(sizes, evaluator(imported.weights), part_runner(imported.weights))
     shown.stage("passes", sum(len(p.passes) for p in phases) + 2)
     with clock("passes"):
@@ -421,6 +429,6 @@ def _given(options: Options) -> dict[str, Any]:
 
 
 def target_of(options: Options) -> Target:
-    """The target that options name, if kernels can be generated for it."""
+    """The target that options name, deterministic where they ask for it."""
     target = Target.parse(options.target)
     return replace(target, deterministic=options.deterministic)

@@ -14,7 +14,7 @@ from .errors import CompileError
 from .mlir.dialects import text_of
 from .mlir.program import program_of
 from .models import open_model
-from .stages import stages_of
+from .stages import graph_at
 from .verify import options_of, source_of
 
 
@@ -36,8 +36,8 @@ def _graph(source: str, phase: str, options: Options) -> Graph:
         return parse_graph(path.read_text(encoding="utf-8"))
     if (path / MANIFEST).is_file():
         artifact = load(path)
-        return stages_of(source_of(artifact, None), options_of(artifact.manifest)).at(phase)
-    return stages_of(open_model(source, options.dtype), options).at(phase)
+        return graph_at(source_of(artifact, None), options_of(artifact.manifest), phase)
+    return graph_at(open_model(source, options.dtype), options, phase)
 
 
 def parse_dims(text: str) -> dict[str, int]:

@@ -14,14 +14,15 @@ import torch
 
 from ..ir.graph import Graph
 from ..runtime.artifact import load
-from .build import target_of
+from .build import imported_of, target_of
 from .check_parity import built, parity_prompts
 from .checkpoint import Weights
+from .console import Silent
 from .mlir.program import program_of
 from .mlir.running import Runner
 from .parity import Array, Parity, Tolerance, compare, eager_rows, tolerance_of
 from .reference.context import DTYPES
-from .stages import CAPTURED, stages_of
+from .report import Clock
 from .verify import options_of, source_of
 
 _BY_LENGTH = frozenset({"linear_scan"})
@@ -32,9 +33,9 @@ def verify_against_mlir(folder: Path, model: str | None = None) -> tuple[Parity,
     """How far an artifact's logits lie from those of MLIR, its dtype, and the tolerance."""
     artifact = load(folder)
     opened, options = source_of(artifact, model), options_of(artifact.manifest)
-    stages = stages_of(opened, options)
+    imported, _ = imported_of(opened, options, Clock(), Silent())
     sequences = parity_prompts(artifact.path, artifact.plan)
-    logits = MlirLogits(stages.at(CAPTURED), stages.weights)
+    logits = MlirLogits(imported.graph, imported.weights)
     wanted = eager_rows(logits, sequences)
     tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
     given = built(artifact.path, artifact.plan, sequences, target_of(options))

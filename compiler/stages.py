@@ -1,15 +1,11 @@
-"""The graphs of a model on their way through the pipeline, by the phases that they came out of."""
+"""The graph of a model on its way through the pipeline."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ..codegen.backend import backend_of
 from ..ir.graph import Graph
 from ..passes.base import Ran
-from .build import Options, serve, target_of
-from .checkpoint import Weights
+from .build import Options, imported_of, serve, target_of
 from .console import Silent
 from .errors import CompileError
 from .models import Opened
@@ -19,30 +15,22 @@ from .report import Clock
 CAPTURED = "captured"
 
 
-@dataclass(frozen=True, eq=False)
-class Stages:
-    """Graphs by phase, in order ("captured" is what was imported), and the model's weights."""
-
-    graphs: Mapping[str, Graph]
-    weights: Weights
-
-    def at(self, phase: str) -> Graph:
-        """The graph behind a phase; raises CompileError, with all names, where there is none."""
-        if phase not in self.graphs:
-            raise CompileError(f"no phase {phase!r}; known: {', '.join(self.graphs)}")
-        return self.graphs[phase]
-
-
-def stages_of(opened: Opened, options: Options) -> Stages:
-    """Runs the pipeline up to the layouts of weights, and keeps the graph behind every phase."""
+def graph_at(opened: Opened, options: Options, phase: str) -> Graph:
+    """The graph behind a phase of the pipeline, its name with hyphens; "captured" is what was
+    imported. Raises CompileError, with all names, where there is no such phase.
+    """
+    if phase == CAPTURED:
+        return imported_of(opened, options, Clock(), Silent())[0].graph
     graphs: dict[str, Graph] = {}
 
     def note(ran: Ran) -> None:
-        graphs.setdefault(CAPTURED, ran.before)
         graphs[ran.phase.replace(" ", "-")] = ran.after
 
     recorder = Recorder(watch=note)
     made = serve(opened, options, recorder, Clock(), Silent())
-    whole = recorder.run(made.graph, quantizing(options.recipe))
-    recorder.run(whole, laying_out(backend_of(target_of(options))))
-    return Stages(graphs, made.weights)
+    if phase not in graphs:
+        whole = recorder.run(made.graph, quantizing(options.recipe))
+        recorder.run(whole, laying_out(backend_of(target_of(options))))
+    if phase not in graphs:
+        raise CompileError(f"no phase {phase!r}; known: {', '.join((CAPTURED, *graphs))}")
+    return graphs[phase]
