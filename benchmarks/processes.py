@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,6 @@ class Worker:
 
     def ask(self, case: Case, rounds: int) -> dict[str, Any]:
         """What one round of a case took."""
-        if self.loaded is None:
-            self.loaded = self._answer()
         request = {
             "prompt": case.prompt,
             "sequences": case.sequences,
@@ -55,11 +53,11 @@ class Worker:
             "room": case.room(rounds),
             "keep": case.keeps,
         }
-        assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # the missing answer tells what happened
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        return self._answer()
+        return self._asked(request)
+
+    def serve(self, sizes: Sequence[tuple[int, int]]) -> float:
+        """Seconds for requests that are all there at once: tokens of each prompt and output."""
+        return self._asked({"asks": list(sizes)})["seconds"]
 
     def close(self) -> None:
         """End the process."""
@@ -71,6 +69,15 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self.loaded is None:
+            self.loaded = self._answer()
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):  # the missing answer tells what happened
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout

@@ -1,9 +1,7 @@
 """What continuous batching gives an artifact, without a server in between.
 
-    python -m benchmarks.serving DIR [gain pace prefix pool schedule] [--threads 2]
+    python -m benchmarks.serving DIR [pace prefix pool schedule] [--threads 2]
 
-gain      32 requests that are all there (prompts of 64 to 256 tokens, outputs of 32 to 128) beside
-          some of them one at a time: output tokens a second of both
 pace      four sequences that decode while a prompt of 2,000 tokens is read: the time from token to
           token, the 99th percentile over the median, of the whole run
 prefix    seconds to the first token of a prompt of 1,000 and 16 tokens, the 1,000 known or not
@@ -29,15 +27,9 @@ from ferrule.runtime.params import SamplingParams
 from ferrule.runtime.scheduler import Scheduler
 from ferrule.runtime.sequence import Sequence as Scheduled
 
-REQUESTS, ALONE = 32, 6
+from .batching import trace
+
 Ask = tuple[list[int], int]  # a prompt and the tokens of its output
-
-
-def trace(draw: random.Random, vocabulary: int, count: int = REQUESTS) -> list[Ask]:
-    """Requests of random ids."""
-    return [
-        (_ids(draw, vocabulary, draw.randint(64, 256)), draw.randint(32, 128)) for _ in range(count)
-    ]
 
 
 def _ids(draw: random.Random, vocabulary: int, count: int) -> list[int]:
@@ -65,19 +57,6 @@ def warmed(artifact: Artifact, pace: float | None) -> Engine:
     draw = random.Random(99)
     served(engine, [(_ids(draw, engine.runner.vocabulary, 32), 4) for _ in range(4)])
     return engine
-
-
-def gain(artifact: Artifact, pace: float | None) -> list[str]:
-    """Batched beside one at a time; the latter over a few of the requests."""
-    engine = warmed(artifact, pace)
-    asks = trace(random.Random(1), engine.runner.vocabulary)
-    together, tokens = served(engine, asks)
-    alone = [served(engine, [ask]) for ask in asks[:ALONE]]
-    rate, single = tokens / together, sum(n for _, n in alone) / sum(s for s, _ in alone)
-    return [
-        f"{REQUESTS} at once: {tokens} output tokens in {together:.1f} s, {rate:.1f} tokens/s",
-        f"{ALONE} of them one at a time: {single:.1f} tokens/s; batched {rate / single:.2f} times",
-    ]
 
 
 def pace_of(artifact: Artifact, pace: float | None) -> list[str]:
@@ -139,9 +118,9 @@ def _filled(blocks: int, block: int) -> str:
     scheduler = Scheduler(BlockPool(blocks), block=block, max_batch=512, chunk=8192)
     count = 3 * blocks
     lengths: dict[str, int] = {}
-    for number, (prompt, output) in enumerate(trace(random.Random(4), 2, count)):
-        lengths[str(number)] = len(prompt) + output
-        scheduler.admit(Scheduled(str(number), prompt, len(prompt), limit=output))
+    for number, (prompt, output) in enumerate(trace(4, count)):
+        lengths[str(number)] = prompt + output
+        scheduler.admit(Scheduled(str(number), [1] * prompt, prompt, limit=output))
     shares: list[float] = []
     while step := scheduler.next_step():
         if len(scheduler.waiting):
@@ -179,7 +158,6 @@ def schedule(artifact: Artifact, pace: float | None) -> list[str]:
 
 
 MEASURES: dict[str, Callable[[Artifact, float | None], list[str]]] = {
-    "gain": gain,
     "pace": pace_of,
     "prefix": prefix,
     "pool": pool,

@@ -6,7 +6,9 @@ The first line out says how long loading took and what the stack says of itself.
 request {"prompt": tokens, "sequences": n, "steps": tokens, "room": tokens, "keep": bool}; each line
 out gives the seconds of the prefill (up to the first token of every sequence) and of the steps
 after it. A request that keeps its sequences lets the next like it go on where it ended, which is
-then without a prefill. A worker that waits computes nothing, so that measured stacks can alternate.
+then without a prefill. A request {"asks": [[prompt tokens, output tokens], ...]} is a trace whose
+requests are all there at once, answered by its seconds. A worker that waits computes nothing, so
+that measured stacks can alternate.
 
 This file needs the standard library alone: it runs in the environments of all peers.
 """
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 Prompts = list[list[int]]
+Asks = list[tuple[list[int], int]]  # a prompt, and how many tokens follow it
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Stack(Protocol):
         """End the sequences."""
         ...
 
+    def serve(self, asks: Asks) -> None:
+        """Generate for requests that are all there at once, as many of them at a time as it can."""
+        ...
+
 
 class Session:
     """Answers the requests of one worker."""
@@ -71,6 +78,8 @@ class Session:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, float | None]:
         """Do one request; `prefill` is None where kept sequences went on."""
+        if "asks" in request:
+            return self._served(request["asks"])
         form = (request["prompt"], request["sequences"], request["room"])
         begin = time.perf_counter()
         if self.kept != form:
@@ -88,6 +97,12 @@ class Session:
         if not request["keep"]:
             self.stack.release()
         return {"prefill": prefill, "decode": decode, "peak_bytes": peak_bytes()}
+
+    def _served(self, sizes: list[tuple[int, int]]) -> dict[str, float | None]:
+        asks = [(self._prompts(length, 1)[0], count) for length, count in sizes]
+        begin = time.perf_counter()
+        self.stack.serve(asks)
+        return {"seconds": time.perf_counter() - begin, "peak_bytes": peak_bytes()}
 
     def _prompts(self, length: int, sequences: int) -> Prompts:
         # Fresh tokens for every sequence: a prefix cache would answer repeated ones from memory.

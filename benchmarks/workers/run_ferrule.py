@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .protocol import Given, Prompts, run
+from .protocol import Asks, Given, Prompts, run
 
 CACHE = 1 << 30  # bytes, as every stack that asks for a number gets
 
@@ -42,6 +42,15 @@ class Ferrule:
         """Abort the requests."""
         for name in self.names:
             self.engine.abort(name)
+
+    def serve(self, asks: Asks) -> None:
+        """Step until nothing is left."""
+        for prompt, count in asks:
+            self.engine.submit(
+                prompt, self._params(temperature=0.0, max_tokens=count, ignore_eos=True)
+            )
+        while self.engine.has_work:
+            self.engine.step()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .protocol import Given, Prompts, run
+from .protocol import Asks, Given, Prompts, run
 
 
 class HuggingFace:
@@ -50,6 +50,13 @@ class HuggingFace:
     def release(self) -> None:
         """Drop the cache."""
         self.cache = self.tokens = None
+
+    def serve(self, asks: Asks) -> None:
+        """One after another: it has no batch that requests join and leave."""
+        for prompt, count in asks:
+            self.prefill([prompt], len(prompt) + count)
+            self.decode(count - 1)
+            self.release()
 
     def _static(self, room: int) -> Any:
         if self.cache_type is None:

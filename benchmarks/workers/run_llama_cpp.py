@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from .protocol import Given, Prompts, run
+from .protocol import Asks, Given, Prompts, run
 
 BATCH = 2048  # tokens of a call, its default
 
@@ -23,7 +23,7 @@ class LlamaCpp:
 
         self.api: Any = import_module("llama_cpp")
         self.array = numpy.ctypeslib.as_array
-        self.threads = given.threads
+        self.threads, self.sequences = given.threads, given.sequences
         self.api.llama_backend_init()
         params = self.api.llama_model_default_params()
         self.model = self.api.llama_model_load_from_file(str(given.path).encode(), params)
@@ -63,6 +63,42 @@ class LlamaCpp:
     def release(self) -> None:
         """Forget the sequences; their context stays."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+
+    def serve(self, asks: Asks) -> None:
+        """Each call decodes every running sequence and reads prompts in the rest of the batch, as
+        llama-server does; a sequence that ends gives its place to the next.
+        """
+        self._open(self.sequences, max(len(prompt) + count for prompt, count in asks))
+        memory = self.api.llama_get_memory(self.context)
+        waiting, free = list(reversed(asks)), list(range(self.sequences))
+        reading: dict[int, list[int]] = {}  # by place, tokens of the prompt that are left
+        left, ends, last = dict[int, int](), dict[int, int](), dict[int, int]()
+        while waiting or reading or left:
+            while waiting and free:
+                place = free.pop()
+                reading[place], left[place] = waiting.pop()
+                ends[place] = 0
+            tokens = [(last[p], ends[p], p, True) for p in left if p not in reading]
+            for place, prompt in list(reading.items()):
+                now = prompt[: BATCH - len(tokens)]
+                whole = len(now) == len(prompt)
+                tokens += [
+                    (token, ends[place] + i, place, whole and i + 1 == len(now))
+                    for i, token in enumerate(now)
+                ]
+                reading[place] = prompt[len(now) :]
+                if whole:
+                    del reading[place]
+            for _, _, place, _ in tokens:
+                ends[place] += 1
+            wanted = [place for *_, place, row in tokens if row]
+            for place, token in zip(wanted, self._run(tokens), strict=True):
+                last[place] = token
+                left[place] -= 1
+                if not left[place]:
+                    self.api.llama_memory_seq_rm(memory, place, -1, -1)
+                    del left[place]
+                    free.append(place)
 
     def _open(self, sequences: int, room: int) -> None:
         if self.form == (sequences, room):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from .protocol import Given, Prompts, run
+from .protocol import Asks, Given, Prompts, run
 
 CACHE = 1  # GiB, as every stack that asks for a number gets
 
@@ -47,14 +47,7 @@ class OpenVino:
 
     def prefill(self, prompts: Prompts, room: int) -> None:
         """Step until every sequence has its first token."""
-        config = self.genai.GenerationConfig()
-        config.max_new_tokens = room - len(prompts[0])
-        config.ignore_eos, config.do_sample = True, False
-        self.handles = []
-        for prompt in prompts:
-            self.count += 1
-            tensor = self.tensor(prompt)
-            self.handles.append(self.pipeline.add_request(self.count, tensor, config))
+        self.handles = [self._add(prompt, room - len(prompt)) for prompt in prompts]
         waiting = list(self.handles)
         while waiting:
             self.pipeline.step()
@@ -73,6 +66,22 @@ class OpenVino:
             handle.cancel()
         while self.pipeline.has_non_finished_requests():
             self.pipeline.step()
+
+    def serve(self, asks: Asks) -> None:
+        """Step until nothing is left."""
+        handles = [self._add(prompt, count) for prompt, count in asks]
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+        made = sum(map(_read, handles))
+        if made != sum(count for _, count in asks):
+            raise SystemExit(f"OpenVINO generated {made} tokens of {sum(c for _, c in asks)}")
+
+    def _add(self, prompt: list[int], count: int) -> Any:
+        config = self.genai.GenerationConfig()
+        config.max_new_tokens = count
+        config.ignore_eos, config.do_sample = True, False
+        self.count += 1
+        return self.pipeline.add_request(self.count, self.tensor(prompt), config)
 
 
 def _read(handle: Any) -> int:

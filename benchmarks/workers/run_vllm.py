@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from .protocol import Given, Prompts, run
+from .protocol import Asks, Given, Prompts, run
 
 CACHE = 1  # GiB, as every stack that asks for a number gets
 
@@ -37,18 +37,7 @@ class Vllm:
 
     def prefill(self, prompts: Prompts, room: int) -> None:
         """Step until every sequence has its first token."""
-        params = self.vllm.SamplingParams(
-            temperature=0.0,
-            max_tokens=room - len(prompts[0]),
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=self.deltas,
-        )
-        self.names = []
-        for prompt in prompts:
-            self.count += 1
-            self.names.append(f"{self.count}")
-            self.engine.add_request(self.names[-1], {"prompt_token_ids": prompt}, params)
+        self.names = [self._add(prompt, room - len(prompt)) for prompt in prompts]
         waiting = set(self.names)
         while waiting:
             waiting -= {out.request_id for out in self.engine.step() if _made(out)}
@@ -64,6 +53,25 @@ class Vllm:
         self.engine.abort_request(self.names)
         while self.engine.has_unfinished_requests():
             self.engine.step()
+
+    def serve(self, asks: Asks) -> None:
+        """Step until nothing is left."""
+        for prompt, count in asks:
+            self._add(prompt, count)
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+
+    def _add(self, prompt: list[int], count: int) -> str:
+        params = self.vllm.SamplingParams(
+            temperature=0.0,
+            max_tokens=count,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=self.deltas,
+        )
+        self.count += 1
+        self.engine.add_request(f"{self.count}", {"prompt_token_ids": prompt}, params)
+        return f"{self.count}"
 
 
 def _made(output: Any) -> int:

@@ -27,6 +27,8 @@ class Sleeper:
         time.sleep({step} * steps)
     def release(self):
         self.prompts = None
+    def serve(self, asks):
+        time.sleep(sum({prefill} + {step} * count for _, count in asks))
 
 run(Sleeper)
 """
