@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import IRError
@@ -18,7 +19,7 @@ from ..runtime.manifest import read_manifest
 from .devices import device_named
 from .hardware import Hardware, hardware, recorded, records_path, remeasured
 from .roofline import Explanation, KernelLine, StepLines
-from .step_times import step_times
+from .step_times import Of, step_times
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -69,10 +70,11 @@ def explain(
     measure: bool = True,
     load: Load = Load(),
     on: Hardware | None = None,
+    of: Of = median,
 ) -> Explanation:
     """The kernels of the entries of an opened artifact; with `measure`, timed in warm steps beside
     the rates of this machine, which are measured where no record has them. Without, beside those
-    of the machine `on`, where one is given.
+    of the machine `on`, where one is given. A call's time is `of` those of several steps.
     """
     entries = artifact.plan.entries
     if entry is not None and entry not in entries:
@@ -81,7 +83,7 @@ def explain(
     steps = []
     for name in entries if entry is None else [entry]:
         dims = step_dims(artifact.plan, name, load)
-        seconds = step_times(artifact, name, dims) if measure else None
+        seconds = step_times(artifact, name, dims, of) if measure else None
         lines = _lines(artifact.plan, artifact.manifest, name, dims, seconds)
         steps.append(StepLines(name, dims, tuple(line.on(machine) for line in lines)))
     return Explanation(str(artifact.manifest.get("model", artifact.path)), tuple(steps), machine)

@@ -88,11 +88,14 @@ def _within_slices(graph: Graph, limit: int) -> Graph:
 
 
 def _check(model: nn.Module, joined: Imported, weights: Weights, name: str) -> None:
-    """Refuse a graph that has other values than the model's own program at other lengths."""
+    """Refuse a graph that has other values than the model's own program at other lengths, both in
+    float64: half-precision sums in another order are no other computation.
+    """
     for length, captured in _captures(model, CHECKED, weights, name):
         own = import_captured(captured)
         ids = torch.randint(0, FEW, (2, length))
-        (wanted,), (given,) = (evaluate(i.graph, [ids], i.weights) for i in (own, joined))
+        both = (evaluate(i.graph, [ids], i.weights, wide=True) for i in (own, joined))
+        (wanted,), (given,) = both
         if not (wanted - given).abs().max() <= 1e-3 * wanted.abs().max():
             raise CompileError(
                 f"the model computes differently at {length} tokens than at the lengths that it "

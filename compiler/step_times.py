@@ -8,7 +8,7 @@ each call's median.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..ir.plan import Plan, evaluate_shape
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 SECONDS = 2.0  # of steps that are measured, within these counts
 LEAST, MOST = 3, 100
+Of = Callable[[Iterable[float]], float]
 
 
-def step_times(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> list[float]:
-    """Seconds of each call of a step of these dims, the median of several warm steps."""
+def step_times(
+    artifact: Artifact, entry: str, dims: Mapping[str, int], of: Of = statistics.median
+) -> list[float]:
+    """Seconds of each call of a step of these dims, the median of several warm steps. On a machine
+    that has other work, `of=min` tells more.
+    """
     from ..runtime.binding import run_timed
 
     bound = _bound(artifact, entry, dims)
@@ -31,7 +36,7 @@ def step_times(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> list[
     runs = [run_timed(bound)]
     while len(runs) < min(MOST, max(LEAST, int(SECONDS / max(1e-9, sum(runs[0]))))):
         runs.append(run_timed(bound))
-    return [statistics.median(times) for times in zip(*runs, strict=True)]
+    return [of(times) for times in zip(*runs, strict=True)]
 
 
 def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:

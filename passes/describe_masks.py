@@ -4,7 +4,9 @@ The mask's subgraph depends on positions alone, so it can be run at any length. 
 matched against families: causal, sliding window, chunks, and an additive bias that is a function of
 the distance (linear per head: ALiBi, Press et al., 2022; or any: a table). Sizes too large to run
 (a window of 4,096) are found by running the subgraph with that constant made small, at two values,
-which shows how the mask follows it. No match is an error that prints the mask.
+which shows how the mask follows it. Masks of half-precision models are evaluated in float32: a bias
+that grows with the distance is rounded to few bits far from the beginning, and is a function of the
+distance before. No match is an error that prints the mask.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, walk
 from ..ir.ops import model, selection, tensor
+from ..ir.types import TensorType
 from ..ir.verify import quote
 from .analyze_tokens import Evaluate, analyze, need_evaluate
 
@@ -27,6 +30,7 @@ LENGTHS = (80, 33, 7, 1)
 SMALL = (13, 22)  # what a large constant becomes, one after the other
 MASKED = -9e3  # additive masks use -inf, the dtype's lowest, -1e9 or -1e4
 TABLE_LIMIT = 2048
+_HALF = ("bf16", "f16")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class DescribeMasks:
                     )
                 if mask not in known:
                     known[mask] = self._recognize(graph, node, mask)
-                mapping[node] = _described(node, known[mask], mask, self.max_context)
+                mapping[node] = _described(node, known[mask], widened(mask), self.max_context)
             if node.op is selection.selected_keys and len(node.inputs) > 3:
                 mask = node.inputs[3]
                 if mask not in known:
@@ -88,7 +92,7 @@ class DescribeMasks:
     def _recognize(self, graph: Graph, node: Node, mask: Node) -> Mask:
         try:
             return _Recognizer(
-                mask, need_evaluate(self.evaluate, self.name), self.max_context
+                widened(mask), need_evaluate(self.evaluate, self.name), self.max_context
             ).mask()
         except _NoFamilyError as error:
             raise IRError(
@@ -193,6 +197,21 @@ def _bias_family(seen: Array, bias: Array) -> str:
     slopes = -last[:, 1:2, None]
     linear = np.where(seen, -slopes * distance, 0.0)
     return "slopes" if np.allclose(relative, linear, rtol=1e-4, atol=1e-5) else "bias"
+
+
+def widened(root: Node) -> Node:
+    """The subgraph with float32 in place of every half-precision float."""
+    done: dict[Node, Node] = {}
+    for node in walk((root,)):
+        known: Mapping[str, Any] = node.attributes
+        if node.op.name == "parameter":
+            half = isinstance(node.type, TensorType) and node.dtype in _HALF
+            done[node] = tensor.cast(node, dtype="f32") if half else node
+            continue
+        if known.get("dtype") in _HALF:
+            known = {**known, "dtype": "f32"}
+        done[node] = node.op.build(tuple(done[i] for i in node.inputs), known)
+    return done[root]
 
 
 def _with_constant(root: Node, old: int, new: int) -> Node:

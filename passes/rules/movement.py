@@ -192,3 +192,15 @@ def take_along_repeated_rows(root: Node, x: Node, index: Node) -> Node | None:
     if any(d != 1 for at, d in enumerate(x.shape) if at != own):
         return None
     return t.take(t.reshape(x, shape=(x.shape[own],)), index, axis=0)
+
+
+@MOVEMENT.on(t.take(t.broadcast(x), hole("index")))
+def take_repeated_rows(root: Node, x: Node, index: Node) -> Node | None:
+    """Rows that are all the same are the one row, spread as far as the index."""
+    axis: int = root["axis"]
+    own = axis - (len(root.inputs[0].shape) - len(x.shape))
+    if own >= 0 and x.shape[own] != 1:
+        return None
+    if own >= 0:
+        x = t.reshape(x, shape=(*x.shape[:own], *(1 for _ in index.shape), *x.shape[own + 1 :]))
+    return t.broadcast(x, shape=root.shape)

@@ -122,6 +122,11 @@ def test_every_call_is_timed_in_the_order_of_the_step(tiny: Path) -> None:
     assert min(times) > 0
 
 
+def test_what_counts_of_several_steps_may_be_chosen(tiny: Path) -> None:
+    (step,) = explain(load(tiny), entry="decode", load=Load(context=9), of=lambda _: 3.0).steps
+    assert step.seconds == 3.0 * step.count
+
+
 class Parts(HTMLParser):
     """The tags of a page, with what they refer to."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from check import check_pass
@@ -222,3 +223,24 @@ def test_places_of_rows_that_differ_stay():
     taken = t.take_along(t.broadcast(row, shape=(4, 6)), index, axis=1)
     before = Graph("m", (index,), (taken,), ("y",), {})
     assert "take_along" in [n.op.name for n in Canonicalize().run(before).nodes()]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((), 0), ((6,), 0), ((1, 6), 0), ((S, 1), 1), ((5, 1, 1), 1), ((1, 1), 1)]
+)
+def test_rows_taken_of_rows_that_are_all_the_same(shape: object, axis: int):
+    row = input_(name="row", type=TensorType("f32", shape))  # type: ignore[arg-type]
+    wide = {3: (5, 6, 7), 0: (6, 7)}.get(len(row.shape), (S, 6))
+    index = input_(name="index", type=TensorType("i64", (3, 2)))
+    before = Graph("m", (row, index), (t.take(t.broadcast(row, shape=wide), index, axis=axis),))
+    after = check_pass(
+        Canonicalize(), replace(before, bounds={"S": (6, 9)}), ranges={"index": (0, 5)}
+    )
+    assert "take" not in [n.op.name for n in after.nodes()]
+
+
+def test_rows_taken_of_rows_that_differ_stay():
+    row = input_(name="row", type=TensorType("f32", (4, 1)))
+    index = input_(name="index", type=TensorType("i64", (3,)))
+    before = Graph("m", (row, index), (t.take(t.broadcast(row, shape=(4, 6)), index, axis=0),))
+    assert "take" in [n.op.name for n in Canonicalize().run(before).nodes()]

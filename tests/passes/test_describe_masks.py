@@ -103,6 +103,20 @@ def test_linear_bias_becomes_slopes(evaluator):
     np.testing.assert_allclose(slopes, SLOPES["slopes"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_a_linear_bias_in_half_precision_has_slopes_of_float32(dtype: str, evaluator):
+    half = ALIBI.replace("%m = where %c %b %low : f32", f"%m = where %c %half %low : {dtype}")
+    half = half.replace('dtype = "f32"} : f32[]', f'dtype = "{dtype}"}} : {dtype}[]')
+    cast = f'  %half = cast %b {{dtype = "{dtype}"}} : {dtype}[1, 4, 1, S]\n'
+    graph = parse_graph(HEAD + half.replace("  %low", cast + "  %low") + TAIL)
+    uneven = {"slopes": SLOPES["slopes"] * np.float32(1.3)}
+    after = DescribeMasks(8192, evaluator(graph, uneven)).run(graph)
+    attention = after.outputs[0]
+    assert attention["extras"] == ("slopes",)
+    slopes = evaluator(after, uneven)((attention.inputs[3],), {})[0]
+    np.testing.assert_allclose(slopes, uneven["slopes"], rtol=1e-6)
+
+
 def test_other_bias_becomes_a_table_by_distance(evaluator):
     attention, after = described(SQUARED, evaluator, max_context=100)
     assert attention["extras"] == ("bias",)

@@ -96,6 +96,17 @@ def test_spellings(name: str):
     evaluate(imported.graph, [torch.randint(0, 31, (2, 7))], weights)
 
 
+def test_a_spelling_in_half_precision():
+    torch.manual_seed(0)
+    model = FIXED["chunks"]().eval().bfloat16()
+    imported = import_captured(capture(model, max_context=96))
+    assert [n.op.name for n in imported.graph.nodes()].count("linear_scan") == 1
+    ids = torch.randint(0, 31, (2, 64))
+    weights = {p["name"]: imported.weights[p["name"]] for p in imported.graph.parameters()}
+    (given,) = evaluate(imported.graph, [ids], weights, wide=True)
+    torch.testing.assert_close(given, model.double()(ids), rtol=1e-5, atol=1e-5)
+
+
 def by_largest(model: Mixer, v: Tensor) -> Tensor:
     """A recurrence that is not linear: the largest so far."""
     rows = [v[:, 0]]
