@@ -25,7 +25,7 @@ _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # The first pattern that a field's name (by attribute_map, where it has a common one) matches gives
 # its value; a pair (limit, value) leaves values below the limit as they are.
 _SIZES: tuple[tuple[str, int | tuple[int, int]], ...] = (
-    (r"vocab_size|vocab_size_per_layer_input", VOCABULARY),
+    (r"(decoder_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
     (r".*vocab_size.*", (LARGE, 31)),
     (r"max_position_embeddings|n_ctx|max_seq_len|model_max_length|max_target_positions", LONGEST),
     (r"context_length", LONGEST),
@@ -34,7 +34,7 @@ _SIZES: tuple[tuple[str, int | tuple[int, int]], ...] = (
     (r"num_key_value_heads|num_kv_heads|multi_query_heads|swa_num_key_value_heads", (2, GROUPS)),
     (r"(num|n)_.*heads|.*attention_heads|num_query_groups", (2, HEADS)),
     (r"hidden_size|d_model|.*embedding_size|.*embed_proj_dim|embedding_dim|lru_width", WIDTH),
-    (r"attention_hidden_size|dim_model_base", WIDTH),
+    (r"attention_hidden_size|dim_model_base|adapter_(in|out)_dim|adapter_input_size", WIDTH),
     (r"(moe|expert|shared).*(intermediate|ffn|hidden).*size", (1, 40)),
     (r".*(intermediate|ffn|feed_forward|d_inner).*|dff|dim_ff", (LARGE, 72)),
     (r".*(head_dim|d_head|head_size|kv_channels|headdim|dim_head)", (2, SMALL)),
@@ -71,10 +71,11 @@ def _made(kind: Any, given: Mapping[str, Any]) -> Any:
     """A config of this class: its defaults made small, beside what is given; None among that
     leaves a field at its default.
     """
-    fields = {**shrunk(_defaults(kind, given), given), **given}
+    default = _defaults(kind, given)
+    fields = {**shrunk(default, given), **given}
     for name, part in kind.sub_configs.items():
         asked = given.get(name, {})
-        fields[name] = _part(kind, name, part, asked)
+        fields[name] = _part(default, name, part, asked)
     return kind(**{n: v for n, v in fields.items() if v is not None})
 
 
@@ -85,14 +86,15 @@ def _defaults(kind: Any, given: Mapping[str, Any]) -> Any:
     try:
         return kind()
     except Exception:
-        plain = {n: v for n, v in given.items() if n not in kind.sub_configs and v is not None}
-        return kind(**plain)
+        return kind(**{n: v for n, v in given.items() if v is not None})
 
 
-def _part(kind: Any, name: str, part: Any, given: Mapping[str, Any]) -> Any:
-    """A config within a config: of its declared class, or of the class that the default has."""
+def _part(whole: Any, name: str, part: Any, given: Mapping[str, Any]) -> Any:
+    """A config within a config: of the type that is given, its declared class, or the class that
+    the default has.
+    """
     if not hasattr(part, "model_type") or not dataclasses.is_dataclass(part):
-        part = type(getattr(kind(), name))
+        part = type(getattr(whole, name))
     return _made(part, given)
 
 
@@ -163,9 +165,11 @@ def _layers(values: Fields, common: Mapping[str, str]) -> Fields:
         for n, v in values.items()
         if isinstance(v, (list, tuple)) and len(v) == most and most > 2
     }
-    kept = _first_of_each(lists, most)
+    numbers = [n for n, v in lists.items() if v == [*range(most)]]  # every layer, by its number
+    kept = _first_of_each({n: v for n, v in lists.items() if n not in numbers}, most)
     made: Fields = {n: len(kept) if v == most else min(v, 2) for n, v in counts.items()}
-    return made | {n: [v[at] for at in kept] for n, v in lists.items()}
+    made |= {n: [v[at] for at in kept] for n, v in lists.items()}
+    return made | {n: [*range(len(kept))] for n in numbers}
 
 
 def _first_of_each(lists: Mapping[str, list[Any]], most: int) -> list[int]:

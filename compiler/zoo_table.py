@@ -29,6 +29,14 @@ _GEMMA4 = {
     "num_kv_shared_layers": 2,
     "global_head_dim": 32,
 }
+_ASSISTANT = {
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+}
 _INDEXED = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
@@ -234,6 +242,20 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "doge": {"keep_window_size": 96},
     "gemma4": {"text_config": _GEMMA4},
     "gemma4_unified": {"text_config": _GEMMA4},
+    "gemma4_assistant": {"text_config": _ASSISTANT},
+    "gemma4_unified_assistant": {"text_config": _ASSISTANT},
+    "longcat_flash": {
+        "qk_nope_head_dim": 10,
+        "qk_rope_head_dim": 8,
+        "qk_head_dim": 18,
+        "head_dim": 8,
+        "v_head_dim": 12,
+    },
+    # A third of a head rotates, an even number; sliding layers have twice the key heads.
+    "mimo_v2_flash": {"head_dim": 24, "num_attention_heads": 8},
+    "xmod": {"default_language": "en_XX"},
+    # Checkpoints name the base, the class does not.
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 1.5}},
     "dots3_note_text": _BY_KIND,
     "dots3_note": {"text_config": _BY_KIND},
 }

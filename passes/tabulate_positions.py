@@ -5,7 +5,8 @@ Rotary tables of any scaling, learned and sinusoidal embeddings, scales that gro
 each is a subgraph over iota(S) that no token reaches. It is run at several lengths and must fall
 into one of four kinds:
 
-- *uniform*: the same at every batch entry and position; its value at B = S = 1 stands for it;
+- *uniform*: the same at every batch entry and position up to max_context; its value at B = S = 1
+  stands for it;
 - *table*: the same in every batch entry, and row p the same at every length; row p of its value at
   S = max_context is taken at each token's own position;
 - *own index*: the token's own row b S + s, as expert layers write it to spread tokens over their
@@ -63,7 +64,7 @@ class TabulatePositions:
         try:
             axes = _Axes(value)
             rows = [axes.rows(_run(evaluate, value, b, s), b, s) for b, s in SIZES]
-            if _is_uniform(rows):
+            if _is_uniform(rows) and self._stays_uniform(evaluate, axes, rows):
                 return {value: axes.uniform()}
             if _is_own_index(rows):
                 return axes.own_index(graph.users(value))
@@ -73,6 +74,13 @@ class TabulatePositions:
             raise IRError(
                 f"a value that depends on positions alone {error}\n{quote(graph, value)}"
             ) from None
+
+    def _stays_uniform(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> bool:
+        """Whether what is uniform at few tokens is so at all of them: a scale may begin to grow
+        behind thousands of positions.
+        """
+        longest = axes.rows(_run(evaluate, axes.value, 1, self.max_context), 1, self.max_context)
+        return _is_uniform([*rows, longest])
 
     def _check_table(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> None:
         if not _agree([r[:1] for r in rows], rows):

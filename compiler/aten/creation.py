@@ -110,7 +110,7 @@ def _constant(call: Call, value: Any) -> Any:
     return Complex(made, full(0, call.shape, call.dtype)) if call.value.is_complex() else made
 
 
-@TABLE("full", "full_like", "new_full")
+@TABLE("full", "full_like")
 def full_(call: Call, _: Any, second: Any, *__: Any, **___: Any) -> Node:
     """Nothing but one value."""
     return full(second, call.shape, call.dtype)
@@ -128,7 +128,7 @@ def scalar_tensor(call: Call, value: Any, **_: Any) -> Node:
     return operand(value, call.dtype)
 
 
-@TABLE("new_full.default_value")
+@TABLE("new_full")
 def new_full(call: Call, x: Node, size: Any, value: Any, **_: Any) -> Node:
     """Nothing but one value."""
     return full(value, call.shape, call.dtype)

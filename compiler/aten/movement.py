@@ -77,6 +77,7 @@ def same(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     "unflatten",
     "_reshape_copy",
     "view_as",
+    "reshape_as",
     "atleast_1d",
     "view_copy",
     "squeeze_copy",

@@ -10,6 +10,8 @@ sum_k v[n, k] f_index(x[n]) and sum_k f_index(v[n, k] x[n]). Experts come first,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ...ir.dims import Shape, equal, equal_shapes
 from ...ir.node import Node, walk
 from ...ir.ops import model
@@ -51,12 +53,29 @@ def _weighed(y: Node) -> Node | None:
 
 def _scaled(y: Node) -> Node | None:
     """f_e(p x), where f_e keeps 0."""
-    for node in walk((y,)):
+    for node in _inside(y):
         if node.op is t.mul:
             choice = _choice_in_product(node, y.shape)
             if choice is not None:
                 return _Routed(choice, scaled=True).of(y)
     return None
+
+
+def _inside(y: Node) -> Iterator[Node]:
+    """What the experts compute y[E, N, ...] from, down to their scaled input: never the layers
+    before, whose choices are others.
+    """
+    seen, stack = {y}, [y]
+    while stack:
+        node = stack.pop()
+        yield node
+        rows = node.inputs[:1] if node.op is t.matmul else node.inputs
+        for each in rows:
+            of_experts = len(each.shape) == 3 and equal_shapes(each.shape[:2], y.shape[:2])
+            # The scaled input may be flat: E N rows.
+            if each not in seen and (of_experts or node.op is t.reshape):
+                seen.add(each)
+                stack.append(each)
 
 
 def _beside(values: Node) -> Node:

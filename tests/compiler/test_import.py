@@ -124,6 +124,8 @@ FUNCTIONS = {
     "sizes": lambda x: x.reshape(x.shape[0] * 3, -1) + torch.arange(x.shape[0] * 3)[:, None],
     "rms norm": lambda x: torch.nn.functional.rms_norm(x, (7,), x[0, 0], 1e-5),
     "layer norm of two axes": lambda x: torch.nn.functional.layer_norm(x, (6, 7)),
+    "constants by example": lambda x: (x.new_full((2, 3), 7.0), torch.full_like(x, 2)),
+    "shapes by example": lambda x: (x[:, :3].reshape_as(x[:, 3:]), x[0].expand_as(x)),
     "group norm": lambda x: torch.nn.functional.group_norm(x, 3),
     "ranges": lambda x: torch.arange(3, 9)[:, None] + x + torch.arange(0, 3.5, 0.5),
 }  # fmt: skip

@@ -9,8 +9,10 @@ from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, input_, item, parameter
 from ferrule.ir.ops import model
 from ferrule.ir.ops import tensor as t
+from ferrule.ir.rewrite import rewrite
 from ferrule.ir.types import TensorType
 from ferrule.passes.raise_experts import RaiseExperts
+from ferrule.passes.rules.dense_experts import DENSE_EXPERTS
 
 N = dim("N")
 E, H, F, K = 5, 6, 4, 2
@@ -20,9 +22,9 @@ UP = parameter(name="up", type=TensorType("f32", (E, H, 2 * F)))
 DOWN = parameter(name="down", type=TensorType("f32", (E, F, H)))
 
 
-def shares(base: float, *, activated: bool) -> Node:
+def shares(base: float, *, activated: bool, logits: Node = LOGITS) -> Node:
     """[E, N]: what each row gives each expert."""
-    best = t.topk(LOGITS, k=K, axis=1)
+    best = t.topk(logits, k=K, axis=1)
     every = t.broadcast(t.scalar(base, "f32"), shape=(N, E))
     p = t.scatter(every, item(best, index=1), item(best, index=0), axis=1)
     return t.transpose(t.sigmoid(p) if activated else p, permutation=(1, 0))
@@ -35,14 +37,14 @@ def experts(x: Node) -> Node:
     return t.matmul(t.mul(up, t.silu(gate)), DOWN)
 
 
-def repeated() -> Node:
-    wide = t.broadcast(t.reshape(X, shape=(1, N, 1, H)), shape=(E, N, 1, H))
+def repeated(x: Node) -> Node:
+    wide = t.broadcast(t.reshape(x, shape=(1, N, 1, H)), shape=(E, N, 1, H))
     return t.reshape(wide, shape=(E * N, H))
 
 
-def scaled(base: float) -> Node:
-    p = t.reshape(shares(base, activated=True), shape=(E * N, 1))
-    x = t.reshape(t.mul(repeated(), p), shape=(E, N, H))
+def scaled(base: float, x: Node = X, logits: Node = LOGITS) -> Node:
+    p = t.reshape(shares(base, activated=True, logits=logits), shape=(E * N, 1))
+    x = t.reshape(t.mul(repeated(x), p), shape=(E, N, H))
     return t.reduce_sum(experts(x), axes=(0,))
 
 
@@ -65,6 +67,17 @@ def test_only_chosen_experts_are_computed(y: Node) -> None:
 @pytest.mark.parametrize("y", [scaled(0.0), weighed(0.5)])
 def test_experts_that_all_count_are_left(y: Node) -> None:
     assert RaiseExperts().run(graph(y)).outputs == (y,)
+
+
+def test_layers_of_any_depth_are_raised_at_once() -> None:
+    """Each layer's choices are its own: none waits for the one before it."""
+    y = X
+    for _ in range(6):
+        logits = t.slice_(y, axis=1, start=0, stop=E)
+        y = t.add(y, scaled(-float("inf"), y, logits))
+    fired: dict[str, int] = {}
+    rewrite(graph(y), DENSE_EXPERTS, fired, most_sweeps=1)
+    assert fired == {"chosen_of_all_experts": 6}
 
 
 # -- one expert after another

@@ -51,6 +51,18 @@ UNIFORM = """  %one = constant {value = 1.0, dtype = "f32"} : f32[]
   return %o as out
 }
 """
+# 1 at every position that short lengths have.
+LATE = """  %pf = cast %p {dtype = "f32"} : f32[S]
+  %k = constant {value = 24.0, dtype = "f32"} : f32[]
+  %d = div %pf %k : f32[S]
+  %fl = floor %d : f32[S]
+  %one = constant {value = 1.0, dtype = "f32"} : f32[]
+  %s = add %fl %one : f32[S]
+  %sr = reshape %s {shape = (S, 1)} : f32[S, 1]
+  %o = mul %x %sr : f32[B, S, 6]
+  return %o as out
+}
+"""
 OWN = """  %n = iota {size = B*S, dtype = "i64"} : i64[B*S]
   %n1 = reshape %n {shape = (B*S, 1)} : i64[B*S, 1]
   %n2 = broadcast %n1 {shape = (B*S, 2)} : i64[B*S, 2]
@@ -68,16 +80,16 @@ def tabulated(text: str, evaluator, max_context: int = 32) -> tuple[Graph, Graph
     return before, TabulatePositions(max_context, evaluator(before, PARAMETERS)).run(before)
 
 
-@pytest.mark.parametrize("text", [LEARNED, ROTARY, UNIFORM, OWN])
+@pytest.mark.parametrize("text", [LEARNED, ROTARY, UNIFORM, LATE, OWN])
 def test_values_stay_and_nothing_reads_positions_otherwise(text: str, evaluator):
     before, after = tabulated(text, evaluator)
     kinds = analyze(after).kinds
     read = {i for n in after.nodes() if kinds[n] == "token" for i in n.inputs}
     assert all(kinds[n] != "position" or n.op.name in ("broadcast", "reshape") for n in read)
-    ids = RNG.integers(0, 50, (3, 11))
-    dims = {"B": 3, "S": 11}
+    ids = RNG.integers(0, 50, (3, 29))
+    dims = {"B": 3, "S": 29}
     wanted = evaluator(before, PARAMETERS, {"ids": ids})(before.outputs, dims)[0]
-    inputs = {"ids": ids, "positions": np.arange(11, dtype=np.int32)}
+    inputs = {"ids": ids, "positions": np.arange(29, dtype=np.int32)}
     given = evaluator(after, PARAMETERS, inputs)(after.outputs, dims)[0]
     np.testing.assert_allclose(given, wanted, rtol=1e-6)
 
