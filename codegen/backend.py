@@ -23,12 +23,14 @@ class Template:
     them.
 
     An op in `prologue` or `epilogue` is always correct there; whether it costs a pass over
-    memory is the template's affair.
+    memory is the template's affair. Those in `redone` are done anew at each read of what is larger
+    than its parts.
     """
 
     anchors: frozenset[str]
     prologue: frozenset[str] = frozenset()
     epilogue: frozenset[str] = frozenset()
+    redone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def cpu_backend(target: Target) -> Backend:
             frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
         ),
         "conv": Template(frozenset({"causal_conv", "state_conv"}), rows, _RESHAPES),
-        "scan": Template(frozenset({"linear_scan", "state_scan"}), rows, _RESHAPES),
+        "scan": Template(frozenset({"linear_scan", "state_scan"}), rows, _RESHAPES, _SUMS),
     }
     layouts = {d: Layout(16, 1) for d in ("f64", "f32", "f16", "bf16", "u8")}
     layouts["u4"] = Layout(16, 2)
@@ -221,3 +223,4 @@ _ROWS_ALSO = frozenset(
     }
 )
 _RESHAPES = frozenset({"reshape"})
+_SUMS = frozenset({"add", "sub", "mul", "neg", "maximum", "minimum", "where"})

@@ -27,6 +27,7 @@ from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
 from ..passes.raise_scans import RaiseScans
 from ..passes.raise_selections import RaiseSelections
+from ..passes.raise_stacks import RaiseStacks
 from ..passes.scan_regions import Run
 from ..passes.select_logit_rows import SelectLogitRows
 from ..passes.split_masks import SplitMasks
@@ -103,6 +104,7 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
                 Canonicalize(),  # flattening leaves views of views, which hide keys and values
                 CacheAttention(block=sizes.block, max_context=context, dtype=sizes.cache_dtype),
                 CacheStates(),
+                RaiseStacks(),  # what caching absorbs is among them
                 # Last: what the caches need of every token is known only now.
                 SelectLogitRows(),
                 Canonicalize(),

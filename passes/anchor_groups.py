@@ -17,7 +17,7 @@ from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.types import TensorType
 from ..ir.verify import quote
-from .backends import ROWS, Templates
+from .backends import ROWS, Template, Templates
 
 Key = tuple[int, int]
 NO_ANCHOR: Key = (0, -1)
@@ -54,6 +54,11 @@ class Anchors:
     def is_anchor(self, node: Node) -> bool:
         """Whether the node begins a kernel that is no group of rows."""
         return self.template[node] not in (None, ROWS)
+
+    def heads(self) -> dict[Node, Template]:
+        """The anchors, each with its template."""
+        words = ((n, t) for n, t in self.template.items() if t is not None and t != ROWS)
+        return {n: self.templates[t] for n, t in words}
 
     def depth(self, node: Node) -> int:
         """How many anchors stand on the longest way to the node, itself included."""

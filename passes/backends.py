@@ -59,6 +59,13 @@ class Template(Protocol):
         """Ops on the anchor's result."""
         ...
 
+    @property
+    def redone(self) -> frozenset[str]:
+        """Ops of the prologue that are cheap enough to be done anew at each read, where their
+        results take more memory than what they are made of.
+        """
+        ...
+
 
 Templates = Mapping[str, Template]
 Layouts = Mapping[str, Layout]

@@ -5,7 +5,8 @@ products over positions, chunks). Every path from there to the logits leads thro
 after the other; between the tokens' own values and the first of these that is a value of each token
 again lies a region, a function of tokens. It is run on random numbers: which part each input plays
 is seen from what changing it does (scan_roles.py), and the scan that the parts make must then have
-the region's values at several lengths. No spelling is known here.
+the region's values at several lengths. No spelling is known here; of a decay that is an exponential
+the exponent is what the scan is given.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.rewrite import rewrite
 from .prove_scan import Scan, scan_of
+from .rules.decays import DECAYS
 from .rules.movement import MOVEMENT
 from .scan_regions import Region, Run, frontier, is_whole, token_axes
 from .token_values import B, S
@@ -43,11 +45,11 @@ class RaiseScans:
     def run(self, graph: Graph) -> Graph:
         """The graph with every scan as one op; what is none stays as it is."""
         if self.run_part is None or [i.shape for i in graph.inputs] != [(B, S)]:
-            return graph
+            return rewrite(graph, DECAYS)
         known: dict[Any, Scan | None] = {}
         while found := _Finder(graph, self.run_part, self.step, known).found():
             graph = graph.replace(found)
-        return rewrite(graph, MOVEMENT) if known else graph
+        return rewrite(graph, MOVEMENT + DECAYS if known else DECAYS)
 
 
 @dataclass

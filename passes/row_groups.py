@@ -7,7 +7,8 @@ the rows of another, or has other rows, goes to a later kernel; the rest join wh
 value in common.
 
 Movement and casts cost nothing where they are read: each kernel does those that it needs itself,
-and they are written to memory only for a kernel that cannot, or as a result.
+and they are written to memory only for a kernel that cannot, or as a result. So does a kernel with
+what is spread out of smaller values, where its template says that it can.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..ir.node import Node
 from ..ir.types import TensorType, TupleType
 from .anchor_groups import FREE, GIVEN, Anchors
 from .follow_rows import follow
+from .spread_values import spread_values
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Rows:
 
     def __init__(self, graph: Graph, anchors: Anchors) -> None:
         self.graph, self.anchors = graph, anchors
+        self.redone = spread_values(graph, anchors.heads(), _is_cheap)
         self.written = self._written()
         self.stage: dict[Node, int] = {}
         members = [n for n in graph.nodes() if self._is_member(n)]
@@ -43,10 +46,13 @@ class Rows:
         self.groups = self._groups(members)
 
     def is_carried(self, node: Node) -> bool:
-        """Whether kernels redo the node as they read: movement, a cast, an item, a number."""
+        """Whether kernels redo the node as they read: movement, a cast, an item, a number, what is
+        spread out of smaller values.
+        """
         if node.op.name in FREE or node.op.name == "item":
             return True
-        return _is_cheap(node) and node not in self.written and node not in self.anchors.group
+        cheap = _is_cheap(node) or node in self.redone
+        return cheap and node not in self.written and node not in self.anchors.group
 
     def sources(self, node: Node) -> list[Node]:
         """The values in memory, or computed beside it, that the node reads, each once."""
@@ -81,7 +87,7 @@ class Rows:
         stack = list(anchor.inputs)
         while stack:
             node = stack.pop()
-            if _is_cheap(node) and node.op.name in prologue:
+            if (_is_cheap(node) or node in self.redone) and node.op.name in prologue:
                 stack.extend(node.inputs)
             else:
                 found.append(node)

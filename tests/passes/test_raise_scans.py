@@ -126,3 +126,28 @@ def test_heads_in_groups_and_in_an_order_of_their_own():
 def test_later_tokens_are_refused():
     with pytest.raises(NoScanError, match="depends on later tokens"):
         find_roles(lambda x: x[0][:, ::-1], [(3,)])
+
+
+LOGARITHM = """
+graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
+  %0 = parameter {name = "q"} : f32[11, 6]
+  %1 = take %0 %ids {axis = 0} : f32[B, S, 6]
+  %2 = reshape %1 {shape = (B, S, 2, 3)} : f32[B, S, 2, 3]
+  %3 = parameter {name = "g"} : f32[11, 2]
+  %4 = take %3 %ids {axis = 0} : f32[B, S, 2]
+  %5 = exp %4 : f32[B, S, 2]
+  %6 = reshape %5 {shape = (B, S, 2, 1)} : f32[B, S, 2, 1]
+  %7 = log %6 : f32[B, S, 2, 1]
+  %8 = broadcast %7 {shape = (B, S, 2, 3)} : f32[B, S, 2, 3]
+  %9 = linear_scan %2 %2 %2 %8 : f32[B, S, 2, 3]
+  return %9 as y
+}
+"""
+
+
+def test_the_logarithm_of_a_decay_that_is_an_exponential():
+    after = check_pass(RaiseScans(), LOGARITHM)
+    names = [n.op.name for n in after.nodes()]
+    assert "exp" not in names and "log" not in names
+    other = check_pass(RaiseScans(), LOGARITHM.replace("= exp %4", "= sigmoid %4"))
+    assert "log" in [n.op.name for n in other.nodes()]
