@@ -24,6 +24,7 @@ from ...ir.node import Node
 from ...ir.target import Target
 from ..space import Bucket, Choice, Sample
 from ..space import Space as TuningSpace
+from .fetch import LINE, fetch
 from .function import Kernel
 from .isa import LANES
 from .loops import Place, Work
@@ -84,19 +85,8 @@ class Memory:
         count = tirx.floordiv((groups[1] - groups[0]) * i64(width) + i64(step - 1), i64(step))
         with T.serial(i64(0), count) as line:
             at = bind(first + line * i64(step))
-            element = self.buffer[
-                slot, tirx.floordiv(at, i64(width)), tirx.floormod(at, i64(width))
-            ]
-            read, near, as_data = (tirx.IntImm("int32", n) for n in (0, 2, 1))
-            T.evaluate(
-                T.call_llvm_intrin(
-                    "void", "llvm.prefetch", T.address_of(element), read, near, as_data
-                )
-            )
-
-
-LINE = 64
-"""Bytes of a line of the cache."""
+            place = [slot, tirx.floordiv(at, i64(width)), tirx.floormod(at, i64(width))]
+            fetch(self.buffer, place, near=2)
 
 
 @dataclass(frozen=True)

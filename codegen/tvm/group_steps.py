@@ -8,12 +8,14 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .dots import Dot
+from .fetch import LINE
 from .function import Kernel
 from .isa import LANES, STAY, STAY_A_LOOP
-from .linear import Linear
+from .linear import AHEAD, Linear, ask_ahead
 from .values import Expr, bind, const, i64
 
 _UNROLL = 8  # steps written out of a group's loop
+_CHAINS = 4  # sums at work at once where one row takes one vector
 Parts = Mapping[tuple[int, int, int], tirx.Buffer]
 """The accumulators of a group, by (offset, row, column vector)."""
 
@@ -25,15 +27,17 @@ def fresh_vector(dtype: str, value: Expr, lanes: int = LANES) -> tirx.Buffer:
     return buffer
 
 
-def over_steps(steps: int, step: Callable[[Expr], None]) -> None:
-    """step(s) for all steps of a group, _UNROLL of them written out at a time."""
+def over_steps(steps: int, step: Callable[[Expr, int], None]) -> None:
+    """step(s, u) for all steps of a group, _UNROLL of them written out at a time: the u-th of them
+    is step s.
+    """
     whole, rest = divmod(steps, _UNROLL)
     if whole > 1:
         with T.serial(i64(0), i64(whole)) as outer:
             for u in range(_UNROLL):
-                step(outer * i64(_UNROLL) + i64(u))
+                step(outer * i64(_UNROLL) + i64(u), u)
     for u in range(whole * _UNROLL if whole > 1 else 0, whole * _UNROLL + rest):
-        step(i64(u))
+        step(i64(u), u % _UNROLL)
 
 
 def _looped(kernel: Kernel, steps: int, step: Callable[[Expr], None]) -> None:
@@ -64,8 +68,24 @@ def add_integers(
         _in_stretches(linear, parts, steps, dot, add)
     elif dot.kind == "pairs":
         _looped(linear.kernel, steps, lambda s: add(parts, s))
+    elif linear.streams and steps > _UNROLL:
+        _in_chains(parts, steps, add)
     else:
-        over_steps(steps, lambda s: add(parts, s))
+        over_steps(steps, lambda s, _: add(parts, s))
+
+
+def _in_chains(parts: Parts, steps: int, add: Callable[[Parts, Expr], None]) -> None:
+    """Sums that wait for each other in turn: of one row and vector alone each would wait for the
+    one before.
+    """
+    none = T.broadcast(const(0, "int32"), LANES)
+    more = [{key: fresh_vector("int32", none) for key in parts} for _ in range(_CHAINS - 1)]
+    chains = [parts, *more]
+    over_steps(steps, lambda s, u: add(chains[u % _CHAINS], s))
+    lanes = T.ramp(0, 1, LANES)
+    for key, part in parts.items():
+        for other in more:
+            T.buffer_store(part, part[lanes] + other[key][lanes], [lanes])
 
 
 def _in_stretches(
@@ -162,4 +182,6 @@ def _hold_rows(
 def codes_at(linear: Linear, dot: Dot, block: Expr, step: Expr) -> list[Expr]:
     """The codes of a step of sixteen columns, in registers."""
     buffer = linear.kernel.places[linear.codes].buffer
-    return dot.load(buffer, (block, step, *(i64(0),) * (len(buffer.shape) - 3)))
+    at = (block, step, *(i64(0),) * (len(buffer.shape) - 3))
+    ask_ahead(linear, buffer, (*at, i64(0)), AHEAD // LINE)
+    return dot.load(buffer, at)

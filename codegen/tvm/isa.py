@@ -97,7 +97,7 @@ def _fastest(target: Target) -> Isa:
         return Isa(
             32,
             target.cores,
-            *(Tile(1, 4), Tile(4, 2, 2), Tile(8, 2)),
+            *(Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)),
             has_bf16_dot=target.has("avx512_bf16"),
             integer_dot=integer_dot(target),
             has_bf16_tiles=target.has("avx512_bf16", "amx_tile", "amx_bf16"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -19,6 +20,7 @@ from ...ir.dims import Shape, equal_shapes, product
 from ...ir.node import Node
 from ..backend import Layout
 from ..errors import NotRowwise
+from .fetch import LINE, fetch
 from .function import Kernel
 from .isa import LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
@@ -29,6 +31,10 @@ from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
 PARALLEL_FROM = 1 << 18
 """Multiplications from which a linear goes to all threads."""
+AHEAD = 80 * LINE
+"""Bytes ahead of its place in memory that a stream of weights is asked for: more than a page, at
+whose end the hardware's own fetching stops.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class Linear:
     `offsets` are the distances, in columns, between a result's column and the columns of y that
     it needs: (0,) for a plain linear, (0, F) where gate and up lie one after the other.
     `columns` is the width of the results. With a `route` rows are taken in its order, by one of
-    many weights; `x_row` is where x has what belongs to a row of the result.
+    many weights; `x_row` is where x has what belongs to a row of the result. With `streams` weights
+    are read once, as they lie in memory, and asked for AHEAD.
     """
 
     kernel: Kernel
@@ -83,6 +90,7 @@ class Linear:
     scheme: Scheme
     route: Route | None = None
     x_row: Callable[[list[Expr]], list[Expr]] = _same
+    streams: bool = False
 
     def row(self, number: Expr) -> Expr:
         """A row by its number in the order in which rows are taken."""
@@ -293,7 +301,8 @@ def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, 
     ]
     sums = Sums({key: [_zeros(linear) for _ in range(tile.unroll)] for key in keys})
     at = [linear.x_row(flat_index(work, e, linear.rows)) for e in row]
-    linear.scheme.over_depth(linear, tile, sums, [linear.stored(b) for b in block], at)
+    for part, mine in _streams(linear, tile, sums):
+        linear.scheme.over_depth(part, tile, mine, [linear.stored(b) for b in block], at)
     sides = {
         (o, c): _set_aside(sums, tile, o, c) for o in linear.offsets for c in range(tile.columns)
     }
@@ -301,6 +310,21 @@ def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, 
         mine = {o: sides[o, c] for o in linear.offsets}
         place = group * i64(tile.columns) + i64(c) if c else None
         store_rows(linear, work, mine, (start, tile.rows, rows), block[c], within=place)
+
+
+def _streams(linear: Linear, tile: Tile, sums: Sums) -> list[tuple[Linear, Sums]]:
+    """What is summed at a time: where one row takes one column vector of each offset, one after
+    another, each as it lies in memory; else all.
+    """
+    if tile.rows > 1 or tile.columns > 1:
+        return [(linear, sums)]
+    return [
+        (
+            replace(linear, offsets=(o,), streams=True),
+            Sums({key: parts for key, parts in sums.parts.items() if key[0] == o}),
+        )
+        for o in linear.offsets
+    ]
 
 
 def store_rows(
@@ -360,6 +384,16 @@ def _zeros(linear: Linear) -> tirx.Buffer:
     with vectorized(LANES) as v:
         T.buffer_store(buffer, const(0, linear.sum_dtype), [v])
     return buffer
+
+
+def ask_ahead(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lines: int) -> None:
+    """Ask for what lies so many lines of the cache behind a step of a stream of weights, at `at`:
+    (block, step, ...). The next block follows the last step.
+    """
+    step = int(product(int(d) for d in buffer.shape[2:])) * tvm.DataType(buffer.dtype).bits // 8
+    if linear.streams and lines * LINE % step == 0:
+        block, number, *rest = at
+        fetch(buffer, [block, number + i64(lines * LINE // step), *rest])
 
 
 def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:

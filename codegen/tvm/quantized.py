@@ -23,10 +23,11 @@ from ..errors import CodegenError
 from ..space import Space
 from .amx import ROWS
 from .dots import Dot, nibbles
+from .fetch import LINE
 from .function import Anchor, Kernel
 from .group_steps import Parts, add_integers, codes_at, fresh_vector, over_steps
 from .isa import LANES, Isa, Tile, isa_of
-from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
+from .linear import Linear, Scheme, Sums, ask_ahead, emit_scheme, load_vector
 from .loops import Place, flat_index
 from .row_tiles import tile_spaces
 from .tiled_codes import Wide, emit_widened
@@ -38,6 +39,8 @@ DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
 WIDE_WORDS = {"u8": "n16", "u4": "n16k2"}
 GROUPS_ABOVE = 16
 """Rows up to which scaled groups go faster through registers than through tiles."""
+SCALES_AHEAD = 10 * LINE
+"""AHEAD for the scales of groups of 32, which are an eighth as long as their codes."""
 Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
 
 
@@ -66,8 +69,7 @@ def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
     """
     if isa.registers < 32:  # a column vector takes two registers
         return Tile(1, 4), Tile(2, 1), Tile(4, 1)
-    one = Tile(1, 2) if pairs == 1 else Tile(1, 4)
-    return one, Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
+    return Tile(1, 1), Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
 
 
 # -- codes widened to float32
@@ -104,7 +106,7 @@ def _over_wide_groups(
             for key in sums.parts
         }
         zeros = {key: _widened(z) for key, z in _zeros(linear, block, g).items()}
-        over_steps(steps, lambda s: _wide_step(linear, parts, block, at, g, s, zeros))
+        over_steps(steps, lambda s, _: _wide_step(linear, parts, block, at, g, s, zeros))
         for o, c, scale in _scales(linear, node.inputs[2], block, g):
             for r in range(tile.rows):
                 _gather(sums, (o, r, c), parts[o, r, c], scale)
@@ -339,6 +341,9 @@ def _zeros(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
 def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tuple[int, int, Expr]]:
     """The scales of a group, sixteen columns at a time, by (offset, column vector)."""
     place = linear.kernel.places[scale]
+    for o in linear.offsets:
+        for b in block:
+            ask_ahead(linear, place.buffer, (b + i64(o // LANES), g, i64(0)), SCALES_AHEAD // LINE)
     return [
         (o, c, load_vector(place, (b + i64(o // LANES), g), "float32"))
         for o in linear.offsets

@@ -6,6 +6,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from ferrule.ir.plan import TensorSpec
+from ferrule.runtime import weights as weights_module
 from ferrule.runtime.errors import ArtifactError
 from ferrule.runtime.tensors import to_tensor
 from ferrule.runtime.weights import Weights, WeightsWriter
@@ -45,6 +46,21 @@ def test_what_is_written_is_mapped_aligned_and_without_a_copy(tmp_path):
         np.testing.assert_array_equal(array, arrays[spec.name])
         assert array.ctypes.data % 64 == 0
         assert array.shape == SHAPES[spec.name]
+
+
+@pytest.mark.parametrize("stretch", [1, 7, 64, 100, 1 << 20])
+def test_a_file_is_the_same_whatever_is_written_at_a_time(tmp_path, monkeypatch, stretch):
+    spec, array = TensorSpec("a", "f32", (37, 5)), np.arange(185, dtype=np.float32)
+    specs = [spec, TensorSpec("b", "u8", (300,))]
+    monkeypatch.setattr(weights_module, "STRETCH", stretch)
+    with WeightsWriter(tmp_path / "w.safetensors", specs) as writer:
+        writer.write("a", array.reshape(37, 5))
+        writer.write("b", np.arange(300).astype(np.uint8))
+    content = (tmp_path / "w.safetensors").read_bytes()
+    assert array.tobytes() in content
+    assert np.arange(300).astype(np.uint8).tobytes() in content
+    assert len(content) % 64 == 0
+    np.testing.assert_array_equal(Weights(tmp_path / "w.safetensors")["a"].reshape(-1), array)
 
 
 def test_the_file_is_plain_safetensors(tmp_path):
