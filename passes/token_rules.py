@@ -351,7 +351,7 @@ def _batched_constant(x: TokenValue, y: Node, batch: Sequence[Dim]) -> TokenValu
     first = tensor.transpose(x.node, permutation=(stored, *lead, len(x.node.shape) - 1))
     rows = product(first.shape[1:-1])
     flat = reshaped(first, (first.shape[0], rows, first.shape[-1]))
-    out = tensor.matmul(flat, reshaped(y, y.shape[-3:]))  # [batch, T rows, N]
+    out = tensor.matmul(flat, reshaped(y, (size, *y.shape[-2:])))  # [batch, T rows, N]
     wide = reshaped(out, (size, *first.shape[1:-1], out.shape[-1]))
     back = [1 + lead.index(i) if i != stored else 0 for i in range(len(x.node.shape) - 1)]
     moved = tensor.transpose(wide, permutation=(*back, len(wide.shape) - 1))

@@ -86,7 +86,26 @@ CONSTANT_FIRST = (
 }
 """
 )
-CASES = [ATTENTION, BATCHED_EXPERTS, INSIDE_TOKENS, CONCAT_PAD, ROUTING, CONSTANT_FIRST]
+CONSTANT_OF_HEADS_FIRST = (
+    parameter("w", 4, 1, 5, 3)
+    + """  %h = reshape %x {shape = (B, S, 4, 3)} : f32[B, S, 4, 3]
+  %t = transpose %h {permutation = (2, 0, 3, 1)} : f32[4, B, 3, S]
+  %y = matmul %w %t : f32[4, B, 5, S]
+  %u = transpose %y {permutation = (1, 3, 0, 2)} : f32[B, S, 4, 5]
+  %o = reshape %u {shape = (B, S, 20)} : f32[B, S, 20]
+  return %o as out
+}
+"""
+)
+CASES = [
+    CONSTANT_OF_HEADS_FIRST,
+    ATTENTION,
+    BATCHED_EXPERTS,
+    INSIDE_TOKENS,
+    CONCAT_PAD,
+    ROUTING,
+    CONSTANT_FIRST,
+]
 
 
 @pytest.mark.parametrize("text", CASES)
