@@ -183,7 +183,7 @@ def gpu_backend(target: Target) -> Backend:
     loads = frozenset(n for n in rows if OPS[n].traits & {"elementwise", "movement", "index"})
     templates = {
         "rows": Template(rows - {"conv1d"}, rows, rows),
-        "linear": Template(frozenset({"linear"}), loads, loads),
+        "linear": Template(frozenset({"linear", "quantized_linear"}), loads, loads),
         "expert_linear": Template(frozenset({"expert_linear"}), loads, loads),
         "attention": Template(frozenset({"paged_attention"}), loads, _RESHAPES),
     }

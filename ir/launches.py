@@ -49,7 +49,8 @@ class Launch:
     """One launch: a binary, its pointers, then its dims as i32, over a grid of programs.
 
     It is left out of a step in which both of `unless` are equal. `entry` and `constants` name the
-    function that the binary was compiled from, in the source beside it.
+    function that the binary was compiled from, in the source beside it. `workspace` is scratch that
+    the binary wants for its own ends, the first of its hidden pointers.
     """
 
     binary: str
@@ -59,6 +60,7 @@ class Launch:
     unless: tuple[Expr, Expr] | None = None
     entry: str = ""
     constants: tuple[tuple[str, int], ...] = ()
+    workspace: Pointer | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _launch(value: dict[str, Any]) -> Launch:
         _pair(value["unless"]),
         value["entry"],
         tuple((n, c) for n, c in value["constants"]),
+        Pointer(**value["workspace"]) if value.get("workspace") else None,
     )
 
 

@@ -21,7 +21,7 @@ from ferrule.ir.target import Target
 from ferrule.ir.types import TensorType
 from ferrule.runtime.cuda.binding import Binding
 from ferrule.runtime.tensors import place
-from kernels import compare, value_of
+from kernels import as_array, compare, value_of
 
 
 class Interpreted:
@@ -68,8 +68,7 @@ class Interpreted:
             addresses.append(self.driver.allocate(tensor_bytes(node.type.dtype, shape)))
             arguments.append(Argument("input", f"a{len(arguments)}", 0, node.type.dtype, shape))
             if value is not None:
-                bits = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-                self.driver.write(addresses[-1], bits)
+                self.driver.write(addresses[-1], as_array(value, node))
         scratch = self.driver.allocate(self.table.scratch_bytes)
         call = Call(self.reports[name].function, tuple(arguments))
         places = dict(zip((a.name for a in arguments), addresses, strict=True))

@@ -92,7 +92,7 @@ class Kernels:
         if self.lacking:
             pytest.skip(f"compiled, not run: the machine has no {', '.join(sorted(self.lacking))}")
         body = self.bodies[name]
-        arguments = [_array(v, i) for i, v in zip(body.inputs, values, strict=True)]
+        arguments = [as_array(v, i) for i, v in zip(body.inputs, values, strict=True)]
         outputs = [
             (o, poisoned(o.type.dtype, s))
             for o, s in zip(body.outputs, shapes, strict=True)
@@ -183,7 +183,7 @@ def below(limit: int) -> Make:
 _BITS = {"bf16": torch.uint16, "bool": torch.uint8, "f8e4m3": torch.uint8, "f8e5m2": torch.uint8}
 
 
-def _array(value: torch.Tensor, node: Node) -> np.ndarray:
+def as_array(value: torch.Tensor, node: Node) -> np.ndarray:
     """A tensor as the kernel's border wants it."""
     dtype = node.type.dtype
     if dtype in ("i4", "u4", "i2"):

@@ -20,13 +20,15 @@ from ..backend import KernelBody, KernelReport
 from ..bodies import canonical
 from ..cost import cost_of
 from ..errors import CodegenError
-from ..space import Choices
-from .compile import Compiled, compile_entry
+from ..space import Choice, Choices
+from .compile import Compiled, DoesNotFit, compile_entry
 from .kernel import Start
 from .lower import ANCHORS, Lowered, lower
 from .values import POINTED
 
 FOLDER = "kernels"
+TRIES = 4
+"""How often a kernel is made with other tiles before one whose registers go to memory is taken."""
 
 
 def build_kernels(
@@ -96,20 +98,11 @@ def _built(
     chosen: Mapping[str, Choices],
     machine_code: bool,
 ) -> _Built:
+    source = home / f"{name}.py"
     try:
-        lowered = lower(name, body, target)
-        source = home / f"{name}.py"
-        source.write_text(lowered.text, encoding="utf-8")
-        binaries: dict[str, Binary] = {}
-        forms = tuple(
-            Form(
-                f.most,
-                tuple(
-                    _launch(lowered, s, source, target, binaries, machine_code) for s in f.starts
-                ),
-            )
-            for f in lowered.forms
-        )
+        lowered, made = _compiled(name, body, target, source, machine_code)
+        forms = tuple(Form(f.most, tuple(_launch(lowered, s) for s in f.starts))
+                      for f in lowered.forms)  # fmt: skip
     except (CodegenError, IRError) as error:
         raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
     function = Function(
@@ -120,25 +113,47 @@ def _built(
         forms,
     )
     most = {n: high for n, (_, high) in body.bounds.items()}
+    binaries = {n: _written(home, n, m) for n, m in made.items()}
     return _Built(lowered, function, binaries, function.scratch_offsets(most)[1])
 
 
-def _launch(
-    lowered: Lowered,
-    start: Start,
-    source: Path,
-    target: Target,
-    binaries: dict[str, Binary],
-    machine_code: bool,
-) -> Launch:
-    name = binary_name(start)
-    if machine_code and name not in binaries:
-        made = compile_entry(source, start, lowered.pointers, target)
-        binaries[name] = _written(source.parent, name, made)
+def _compiled(
+    name: str, body: Graph, target: Target, source: Path, machine_code: bool
+) -> tuple[Lowered, dict[str, Compiled]]:
+    """A kernel's launches and its machine code: tiles that do not fit the target, or whose
+    registers go to memory, give way to the next that the model has, TRIES times at most.
+    """
+    refused: dict[int | None, set[Choice]] = {}
+    for left in reversed(range(TRIES)):
+        lowered = lower(name, body, target, None, refused)
+        source.write_text(lowered.text, encoding="utf-8")
+        made: dict[str, Compiled] = {}
+        again = False
+        for bucket, start in ((f.most, s) for f in lowered.forms for s in f.starts):
+            if not machine_code or (at := binary_name(start)) in made:
+                continue
+            try:
+                made[at] = compile_entry(source, start, lowered.pointers, target)
+            except DoesNotFit:
+                if start.tile is None or not left:
+                    raise
+            if start.tile is not None and left and (at not in made or made[at].spilled):
+                refused.setdefault(bucket, set()).add(start.tile)
+                again = True
+        if not again:
+            return lowered, made
+    raise AssertionError("the last try gives what it has, or raises")
+
+
+def _launch(lowered: Lowered, start: Start) -> Launch:
     grid = tuple(expression(d) for d in start.grid)
     pointers = tuple(_pointer(lowered, p) for p in start.pointers)
     unless = start.unless and (expression(start.unless[0]), expression(start.unless[1]))
-    return Launch(name, pointers, start.dims, grid, unless, start.entry, start.constants)
+    workspace = _pointer(lowered, start.workspace) if start.workspace else None
+    return Launch(
+        binary_name(start), pointers, start.dims, grid, unless, start.entry, start.constants,
+        workspace,
+    )  # fmt: skip
 
 
 def _pointer(lowered: Lowered, name: str) -> Pointer:

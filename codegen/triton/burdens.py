@@ -22,6 +22,15 @@ RTX 3090, RTX 4090, H100 and H200 SXM, B200, RTX 5090, half an MI250X, MI300X, M
 data sheets).
 """
 
+BALANCE = {
+    "sm_80": 153.0, "sm_86": 153.0, "sm_89": 419.0, "sm_90": 295.0, "sm_100": 281.0,
+    "sm_120": 117.0, "gfx90a": 240.0, "gfx942": 247.0, "gfx950": 288.0,
+}  # fmt: skip
+"""Operations on bfloat16 in the time of a byte from memory: peaks by bandwidths, as above."""
+
+VECTOR = 16.0
+"""Operations of matrix units in the time of one by the others."""
+
 Burdens = Callable[[Choice, int], Burden]
 """By a choice and a number of rows, as `ferrule.codegen.space.Space` takes it."""
 
@@ -48,6 +57,23 @@ def linear_burden(target: Target, n: int, k: int, *, parts: int = 1, item: float
         # Written and read again in float32, beside the weights.
         partial = 8 * named["SPLIT"] * tokens / (k * item) if named["SPLIT"] > 1 else 0.0
         return Burden(max(1.0, most / programs) + partial, padded * idle)
+
+    return burden
+
+
+def codes_burden(target: Target, n: int, k: int, *, parts: int = 1, item: float = 0.5) -> Burdens:
+    """Of a linear by codes: gemm_codes or gemv_codes. What is no work of matrix units is counted
+    as so much more of it: a product of every group's sums by its scale, or, where weights are
+    ROUNDED, four operations to make each of them, once for BM rows.
+    """
+    plain = linear_burden(target, n, k, parts=parts, item=item)
+
+    def burden(choice: Choice, tokens: int) -> Burden:
+        found, named = plain(choice, tokens), dict(choice.values)
+        if "BM" not in named:
+            return found
+        each = 4 / (2 * named["BM"]) if named["ROUNDED"] else 3 / (2 * named["BK"])
+        return Burden(found.bytes, found.operations * (1.0 + VECTOR * each))
 
     return burden
 

@@ -23,8 +23,12 @@ from ...ir.target import Target
 from ..errors import CodegenError
 from .elf import Resources, resources_of
 from .kernel import Start
-from .tiles import SHARED, warp_threads
+from .tiles import DESCRIPTOR, SHARED, warp_threads
 from .values import POINTED
+
+
+class DoesNotFit(CodegenError):
+    """A compiled kernel that takes more of a program than the target has."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,15 @@ def _checked(compiled: Any, start: Start, target: Target) -> Compiled:
     used = _amd(compiled.asm["amdgcn"]) if kind == "hsaco" else resources_of(image, metadata.name)
     limit = SHARED[target.arch]
     if metadata.shared > limit:
-        raise CodegenError(
+        raise DoesNotFit(
             f"entry {start.entry} {dict(start.constants)} takes {metadata.shared} bytes of shared "
             f"memory; {target} has {limit}"
+        )
+    asked = metadata.global_scratch_size if kind == "cubin" else 0
+    if asked > (DESCRIPTOR if start.workspace else 0):
+        raise CodegenError(
+            f"entry {start.entry} {dict(start.constants)} wants {asked} bytes of memory for each "
+            f"program; its launch has {DESCRIPTOR if start.workspace else 0}"
         )
     wanted = len(start.pointers) + len(start.dims)
     hidden = _parameters(compiled.asm["ptx"], metadata.name) - wanted if kind == "cubin" else 2

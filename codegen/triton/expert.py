@@ -5,7 +5,8 @@ from __future__ import annotations
 from ...ir.dims import product
 from ...ir.node import Node
 from .kernel import Call, Kernel, ceiling, emit_call
-from .linear import _fitted, behind, dear, load_hook, store_hook
+from .linear import behind, dear, load_hook, store_hook
+from .loops import power_of_two
 from .pull import Place
 
 
@@ -24,7 +25,7 @@ def emit_expert(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     hooks = {"LOAD_X": load_hook(kernel, x), "STORE": store_hook(kernel, node, epilogue)}
     given = kernel.places[bias[0]].name if bias else None
     operands = (kernel.places[w].name, kernel.places[index].name, given, rows, n, k)
-    chosen = {"BN": _fitted(64, epilogue.width), "BK": _fitted(128, k)}
+    chosen = {"BN": min(64, power_of_two(epilogue.width)), "BK": min(128, power_of_two(k))}
     grid = (ceiling(epilogue.width, chosen["BN"]), rows)
     parts = {"PARTS": epilogue.parts}
     emit_call(kernel, Call("experts", "expert_gemv", operands, hooks, parts, grid, chosen))

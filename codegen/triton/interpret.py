@@ -135,12 +135,44 @@ def mask_by_scalars() -> None:
     setattr(InterpreterBuilder, "create_masked_store", create_masked_store)  # noqa: B010
 
 
+def patch_once() -> None:
+    """Make the interpreter put its own functions in the place of Triton's once and for all: it does
+    so anew for every function that a kernel calls, which takes longer than what these compute.
+    """
+    from triton.runtime import interpreter
+
+    patch, scope = interpreter._patch_lang, interpreter._LangPatchScope
+    done: set[int] = set()
+
+    def patched(function: Any) -> Any:
+        import triton.language as tl
+
+        found = {id(v) for v in function.__globals__.values() if v is tl or v is tl.core}
+        if not found <= done:
+            patch(function)
+            done.update(found)
+        return scope()
+
+    dtypes: dict[str, Any] = {}
+    dtype_of = interpreter._get_np_dtype
+
+    def np_dtype(kind: Any) -> Any:
+        name = kind.scalar.name if not kind.is_ptr() else "pointer"
+        if name not in dtypes:
+            dtypes[name] = dtype_of(kind)
+        return dtypes[name]
+
+    setattr(interpreter, "_patch_lang", patched)  # noqa: B010
+    setattr(interpreter, "_get_np_dtype", np_dtype)  # noqa: B010
+
+
 def main() -> None:
     """Answer requests from standard input until it ends."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("interpret: run with TRITON_INTERPRET=1")
     multiply_bfloat16()
     mask_by_scalars()
+    patch_once()
     interpreter = Interpreter()
     # What a kernel prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")

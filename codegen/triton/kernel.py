@@ -4,18 +4,19 @@ launches in order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
 
-from ...ir.dims import Dim, as_dim, product
+from ...ir.dims import Dim, as_dim, product, upper_bound
+from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node, input_
 from ...ir.target import Target
 from ...ir.types import BITS, CacheType, TensorType
 from ..errors import CodegenError
-from ..space import DEFAULT, Choices, V
+from ..space import DEFAULT, Choice, Choices
 from .elementwise import MATHEMATICS
 from .pull import Place, Pull, Source
 from .text import Writer
@@ -26,7 +27,8 @@ class Start:
     """A launch: an entry, what it is given, and how many programs of how many warps run it.
 
     `constants` are the entry's constexprs; names in `dims` become i32 arguments. Where both of
-    `unless` are equal there is nothing to do.
+    `unless` are equal there is nothing to do. `workspace` is scratch that compiled code may use for
+    its own ends, `tile` the choice that the launch came of, where there were others.
     """
 
     entry: str
@@ -37,6 +39,8 @@ class Start:
     warps: int = 4
     stages: int = 3
     unless: tuple[Dim, Dim] | None = None
+    workspace: str | None = None
+    tile: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,42 @@ class Kernel:
     """The functions and launches of one kernel body.
 
     `pointers` are the arguments by name with their dtypes: x0, x1, .. the inputs, y0, .. the
-    results, s0, .. scratch of `scratch` bytes.
+    results, s0, .. scratch of `scratch` bytes. `refused` are tiles that a form may not have.
     """
 
     name: str
     body: Graph
     target: Target
     choices: Choices = field(default_factory=dict)
+    refused: Mapping[int | None, Collection[Choice]] = field(default_factory=dict)
     places: dict[Node, Place] = field(default_factory=dict[Node, Place])
     pointers: dict[str, str] = field(default_factory=dict[str, str])
     scratch: list[Dim] = field(default_factory=list[Dim])
     functions: list[str] = field(default_factory=list[str])
     imports: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     starts: list[Start] = field(default_factory=list[Start])
-    hooks: dict[str, str] = field(default_factory=dict[str, str])
+    known: dict[str, str] = field(default_factory=dict[str, str])
     bucket: int | None = None
     _count: int = 0
+    _taken: int = 0
 
-    def chosen(self, bucket: str, default: V) -> V:
-        """A template's own values for a bucket, with those that were chosen in their place."""
-        return self.choices.get(bucket, DEFAULT).over(default)
+    def begin(self, bucket: int | None, places: Mapping[Node, Place]) -> None:
+        """Begin the form for steps of up to `bucket` rows: nothing but the arguments has a place,
+        and scratch is free again.
+        """
+        self.places, self.starts, self.bucket, self._taken = dict(places), [], bucket, 0
+
+    def choice(self, default: Choice) -> Choice:
+        """What was chosen for this form, or else a template's own choice."""
+        chosen = self.choices.get(bucket_name(self.bucket), DEFAULT)
+        return chosen if chosen.values else default
+
+    def most(self, size: Dim, otherwise: int) -> int:
+        """The greatest that a dim can be, where the body's bounds tell."""
+        try:
+            return int(upper_bound(size, self.body.bounds))
+        except (IRError, KeyError):
+            return otherwise
 
     def argument(self, name: str, node: Node) -> Place:
         """Declare a pointer argument that holds a node's whole value."""
@@ -81,10 +101,16 @@ class Kernel:
         return place
 
     def scratch_for(self, shape: Sequence[Dim], dtype: str) -> Place:
-        """A new scratch buffer of this kernel."""
-        name = f"s{len(self.scratch)}"
-        bits = max(BITS[dtype], 8)
-        self.scratch.append(product((*shape, bits // 8)))
+        """A scratch buffer that nothing else of this form is in; forms share what there is."""
+        size = product((*shape, max(BITS[dtype], 8) // 8))
+        number = self._taken
+        while number < len(self.scratch) and self.pointers[f"s{number}"] != dtype:
+            number += 1
+        if number == len(self.scratch):
+            self.scratch.append(size)
+        else:
+            self.scratch[number] = as_dim(sympy.Max(self.scratch[number], size))
+        self._taken, name = number + 1, f"s{number}"
         self.pointers[name] = dtype
         return Place.of(name, _of(TensorType(dtype, tuple(shape))), self.body.bounds)
 
@@ -92,6 +118,13 @@ class Kernel:
         """A name for a function of this kernel."""
         self._count += 1
         return f"{self.name}_{suffix}{self._count}"
+
+    def shared(self, suffix: str, text: str) -> str:
+        """The name of a function whose text has {name} for it; forms share those that are equal."""
+        if text not in self.known:
+            self.known[text] = self.named(suffix)
+            self.functions.append(text.replace("{name}", self.known[text], 1))
+        return self.known[text]
 
     def use(self, template: str, *functions: str) -> None:
         """Import functions of a template."""
@@ -118,6 +151,11 @@ class Kernel:
             names = ", ".join(sorted(imports[template]))
             lines.append(f"from ferrule.codegen.triton.templates.{template} import {names}")
         return "\n".join(lines) + "\n\n\n" + body + "\n"
+
+
+def bucket_name(bucket: int | None) -> str:
+    """What the choice for a form is kept under."""
+    return "many" if bucket is None else f"{bucket}"
 
 
 def _of(kind: TensorType) -> Node:
@@ -163,38 +201,34 @@ class Call:
     warps: int = 4
     stages: int = 3
     unless: tuple[Dim, Dim] | None = None
+    tile: Choice | None = None
 
 
-def emit_call(kernel: Kernel, call: Call) -> None:
-    """Add the launch of an entry that calls a template."""
+def emit_call(kernel: Kernel, call: Call, hidden: int = 0) -> None:
+    """Add the launch of an entry that calls a template; `hidden` bytes of scratch are for compiled
+    code.
+    """
     kernel.use(call.template, call.function)
     top = Writer()
     given = [_operand(top, o) for o in call.operands]
     env = environment(*(h.writer for h in call.hooks.values()), top)
     for keyword, hook in call.hooks.items():
-        given.append(f"{keyword}={_hook(kernel, keyword.lower(), hook, env)}")
+        text = hook.function("{name}", env)
+        given.append(f"{keyword}={kernel.shared(keyword.lower(), text)}")
     given += [f"{k}={v!r}" for k, v in call.constants.items()]
     given += [f"{k}={k}" for k in call.chosen]
     tail = "," if len(env) == 1 else ""
     lines = [f"    env = ({', '.join(env)}{tail})", f"    {call.function}(env, {', '.join(given)})"]
-    name = kernel.named(call.function)
     dims = {d for w in (*(h.writer for h in call.hooks.values()), top) for d in w.dims}
     pointers, used = (tuple(n for n in env if (n in dims) is d) for d in (False, True))
     constants = [f"{c}: tl.constexpr" for c in call.chosen]
-    kernel.functions.append(function(name, (*pointers, *used, *constants), lines))
-    chosen = tuple(call.chosen.items())
+    text = function("{name}", (*pointers, *used, *constants), lines)
+    name = kernel.shared(call.function, text)
+    workspace = kernel.scratch_for((hidden,), "u8").name if hidden else None
     kernel.starts.append(
-        Start(name, pointers, used, call.grid, chosen, call.warps, call.stages, call.unless)
-    )
-
-
-def _hook(kernel: Kernel, suffix: str, hook: Hook, env: Sequence[str]) -> str:
-    """The name of a hook's function; buckets share those that are equal."""
-    text = hook.function("{name}", env)
-    if text not in kernel.hooks:
-        kernel.hooks[text] = kernel.named(suffix)
-        kernel.functions.append(text.replace("{name}", kernel.hooks[text]))
-    return kernel.hooks[text]
+        Start(name, pointers, used, call.grid, tuple(call.chosen.items()), call.warps, call.stages,
+              call.unless, workspace, call.tile)
+    )  # fmt: skip
 
 
 def _operand(top: Writer, operand: str | Dim | None) -> str:

@@ -1,4 +1,4 @@
-"""Linears: how many rows take which template, what their tiles are, and the hooks around them."""
+"""The hooks around linears: what makes x as it is read, and what becomes of the sums."""
 
 from __future__ import annotations
 
@@ -6,37 +6,12 @@ from dataclasses import dataclass
 
 from ...ir.dims import Dim, equal_shapes, product
 from ...ir.node import Node
+from ...ir.ops.quantized import operands
 from ..errors import CodegenError, NotRowwise
-from .kernel import Call, Hook, Kernel, ceiling, emit_call
-from .loops import TooDear, power_of_two, unflattened
+from .kernel import Hook, Kernel
+from .loops import TooDear, unflattened
 from .pull import Place, Pull
 from .text import Index, Mask, Point, Test, Writer, axes_of
-
-FEW_ROWS = 16
-WAVE = 132
-"""Programs that a split sum is cut for, at least."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The tiles of a linear for many rows: BM rows, BN columns, BK of k."""
-
-    bm: int = 128
-    bn: int = 128
-    bk: int = 64
-    warps: int = 8
-    stages: int = 3
-
-
-@dataclass(frozen=True)
-class Few:
-    """The tiles of a linear for up to FEW_ROWS rows; k is cut into `split` stretches."""
-
-    bn: int = 64
-    bk: int = 128
-    split: int = 1
-    warps: int = 4
-    stages: int = 4
 
 
 @dataclass(frozen=True)
@@ -141,12 +116,9 @@ def _with_bias(pull: Pull, node: Node, at: Point, mask: Mask, value: str) -> str
 
 def bias_of(node: Node) -> Node | None:
     """The bias that the hook of a linear adds; templates of experts add theirs themselves."""
+    if node.op.name == "quantized_linear":
+        return operands(node).bias
     return node.inputs[2] if node.op.name == "linear" and len(node.inputs) > 2 else None
-
-
-def needs(kernel: Kernel, node: Node) -> list[Node]:
-    """What a linear wants whole: its weight, and an x that a load cannot make."""
-    return [node.inputs[1], *dear(kernel, node.inputs[0])]
 
 
 def dear(kernel: Kernel, x: Node) -> list[Node]:
@@ -156,13 +128,6 @@ def dear(kernel: Kernel, x: Node) -> list[Node]:
     except TooDear:
         return [x]
     return []
-
-
-def emit_linear(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
-    """Add the launches of a linear; it, or what is fused behind it, is in its place afterwards."""
-    epilogue, placed = behind(kernel, node, results)
-    _launches(kernel, node, epilogue)
-    kernel.places.update(placed)
 
 
 def behind(
@@ -181,50 +146,3 @@ def behind(
 
 def _wide(dtype: str) -> str:
     return "f32" if dtype in ("bf16", "f16") else dtype
-
-
-def _launches(kernel: Kernel, node: Node, epilogue: Epilogue) -> None:
-    x, w = node.inputs[:2]
-    rows, (n, k) = product(node.shape[:-1]), (int(d) for d in w.shape)
-    hooks = {"LOAD_X": load_hook(kernel, x), "STORE": store_hook(kernel, node, epilogue)}
-    weight, parts = kernel.places[w].name, {"PARTS": epilogue.parts}
-    if kernel.bucket is None or kernel.bucket > FEW_ROWS:
-        tiles = kernel.chosen("many", _tiles(n // epilogue.parts, k))
-        grid = (product((ceiling(rows, tiles.bm), ceiling(epilogue.width, tiles.bn))),)
-        chosen = {"BM": tiles.bm, "BN": tiles.bn, "BK": tiles.bk}
-        call = Call("gemm", "gemm", (weight, rows, n, k), hooks, parts, grid, chosen,
-                    tiles.warps, tiles.stages)  # fmt: skip
-        emit_call(kernel, call)
-        return
-    few = kernel.chosen("few", _few(n // epilogue.parts, k))
-    partial = kernel.scratch_for((few.split, rows, n), "f32").name if few.split > 1 else None
-    grid = (ceiling(epilogue.width, few.bn), ceiling(rows, FEW_ROWS), few.split)
-    chosen = {"BM": FEW_ROWS, "BN": few.bn, "BK": few.bk, "SPLIT": few.split}
-    emit_call(kernel, Call("gemm", "gemm_few", (weight, partial, rows, n, k), hooks, parts, grid,
-                           chosen, few.warps, few.stages))  # fmt: skip
-    if partial is not None:
-        wide = (ceiling(epilogue.width, 256), rows)
-        store = {"STORE": store_hook(kernel, node, epilogue)}
-        emit_call(kernel, Call("gemm", "gather_splits", (partial, rows, n), store, parts, wide,
-                               {"SPLIT": few.split}))  # fmt: skip
-
-
-def _tiles(n: int, k: int) -> Tiles:
-    """The template's own tiles, no wider than the sizes."""
-    own = Tiles()
-    return Tiles(own.bm, _fitted(own.bn, n), _fitted(own.bk, k), own.warps, own.stages)
-
-
-def _few(n: int, k: int) -> Few:
-    """The template's own tiles for few rows: k is cut until a wave of programs has work."""
-    own = Few()
-    bn, bk = _fitted(own.bn, n), _fitted(own.bk, k)
-    programs, split = -(-n // bn), 1
-    while programs * split < WAVE and split < 16 and -(-k // bk) >= 4 * split:
-        split *= 2
-    return Few(bn, bk, split, own.warps, own.stages)
-
-
-def _fitted(tile: int, size: int) -> int:
-    """A tile no larger than the size needs; 16 is the least that matrix units take."""
-    return max(16, min(tile, power_of_two(size)))

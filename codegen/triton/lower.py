@@ -4,12 +4,13 @@ rows that it needs, and the rows that are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
 
-from ...ir.dims import Dim, Shape, as_dim, names_in, product
+from ...ir.dims import Dim, Shape, as_dim, names_in, product, upper_bound
+from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.ops import tensor as t
@@ -17,8 +18,8 @@ from ...ir.target import Target
 from ...ir.types import CacheType, TensorType
 from ..errors import CodegenError
 from ..expand import RULES, expand
-from ..space import Choices
-from . import attention, expert, linear
+from ..space import Choice, Choices
+from . import attention, expert, products
 from .kernel import Form, Kernel, cache_of
 from .pull import Place
 from .rows import emit_rows
@@ -33,11 +34,19 @@ class Anchor:
 
 
 ANCHORS: Mapping[str, Anchor] = {
-    "linear": Anchor(linear.needs, linear.emit_linear),
+    "linear": Anchor(products.needs, products.emit_linear),
+    "quantized_linear": Anchor(products.needs, products.emit_linear),
     "expert_linear": Anchor(expert.needs, expert.emit_expert),
     "paged_attention": Anchor(attention.needs, attention.emit_paged),
 }
 """Ops with a template of their own; every other op goes through the rows template."""
+
+
+LADDERS: Mapping[str, Callable[[Node], tuple[int, ...]]] = {
+    "linear": lambda _: products.LADDER,
+    "quantized_linear": lambda _: products.LADDER,
+}
+"""Anchors with forms of their own for some numbers of rows, and those."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +75,27 @@ class Lowered:
     dims: Mapping[str, Solved]
 
 
-def lower(name: str, body: Graph, target: Target, choices: Choices | None = None) -> Lowered:
-    """The functions and launches of a canonical body, by buckets of rows where it has an anchor."""
+def lower(
+    name: str,
+    body: Graph,
+    target: Target,
+    choices: Choices | None = None,
+    refused: Mapping[int | None, Collection[Choice]] | None = None,
+) -> Lowered:
+    """The functions and launches of a canonical body, by buckets of rows where it has an anchor;
+    without the tiles that are `refused`.
+    """
     written = _expanded(body)
     rows, buckets = _buckets(written, target)
-    kernel = Kernel(name, written, target, choices or {})
+    kernel = Kernel(name, written, target, choices or {}, refused or {})
     results = _arguments(kernel)
     own = dict(kernel.places)
     forms: list[Form] = []
     for bucket in buckets:
-        kernel.places, kernel.starts, kernel.bucket = dict(own), [], bucket
+        kernel.begin(bucket, own)
         _emit_levels(kernel, dict(results))
+        if forms and forms[-1].starts == tuple(kernel.starts):
+            forms.pop()
         forms.append(Form(bucket, tuple(kernel.starts)))
     return Lowered(
         name,
@@ -127,23 +146,23 @@ def sum_of_products(node: Node) -> Node:
 
 def _buckets(body: Graph, target: Target) -> tuple[Dim, tuple[int | None, ...]]:
     """What the number of rows is, and its buckets within the body's bounds."""
-    anchors = [n for n in body.nodes() if n.op.name == "linear"]
+    anchors = [n for n in body.nodes() if n.op.name in LADDERS]
     if not anchors:
         return 1, (None,)
     rows = product(anchors[0].shape[:-1])
     same = all(product(n.shape[:-1]) == rows for n in anchors)
     if target.deterministic or not same:
         return rows, (None,)
-    few = linear.FEW_ROWS
-    if isinstance(rows, int):
-        return rows, ((few if rows <= few else None),)
-    most = max(
-        (high for name, (_, high) in body.bounds.items() if name in names_in(rows)), default=0
-    )
-    return rows, (few,) if 0 < most <= few and not names_in(rows) - body.bounds.keys() else (
-        few,
-        None,
-    )
+    ladder = sorted({step for n in anchors for step in LADDERS[n.op.name](n)})
+    try:
+        most = int(upper_bound(rows, body.bounds))
+    except (IRError, KeyError):
+        return rows, (*ladder, None)
+    if most > ladder[-1]:
+        return rows, (*ladder, None)
+    end = next(i for i, step in enumerate(ladder) if step >= most)
+    first = end if isinstance(rows, int) else 0
+    return rows, tuple(ladder[first : end + 1])
 
 
 def _arguments(kernel: Kernel) -> dict[Node, Place]:

@@ -146,9 +146,8 @@ def _launch(kernel: Kernel, cuts: Cuts) -> None:
             start = writer.value(f"pid - {writer.dim(before)}", prefix="i")
             _emit(kernel, writer, cut, wanted, Index(start))
         before = after
-    name = kernel.named("rows")
     names = environment(writer)
-    kernel.functions.append(function(name, names, writer.lines))
+    name = kernel.shared("rows", function("{name}", names, writer.lines))
     dims = tuple(n for n in names if n in writer.dims)
     pointers = tuple(n for n in names if n not in writer.dims)
     widest = max(power_of_two(c.width) for c in cuts)

@@ -20,6 +20,9 @@ SHARED = {
 """Bytes of shared memory that one program may have, by the architectures that Triton compiles for
 (CUDA C++ Programming Guide, compute capabilities; CDNA instruction set guides)."""
 
+DESCRIPTOR = 128
+"""Bytes of a descriptor of the tensor memory accelerator (CUDA Driver API, CUtensorMap)."""
+
 ACCUMULATORS = 160
 """Float32 sums that a thread can hold beside what it reads: of 255 registers the rest."""
 
@@ -96,7 +99,7 @@ GEMM = Tiles(
 """gemm: many rows."""
 
 GEMM_FEW = Tiles(
-    {"BM": (16, 32, 64), "BN": (64, 128), "BK": (64, 128, 256), "STAGES": (2, 3, 4, 5)}
+    {"BM": (16, 32, 64, 128), "BN": (64, 128), "BK": (64, 128, 256), "STAGES": (2, 3, 4, 5)}
     | {"SPLIT": (1, 2, 4, 8)}
     | _WARPS,
     {
@@ -194,15 +197,26 @@ def _words(c: Choice, s: Sizes) -> int:
     return c["STAGES"] * c["BK"] * (c["BM"] * s.item + s.parts * c["BN"])
 
 
+def _held_codes(c: Choice, s: Sizes) -> int:
+    """Sums, those of a group beside them; or sums and a tile of weights."""
+    if dict(c.values).get("ROUNDED"):
+        return s.parts * c["BM"] * c["BN"] + c["BN"] * c["BK"]
+    return 2 * s.parts * c["BM"] * c["BN"]
+
+
 GEMM_CODES = Tiles(
     {"BM": (16, 32, 64, 128), "BN": (64, 128), "BK": (32, 64, 128, 256), "PACK": (1, 2, 4, 8)}
-    | {"SPLIT": (1, 2, 4, 8), "STAGES": (2, 3, 4)}
+    | {"SPLIT": (1, 2, 4, 8), "STAGES": (2, 3, 4), "ROUNDED": (0, 1)}
     | _WARPS,
-    {"": {"BM": 16, "BN": 64, "BK": 128, "PACK": 4, "SPLIT": 1, "WARPS": 4, "STAGES": 3}},
+    {
+        "": {"BM": 16, "BN": 64, "BK": 128, "PACK": 4, "SPLIT": 1, "WARPS": 4, "STAGES": 3}
+        | {"ROUNDED": 0}
+    },
     _words,
-    lambda c, s: 2 * s.parts * c["BM"] * c["BN"],
+    _held_codes,
 )
-"""gemm_codes, for rows of up to BM and for more; `fitting_codes` says which go with a weight."""
+"""gemm_codes, for rows of up to BM and for more; `fitting_codes` says which go with a weight where
+it is not ROUNDED."""
 
 GEMV_CODES = Tiles(
     {"BN": (1, 2, 4, 8, 16), "BK": (512, 1024, 2048, 4096), "PACK": (1, 2, 4, 8), "STAGES": (1,)}

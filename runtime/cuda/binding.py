@@ -63,4 +63,5 @@ class Binding:
         given += [Given(dims[name], "") for name in launch.dims]
         sizes = [evaluate_dim(e, dims) for e in launch.grid]
         x, y, z = (*sizes, *(1,) * (3 - len(sizes)))
-        return Prepared(function.source, launch, (x, y, z), tuple(given))
+        workspace = scratch[launch.workspace.number] if launch.workspace else 0
+        return Prepared(function.source, launch, (x, y, z), tuple(given), workspace)

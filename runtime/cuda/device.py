@@ -25,14 +25,14 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 class Packed:
     """The arguments of a launch as cuLaunchKernel takes them: an array of pointers to values,
-    addresses of 64 bits and whole numbers of 32, hidden null addresses last.
+    addresses of 64 bits and whole numbers of 32, hidden addresses last: `workspace`, then nulls.
     """
 
-    def __init__(self, arguments: Sequence[Given], hidden: int) -> None:
+    def __init__(self, arguments: Sequence[Given], hidden: int, workspace: int = 0) -> None:
         self.values: list[Any] = [
             ctypes.c_uint64(a.value) if a.dtype else ctypes.c_int32(a.value) for a in arguments
         ]
-        self.values += [ctypes.c_uint64(0) for _ in range(hidden)]
+        self.values += [ctypes.c_uint64(workspace if i == 0 else 0) for i in range(hidden)]
         pointers = [ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in self.values]
         self.array = (ctypes.c_void_p * len(pointers))(*pointers)
 
@@ -164,7 +164,7 @@ class CudaDevice:
             if each.launch.binary not in self._functions:
                 raise StepError(f"no machine code of {each.launch.binary!r} is loaded")
             function, binary = self._functions[each.launch.binary]
-            packed = Packed(each.arguments, binary.hidden)
+            packed = Packed(each.arguments, binary.hidden, each.workspace)
             try:
                 self._call(
                     "cuLaunchKernel", function, *each.grid, binary.threads, 1, 1, binary.shared,

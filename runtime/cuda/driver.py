@@ -19,12 +19,15 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A launch ready to run: its binary, the grid, the arguments in order."""
+    """A launch ready to run: its binary, the grid, the arguments in order, and the address of what
+    the binary has for its own ends, 0 for nothing.
+    """
 
     source: str
     launch: Launch
     grid: tuple[int, int, int]
     arguments: tuple[Given, ...]
+    workspace: int = 0
 
 
 class Driver(Protocol):

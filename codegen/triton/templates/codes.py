@@ -6,7 +6,9 @@ difference is made good group by group:
 
 sum_k x (q - z) s = s (sum_k x (q + BASE) - (z + BASE) sum_k x)
 
-so that scales and zeros touch sums, never weights, and nothing is rounded before the result.
+so that scales and zeros touch sums, never weights, and nothing is rounded before the result. With
+ROUNDED weights are made whole instead, in registers, and rounded to x's dtype: less work where many
+rows share them, and groups may have any size.
 
 Codes u8[N, J, G] or, with BITS 4, two to a byte (low bits first), J = cdiv(K, G); scale[N, J],
 zeros u8[N, J] or None for OFFSET. PACK codes are read together: code i of a word is k = PACK w + i
@@ -115,17 +117,99 @@ def part_of_group(
 
 
 @triton.jit
+def weights_of_codes(
+    codes, scale, zeros, like, cols, k, N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
+    G: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """(q - z) s for cols[BN, 1] and the BK k's from k on, in the dtype of `like`; [BN, BK].
+
+    `codes` points to bytes; any groups.
+    """
+    J: tl.constexpr = triton.cdiv(K, G)
+    PER: tl.constexpr = 8 // BITS
+    ROW: tl.constexpr = J * G // PER
+    EVEN: tl.constexpr = (J * G) % BK == 0
+    at = k // PER + tl.arange(0, BK // PER)[None, :]
+    held = code_words(codes, cols, at, N, ROW, BN, EVEN)
+    q = held
+    if BITS == 4:
+        q = tl.interleave(held & 15, held >> 4)
+    if G % BK == 0:
+        place = cols.to(tl.int64) * J + k // G
+        there = cols < N
+    else:
+        group = (k + tl.arange(0, BK))[None, :] // G
+        place = cols.to(tl.int64) * J + group
+        there = (cols < N) & (group < J)
+    s = tl.load(scale + place, mask=there, other=0).to(tl.float32)
+    if zeros is not None:
+        z = tl.load(zeros + place, mask=there, other=0).to(tl.float32)
+    else:
+        z = tl.zeros((BN, 1), tl.float32) + OFFSET
+    return ((q.to(tl.float32) - z) * s).to(like.dtype)
+
+
+@triton.jit
+def tile_of_weights(
+    env, codes, scale, zeros, rows, valid, cols, low, high, LOAD_X: tl.constexpr,
+    PARTS: tl.constexpr, WIDE: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr,
+    OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """tile_of_codes by weights that are made whole."""
+    J: tl.constexpr = triton.cdiv(K, G)
+    first = tl.zeros((BN, BM), tl.float32)
+    second = tl.zeros((BN, BM), tl.float32)
+    for k in range(low, tl.minimum(high, K), BK):
+        ks = k + tl.arange(0, BK)
+        mask = valid if K % BK == 0 else valid & (ks < K)[:, None]
+        x = LOAD_X(env, rows, ks[:, None], mask)
+        a = weights_of_codes(codes, scale, zeros, x, cols, k, WIDE, K, BITS, G, OFFSET, BN, BK)
+        first = tl.dot(a, x, first, input_precision=PRECISION)
+        if PARTS == 2:
+            beside = zeros + WIDE * J if zeros is not None else None
+            b = weights_of_codes(
+                codes + WIDE * (J * G * BITS // 8), scale + WIDE * J, beside, x, cols, k, WIDE, K,
+                BITS, G, OFFSET, BN, BK,
+            )  # fmt: skip
+            second = tl.dot(b, x, second, input_precision=PRECISION)
+    return first, second
+
+
+@triton.jit
 def tile_of_codes(
     env, codes, scale, zeros, rows, valid, cols, low, high, LOAD_X: tl.constexpr,
     PARTS: tl.constexpr, WIDE: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr,
     OFFSET: tl.constexpr, PACK: tl.constexpr, INTERLEAVED: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ROUNDED: tl.constexpr = 0,
 ):  # fmt: skip
     """The sums of one part or two, [BN, BM] each, over the k from low to high; the second is zeros
     where there is one part.
     """
     tl.static_assert(PARTS == 1 or PARTS == 2, "one part or two")
-    tl.static_assert(G % BK == 0 or G >= K, "BK divides the group, or there is one group")
+    if ROUNDED:
+        tl.static_assert(not INTERLEAVED, "weights are made of codes in their order")
+        first, second = tile_of_weights(
+            env, codes, scale, zeros, rows, valid, cols, low, high, LOAD_X, PARTS, WIDE, K, BITS,
+            G, OFFSET, BM, BN, BK, PRECISION,
+        )  # fmt: skip
+    else:
+        tl.static_assert(G % BK == 0 or G >= K, "BK divides the group, or there is one group")
+        first, second = tile_by_groups(
+            env, codes, scale, zeros, rows, valid, cols, low, high, LOAD_X, PARTS, WIDE, K, BITS,
+            G, OFFSET, PACK, INTERLEAVED, BM, BN, BK, PRECISION,
+        )  # fmt: skip
+    return first, second
+
+
+@triton.jit
+def tile_by_groups(
+    env, codes, scale, zeros, rows, valid, cols, low, high, LOAD_X: tl.constexpr,
+    PARTS: tl.constexpr, WIDE: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr,
+    OFFSET: tl.constexpr, PACK: tl.constexpr, INTERLEAVED: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """tile_of_codes by sums of one group after another."""
     J: tl.constexpr = triton.cdiv(K, G)
     ROW: tl.constexpr = J * G // PACK
     start = pointer_of_words(codes, BITS, PACK)
@@ -152,13 +236,14 @@ def gemm_codes(
     BITS: tl.constexpr, G: tl.constexpr, OFFSET: tl.constexpr, PACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     INTERLEAVED: tl.constexpr = False, SPLIT: tl.constexpr = 1, GROUP: tl.constexpr = 8,
-    PRECISION: tl.constexpr = IEEE,
+    PRECISION: tl.constexpr = IEEE, ROUNDED: tl.constexpr = 0,
 ):  # fmt: skip
     """sums[p][n, m] = sum over k of x[m, k] w[p N / PARTS + n, k], w the weights that codes stand
     for, on the side of the tile that matrix units make long.
 
-    BK, a multiple of 16 PACK, divides G, or there is one group. k is cut into SPLIT stretches as in
-    gemm_few, for gather_splits. Grid (cdiv(N / PARTS, BN) cdiv(M, BM), SPLIT).
+    BK, a multiple of 16 PACK, divides G, or there is one group, or weights are ROUNDED. k is cut
+    into SPLIT stretches as in gemm_few, for gather_splits. Grid (cdiv(N / PARTS, BN) cdiv(M, BM),
+    SPLIT).
     """
     WIDE: tl.constexpr = N // PARTS
     DEEP: tl.constexpr = triton.cdiv(triton.cdiv(K, BK), SPLIT) * BK
@@ -169,7 +254,7 @@ def gemm_codes(
     split = tl.program_id(1)
     first, second = tile_of_codes(
         env, codes, scale, zeros, rows, valid, cols, split * DEEP, split * DEEP + DEEP, LOAD_X,
-        PARTS, WIDE, K, BITS, G, OFFSET, PACK, INTERLEAVED, BM, BN, BK, PRECISION,
+        PARTS, WIDE, K, BITS, G, OFFSET, PACK, INTERLEAVED, BM, BN, BK, PRECISION, ROUNDED,
     )  # fmt: skip
     inside = valid & (cols < WIDE)
     if SPLIT == 1:

@@ -159,7 +159,7 @@ def expert_gemm_codes(
     LOAD_X: tl.constexpr, STORE: tl.constexpr, PARTS: tl.constexpr,
     BITS: tl.constexpr, G: tl.constexpr, OFFSET: tl.constexpr, PACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    INTERLEAVED: tl.constexpr = False, PRECISION: tl.constexpr = IEEE,
+    INTERLEAVED: tl.constexpr = False, PRECISION: tl.constexpr = IEEE, ROUNDED: tl.constexpr = 0,
 ):  # fmt: skip
     """expert_gemm by codes[E, N, J, G] as in gemm_codes, scale and zeros [E, N, J]."""
     WIDE: tl.constexpr = N // PARTS
@@ -174,7 +174,7 @@ def expert_gemm_codes(
         cols = (tl.program_id(1) * BN + tl.arange(0, BN))[:, None]
         first, second = tile_of_codes(
             env, own, scales, offsets, rows, valid, cols, 0, K, LOAD_X, PARTS, WIDE, K, BITS, G,
-            OFFSET, PACK, INTERLEAVED, BM, BN, BK, PRECISION,
+            OFFSET, PACK, INTERLEAVED, BM, BN, BK, PRECISION, ROUNDED,
         )  # fmt: skip
         mask = valid & (cols < WIDE)
         store_parts(env, first, second, bias, expert, rows, cols, mask, STORE, PARTS, N)

@@ -1,0 +1,170 @@
+"""Linears by weights or by codes: what they want whole, and the launches of the template that is
+taken for a form's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import sympy
+
+from ...ir.dims import Dim, as_dim, product
+from ...ir.node import Node
+from ...ir.ops.quantized import operands
+from ...ir.types import BITS
+from ..space import DEFAULT, Choice
+from .burdens import processors
+from .candidates import LADDER, Problem, default, template_of, tile_of
+from .kernel import Call, Hook, Kernel, ceiling, emit_call
+from .linear import Epilogue, behind, dear, load_hook, store_hook
+from .pull import Place
+from .tiles import DESCRIPTOR
+
+MOST = 2048
+"""Rows that any number stands for, where a model's limits allow as many."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear that is being launched: `weight` are the pointers that its template addresses,
+    `form` the constants that say how codes lie, `tile` what was taken.
+    """
+
+    problem: Problem
+    rows: Dim
+    epilogue: Epilogue
+    weight: tuple[str | None, ...]
+    hooks: Mapping[str, Hook]
+    form: Mapping[str, int | float | bool]
+    tile: Choice = DEFAULT
+
+    @property
+    def constants(self) -> dict[str, int | float | bool]:
+        """Parts, and how codes lie."""
+        return {"PARTS": self.problem.parts, **self.form}
+
+    @property
+    def sizes(self) -> tuple[Dim, int, int]:
+        """Rows, columns of all parts, and k."""
+        return self.rows, self.problem.n, self.problem.k
+
+
+def needs(kernel: Kernel, node: Node) -> list[Node]:
+    """What a linear wants whole: its weight or its codes, and an x that a load cannot make."""
+    if node.op.name == "quantized_linear":
+        given = operands(node)
+        weight = [n for n in (given.codes, given.scale, given.zeros) if n is not None]
+    else:
+        weight = [node.inputs[1]]
+    return [*weight, *dear(kernel, node.inputs[0])]
+
+
+def emit_linear(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
+    """Add the launches of a linear; it, or what is fused behind it, is in its place afterwards."""
+    epilogue, placed = behind(kernel, node, results)
+    made = _linear(kernel, node, epilogue)
+    most = min(kernel.most(made.rows, MOST), MOST)
+    refused = kernel.refused.get(kernel.bucket, ())
+    own = default(made.problem, kernel.bucket, most, kernel.target, refused)
+    taken = kernel.choice(own)
+    made = replace(made, tile=tile_of(taken))
+    _EMIT[template_of(taken)[0]](kernel, node, made, *template_of(taken))
+    kernel.places.update(placed)
+
+
+def _linear(kernel: Kernel, node: Node, epilogue: Epilogue) -> Linear:
+    x = node.inputs[0]
+    hooks = {"LOAD_X": load_hook(kernel, x), "STORE": store_hook(kernel, node, epilogue)}
+    n, k = int(node.shape[-1]), int(x.shape[-1])
+    rows, item = product(node.shape[:-1]), BITS[x.dtype] // 8
+    if node.op.name == "quantized_linear":
+        problem, pointers, form = coded(kernel, node, epilogue.parts)
+        return Linear(problem, rows, epilogue, pointers, hooks, form)
+    w = node.inputs[1]
+    problem = Problem(n, k, epilogue.parts, item, BITS[w.dtype])
+    return Linear(problem, rows, epilogue, (kernel.places[w].name,), hooks, {})
+
+
+def coded(
+    kernel: Kernel, node: Node, parts: int
+) -> tuple[Problem, tuple[str | None, ...], dict[str, int | float | bool]]:
+    """A linear by codes as templates see it: its sizes, its codes, scales and zeros, and how the
+    codes lie.
+    """
+    given = operands(node)
+    k, item = int(given.x.shape[-1]), BITS[given.x.dtype] // 8
+    bits, group = BITS[given.codes.dtype], int(given.codes.shape[-1])
+    problem = Problem(int(node.shape[-1]), k, parts, item, bits, group, given.zeros is not None)
+    zeros = kernel.places[given.zeros].name if given.zeros is not None else None
+    pointers = (kernel.places[given.codes].name, kernel.places[given.scale].name, zeros)
+    return problem, pointers, {"BITS": bits, "G": group, "OFFSET": int(node["offset"])}
+
+
+def _call(
+    made: Linear,
+    file: str,
+    function: str,
+    between: tuple[str | None, ...],
+    grid: tuple[Dim, ...],
+    values: dict[str, int],
+    more: Mapping[str, bool] | None = None,
+) -> Call:
+    """A call of a template by a linear's weight, what stands between it and the sizes, sizes."""
+    left = dict(values)
+    warps, stages = left.pop("WARPS"), left.pop("STAGES")
+    constants = {**made.constants, **(more or {})}
+    given = (*made.weight, *between, *made.sizes)
+    return Call(
+        file, function, given, made.hooks, constants, grid, left, warps, stages, tile=made.tile
+    )  # fmt: skip
+
+
+def _one(kernel: Kernel, node: Node, made: Linear, template: str, values: dict[str, int]) -> None:
+    file = "codes" if made.problem.group else "gemm"
+    grid = (ceiling(made.epilogue.width, values["BN"]), made.rows)
+    emit_call(kernel, _call(made, file, template, (), grid, values))
+
+
+def _many(kernel: Kernel, node: Node, made: Linear, template: str, values: dict[str, int]) -> None:
+    down, across = ceiling(made.rows, values["BM"]), ceiling(made.epilogue.width, values["BN"])
+    if template == "gemm":
+        emit_call(kernel, _call(made, "gemm", "gemm", (), (product((down, across)),), values))
+        return
+    most = processors(kernel.target)
+    programs = as_dim(sympy.Min(most, product((down, across))))
+    tma = template == "gemm_tma"
+    call = _call(made, "gemm_persistent", "gemm_persistent", (), (programs,), values, {"TMA": tma})
+    emit_call(kernel, call, hidden=DESCRIPTOR * most if tma else 0)
+
+
+def _split(kernel: Kernel, node: Node, made: Linear, template: str, values: dict[str, int]) -> None:
+    split, (rows, n, _) = values["SPLIT"], made.sizes
+    held = rows if kernel.bucket is None else as_dim(sympy.Min(rows, kernel.bucket))
+    partial = kernel.scratch_for((split, held, n), "f32").name if split > 1 else None
+    down, across = ceiling(rows, values["BM"]), ceiling(made.epilogue.width, values["BN"])
+    if template == "gemm_few":
+        call = _call(made, "gemm", template, (partial,), (across, down, split), values)
+    else:
+        grid = (product((down, across)), split)
+        call = _call(made, "codes", template, (partial,), grid, values)
+    emit_call(kernel, call)
+    if partial is not None:
+        store = {"STORE": store_hook(kernel, node, made.epilogue)}
+        grid = (ceiling(made.epilogue.width, 256), rows)
+        parts = {"PARTS": made.problem.parts}
+        emit_call(kernel, Call("gemm", "gather_splits", (partial, rows, n), store, parts, grid,
+                               {"SPLIT": split}))  # fmt: skip
+
+
+_EMIT = {
+    "gemv": _one,
+    "gemv_codes": _one,
+    "gemm": _many,
+    "gemm_persistent": _many,
+    "gemm_tma": _many,
+    "gemm_few": _split,
+    "gemm_codes": _split,
+}
+
+__all__ = ["LADDER", "emit_linear", "needs"]
