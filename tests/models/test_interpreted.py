@@ -3,20 +3,23 @@
 Prefill in one ragged step, then decode steps, which are filled up to a bucket.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ferrule.compiler.build import Options
 from ferrule.compiler.interpreted import interpret
+from ferrule.passes.weight_formats import Format
 from ferrule.runtime.engine import Engine
 from ferrule.runtime.pools import Pools
+from torch import nn
 
 import ferrule
 
 from . import zoo
+from .test_quantized import rounded
 
 COUNT = 8
-SAMPLING = ferrule.SamplingParams(temperature=0.0, max_tokens=COUNT, ignore_eos=True)
 OPTIONS = Options(
     target="cuda:sm_90", max_context=32, max_batch=4, chunk=24, block=8, progress=False
 )
@@ -24,20 +27,51 @@ OPTIONS = Options(
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "qwen3", "mixtral", "deepseek_v2"])
 def test_interpreted_launches_give_the_tokens_of_eager(name: str, tmp_path: Path):
-    # Several sequences where it costs least: an interpreted step takes about a second.
-    model, prompts = zoo.build(name), [p[:9] for p in zoo.prompts(3)[: 3 if name == "llama" else 1]]
-    wanted = [zoo.eager_greedy(model, p, COUNT)[0] for p in prompts]
-    executor = interpret(model, tmp_path, OPTIONS, Pools(12, 0))
+    model, prompts = zoo.build(name), prompts_of(3 if name == "llama" else 2)
+    assert tokens(model, OPTIONS, prompts, tmp_path) == greedy(model, prompts)
+
+
+def test_one_sequence_alone(tmp_path: Path):
+    # The launches for one row are many small programs, which the interpreter takes long over.
+    model, prompts = zoo.build("gpt2"), prompts_of(1)
+    assert tokens(model, OPTIONS, prompts, tmp_path, 3) == greedy(model, prompts, 3)
+
+
+@pytest.mark.parametrize(("name", "text"), [("llama", "int4"), ("qwen3", "int8-asym")])
+def test_quantized_models_give_the_tokens_of_the_rounded_weights(
+    name: str, text: str, tmp_path: Path
+):
+    model, prompts = zoo.build(name), prompts_of(2)
+    found = tokens(model, replace(OPTIONS, quantize=text), prompts, tmp_path)
+    assert found == greedy(rounded(model, Format.parse(text)), prompts)
+
+
+def prompts_of(count: int) -> list[list[int]]:
+    """So many short prompts."""
+    return [p[:9] for p in zoo.prompts(3)[:count]]
+
+
+def greedy(model: nn.Module, prompts: list[list[int]], count: int = COUNT) -> list[list[int]]:
+    """What eager generates."""
+    return [zoo.eager_greedy(model, p, count)[0] for p in prompts]
+
+
+def tokens(
+    model: nn.Module, options: Options, prompts: list[list[int]], folder: Path, count: int = COUNT
+) -> list[list[int]]:
+    """What the interpreted launches of a model generate."""
+    executor = interpret(model, folder, options, Pools(12, 4))
     try:
-        assert generated(Engine(executor), prompts) == wanted
+        return generated(Engine(executor), prompts, count)
     finally:
         executor.driver.close()
 
 
-def generated(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+def generated(engine: Engine, prompts: list[list[int]], count: int = COUNT) -> list[list[int]]:
+    sampling = ferrule.SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
     found: dict[str, list[int]] = {f"r{i}": [] for i in range(len(prompts))}
     for name, prompt in zip(found, prompts, strict=True):
-        engine.submit(prompt, SAMPLING, name)
+        engine.submit(prompt, sampling, name)
     while engine.has_work:
         for delta in engine.step():
             assert delta.error is None, delta.error
