@@ -7,6 +7,7 @@ import pytest
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.parity import (
     TOLERANCES,
+    Tolerance,
     built_rows,
     check,
     compare,
@@ -29,11 +30,20 @@ def test_figures_are_those_of_the_formulas():
     q = np.exp([0.5, 0]) / np.exp([0.5, 0]).sum()
     kl = float((p * np.log(p / q)).sum())
     assert found.positions == 2
-    assert found.top1 == 0.5
+    assert (found.top1, found.fair) == (0.5, 0.5)
     assert found.kl == pytest.approx(kl / 2, rel=1e-6)
     assert found.kl_largest == pytest.approx(kl, rel=1e-6)
     assert (found.error, found.relative, found.outliers) == (1.0, 1.0, 0.5)
     assert found.errors == (1.0, 0.0)
+
+
+def test_a_best_token_that_is_nearly_eagers_is_fair():
+    eager = rows([1.0, 0.9, 0.0], [1.0, 0.4, 0.0], [1.0, 0.2, 0.0])
+    found = compare(eager, rows([0.9, 1.0, 0.0], [0.4, 1.0, 0.0], [0.2, 1.0, 0.0]), 10)
+    assert (found.top1, found.fair) == (0.0, pytest.approx(2 / 3))
+    check(found, "f32", Tolerance(10.0, 0.0, 1.0, fair=0.6))
+    with pytest.raises(CompileError, match="half as likely to eager as its own, at least 70%"):
+        check(found, "f32", Tolerance(10.0, 0.0, 1.0, fair=0.7))
 
 
 def test_forbidden_tokens_must_be_forbidden_by_both():
