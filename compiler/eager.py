@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,30 @@ def eager_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Itera
 
     with prepared_eager(model, weights):
         yield logits
+
+
+@contextmanager
+def wide_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[Logits]:
+    """eager_logits of a copy of the model in float32."""
+    with eager_logits(deepcopy(model).float(), _Wide(weights)) as logits:
+        yield logits
+
+
+class _Wide(Mapping[str, torch.Tensor]):
+    """Weights in float32."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = self._weights[name]
+        return weight.float() if weight.is_floating_point() else weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 @contextmanager

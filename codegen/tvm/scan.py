@@ -3,67 +3,30 @@
     S = diag(exp(g)) S + k new^T,   y = S^T q,   new = v, or beta (v - (diag(exp(g)) S)^T k)
 
 Columns of S do not meet: an item is a run of columns of one head of one sequence, which it takes
-through its tokens one after another, the columns staying in the nearest memory. Where S has one
-column, an item is a run of heads, and the rows of S are the vectors. So a row's result depends on
-its own sequence alone, in one order, whatever the steps it comes in.
+through its tokens, the columns staying in the nearest memory: whole blocks of tokens first
+(scan_blocks.py), then one after another. Where S has one column, an item is a run of heads, and the
+rows of S are the vectors. So a row's result depends on its own sequence alone, and, where sums are
+to be made in one order, not on the steps it comes in: then there are no blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
-from . import mathematics as m
 from .function import Anchor, Kernel
 from .isa import LANES
 from .loops import Place, Work
-from .reductions import across, fold_of
+from .scan_blocks import emit_blocks
+from .scan_values import Pieces, Scan, fill, load_decays, load_vector, sum_of_rows
 from .sequences import Sequences, accumulated, pieces_of, wanted_whole
-from .values import Expr, bind, bind_opaque, cast, const, i64, vectorized
+from .values import Expr, bind, bind_opaque, const, i64, vectorized
 
-COLUMNS = 2 * LANES
-"""Columns of the state of an item."""
 HEADS = 16
 """Heads of an item where a head has one column."""
-Pieces = list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan: its sequences, where its states and rows are, the sizes."""
-
-    batch: Sequences
-    node: Node
-    state: Place
-    place: Place
-    heads: int
-    groups: int
-    rows: int
-    columns: int
-    decays: int
-    beta: Node | None
-
-    @property
-    def dtype(self) -> str:
-        """The TVM dtype of the sums."""
-        return accumulated(self.node.inputs[2].dtype)
-
-    def value(self, work: Work, which: int | Node, at: list[Expr]) -> Expr:
-        """An element of an input, by its place or itself."""
-        x = self.node.inputs[which] if isinstance(which, int) else which
-        return cast(work.pull().value(x, at), self.dtype)
-
-    def group(self, h: Expr) -> Expr:
-        """The group of q and k that a head reads."""
-        return bind(tirx.floordiv(h, i64(self.heads // self.groups)))
-
-    def read(self, *at: Expr) -> Expr:
-        """An element of a state."""
-        return cast(self.state.read(list(at)), self.dtype)
 
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
@@ -87,7 +50,9 @@ def emit_scan(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None
     if columns == 1:
         batch.over(-(-heads // HEADS), cost, lambda w, n, each: _heads(scan, w, n, each))
     else:
-        batch.over(heads * -(-columns // COLUMNS), cost, lambda w, n, each: _head(scan, w, n, each))
+        batch.over(
+            heads * -(-columns // scan.run), cost, lambda w, n, each: _head(scan, w, n, each)
+        )
     kernel.places.update(done)
 
 
@@ -100,17 +65,17 @@ def _scratch(batch: Sequences, entry: tuple[int, ...]) -> Place:
 
 def _head(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
     """Some columns of one head of a sequence."""
-    whole, rest = divmod(scan.columns, COLUMNS)
+    whole, rest = divmod(scan.columns, scan.run)
     runs = whole + bool(rest)
     h = bind(tirx.floordiv(each, i64(runs)))
     run = bind(tirx.floormod(each, i64(runs)))
     if not rest or not whole:
-        return _columns(scan, work, n, h, bind(run * i64(COLUMNS)), pieces_of(rest or COLUMNS))
+        return _columns(scan, work, n, h, bind(run * i64(scan.run)), pieces_of(rest or scan.run))
     with T.If(tirx.LT(run, i64(whole))):
         with T.Then():
-            _columns(scan, work, n, h, bind(run * i64(COLUMNS)), pieces_of(COLUMNS))
+            _columns(scan, work, n, h, bind(run * i64(scan.run)), pieces_of(scan.run))
         with T.Else():
-            _columns(scan, work, n, h, i64(whole * COLUMNS), pieces_of(rest))
+            _columns(scan, work, n, h, i64(whole * scan.run), pieces_of(rest))
 
 
 def _columns(scan: Scan, work: Work, n: Expr, h: Expr, first: Expr, pieces: Pieces) -> None:
@@ -118,13 +83,14 @@ def _columns(scan: Scan, work: Work, n: Expr, h: Expr, first: Expr, pieces: Piec
     target = bind(scan.batch.target(n))
     with T.serial(i64(0), i64(scan.rows)) as i:
         _begin(scan, n, target, lambda v: (h, i, first + v), pieces)
-    q, k, decay = (T.alloc_buffer((scan.rows,), scan.dtype) for _ in range(3))
-    new, held, y = ([T.alloc_buffer((lanes,), scan.dtype) for _, lanes in pieces] for _ in "nhy")
+    span = emit_blocks(scan, work, n, target, h, first, pieces)
+    q, k, decay = (scan.vector() for _ in range(3))
+    new, held, y = (scan.sums(pieces) for _ in "nhy")
     group = scan.group(h)
-    with T.serial(*scan.batch.rows(n)) as t:
+    with T.serial(*span) as t:
         index = scan.batch.index(n, t)
-        _vector(scan, work, 0, [*index, group], q)
-        _vector(scan, work, 1, [*index, group], k)
+        load_vector(scan, work, 0, [*index, group], q)
+        load_vector(scan, work, 1, [*index, group], k)
         factor = _decays(scan, work, [*index, h], decay)
         _news(scan, work, [*index, h], first, pieces, (new, y))
         if scan.beta is not None:
@@ -159,24 +125,10 @@ def _begin(
                     scan.state.store([target, *at(i64(low) + v)], value)
 
 
-def _vector(scan: Scan, work: Work, which: int, at: list[Expr], into: tirx.Buffer) -> None:
-    """A row of q or k as the scan's floats."""
-    for low, lanes in pieces_of(scan.rows):
-        with vectorized(lanes) as v:
-            j = i64(low) + v
-            T.buffer_store(into, scan.value(work, which, [*at, j]), [j])
-
-
 def _decays(scan: Scan, work: Work, at: list[Expr], into: tirx.Buffer) -> Callable[[Expr], Expr]:
-    """What each row of the state is multiplied by: one factor for all, or one for each."""
-    if scan.decays == 1:
-        one = bind_opaque(m.exp(scan.value(work, 3, [*at, i64(0)])))
-        return lambda i: one
-    for low, lanes in pieces_of(scan.rows):
-        with vectorized(lanes) as v:
-            j = i64(low) + v
-            T.buffer_store(into, m.exp(scan.value(work, 3, [*at, j])), [j])
-    return lambda i: bind_opaque(into[i])
+    """What each row of the state is multiplied by."""
+    one = load_decays(scan, work, at, into)
+    return lambda i: bind_opaque(into[i]) if one is None else one
 
 
 def _news(
@@ -192,7 +144,7 @@ def _news(
     for p, (low, lanes) in enumerate(pieces):
         with vectorized(lanes) as v:
             T.buffer_store(new[p], scan.value(work, 2, [*at, first + i64(low) + v]), [v])
-            T.buffer_store(y[p], const(0, scan.dtype), [v])
+    fill(y, scan.dtype)
 
 
 def _correct(
@@ -205,9 +157,7 @@ def _correct(
 ) -> None:
     """The delta rule: new = beta (v - what the decayed state holds for k)."""
     (target, h, first), (k, factor, new, held) = state, buffers
-    for p, (_, lanes) in enumerate(pieces):
-        with vectorized(lanes) as v:
-            T.buffer_store(held[p], const(0, scan.dtype), [v])
+    fill(held, scan.dtype)
     with T.serial(i64(0), i64(scan.rows)) as i:
         a = bind_opaque(k[i] * factor(i))
         for p, (low, lanes) in enumerate(pieces):
@@ -229,7 +179,7 @@ def _heads(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
     pieces = pieces_of(scan.rows)
     with T.serial(low, high) as h:
         _begin(scan, n, target, lambda v: (h, v, i64(0)), pieces)
-    decay, total = (T.alloc_buffer((size,), scan.dtype) for size in (scan.rows, 1))
+    decay = scan.vector()
     with T.serial(*scan.batch.rows(n)) as t, T.serial(low, high) as h:
         index = scan.batch.index(n, t)
         group = scan.group(h)
@@ -237,9 +187,7 @@ def _heads(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
         new = bind_opaque(scan.value(work, 2, [*index, h, i64(0)]))
         key = lambda j: scan.value(work, 1, [*index, group, j])  # noqa: E731
         if scan.beta is not None:
-            old = _sum(
-                scan, pieces, total, lambda j: scan.read(target, h, j, i64(0)) * factor(j) * key(j)
-            )
+            old = sum_of_rows(scan, lambda j: scan.read(target, h, j, i64(0)) * factor(j) * key(j))
             new = bind_opaque((new - old) * scan.value(work, scan.beta, [*index, h]))
 
         def row(j: Expr) -> Expr:
@@ -247,20 +195,7 @@ def _heads(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
             scan.state.store([target, h, j, i64(0)], s)
             return s * scan.value(work, 0, [*index, group, j])
 
-        scan.place.store([*index, h, i64(0)], _sum(scan, pieces, total, row))
-
-
-def _sum(scan: Scan, pieces: Pieces, total: tirx.Buffer, element: Callable[[Expr], Expr]) -> Expr:
-    """The sum of an element for each row of a state, in one order."""
-    T.buffer_store(total, const(0, scan.dtype), [i64(0)])
-    for low, lanes in pieces:
-        part = T.alloc_buffer((lanes,), scan.dtype)
-        with vectorized(lanes) as v:
-            T.buffer_store(part, element(i64(low) + v), [v])
-        T.buffer_store(
-            total, total[i64(0)] + across(part, fold_of("reduce_sum"), scan.dtype), [i64(0)]
-        )
-    return bind_opaque(total[i64(0)])
+        scan.place.store([*index, h, i64(0)], sum_of_rows(scan, row))
 
 
 SCAN = Anchor(_needs, emit_scan)

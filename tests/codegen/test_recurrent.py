@@ -4,6 +4,8 @@ sizes, states in place and moved, states that nobody reads are NaN.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ferrule.compiler.reference.context import DTYPES
@@ -12,6 +14,7 @@ from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, item
 from ferrule.ir.ops import recurrent as r
 from ferrule.ir.ops import tensor as t
+from ferrule.ir.target import Target
 from kernels import Kernels, T, given, state
 
 N, B, S = dim("N"), dim("B"), dim("S")
@@ -75,6 +78,8 @@ BODIES = {
     "one column": scan("f32", 21, 1, 16, 1, 16),
     "odd column": scan("f32", 3, 3, 7, 1, 1, delta=True),
     "delta": scan("f32", 4, 2, 20, 33, 1, delta=True),
+    "many rows": scan("f32", 4, 2, 130, 83, 1),
+    "delta wide": scan("bf16", 2, 1, 48, 72, 1, delta=True),
     "delta rows": scan("bf16", 2, 1, 17, 16, 17, delta=True),
     "dense": dense(4, 2, 9, 19, delta=False),
     "dense delta": dense(4, 2, 9, 19, delta=True),
@@ -85,6 +90,17 @@ BODIES = {
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     return Kernels("cpu", BODIES)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Kernels:
+    return Kernels("cpu:x86-64-v3", BODIES)
+
+
+@pytest.fixture(scope="module")
+def steady() -> Kernels:
+    bodies = {n: BODIES[n] for n in ("conv", "conv bf16", "heads", "delta", "one column")}
+    return Kernels(replace(Target.parse("cpu"), deterministic=True), bodies)
 
 
 def values(body: Graph, counts: tuple[int, ...], source: tuple[int, ...], target: tuple[int, ...]):
@@ -119,18 +135,42 @@ def test_batches_begin_with_zeros(kernels: Kernels, name: str, size: tuple[int, 
     kernels.check(name, decays, B=size[0], S=size[1])
 
 
+@pytest.mark.parametrize("batch", [MANY, ONES])
+@pytest.mark.parametrize("name", ["heads", "rows", "bf16", "many rows", "delta", "delta rows"])
+def test_blocks_of_few_tokens(narrow: Kernels, name: str, batch):
+    given = values(BODIES[name], *batch)
+    narrow.check(name, given, T=sum(batch[0]), N=len(batch[0]), C=STATES)
+
+
+CUTS = ([(0, 4), (4, 5), (5, 11)], [(i, i + 1) for i in range(11)])
+
+
 @pytest.mark.parametrize("name", ["conv", "conv bf16", "heads", "delta", "one column"])
-def test_tokens_give_the_same_bits_whatever_the_steps_they_come_in(kernels: Kernels, name: str):
-    body, total = BODIES[name], 11
+def test_tokens_give_the_same_bits_whatever_the_steps_they_come_in(steady: Kernels, name: str):
+    given = drawn(BODIES[name], 11)
+    one = run(steady, name, given, [(0, 11)])
+    for cuts in CUTS:
+        for have, want in zip(run(steady, name, given, cuts), one, strict=True):
+            assert torch.equal(have, want)
+
+
+@pytest.mark.parametrize("name", ["heads", "rows", "many rows", "delta", "one column"])
+def test_steps_change_no_more_than_the_order_of_sums(kernels: Kernels, name: str):
+    given = drawn(BODIES[name], 11)
+    one = run(kernels, name, given, [(0, 11)])
+    for cuts in CUTS:
+        for have, want in zip(run(kernels, name, given, cuts), one, strict=True):
+            torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+
+
+def drawn(body: Graph, total: int) -> dict:
+    """The inputs of a sequence of so many tokens."""
     given = values(body, (total,), (-1,), (0,))
     for i in body.inputs:
         if i["name"] not in given or callable(given[i["name"]]):
             size = (total, *i.type.shape[1:]) if i["name"] != "w" else i.type.shape
             given[i["name"]] = torch.randn([int(d) for d in size], dtype=torch.float64) * 0.3
-    one = run(kernels, name, given, [(0, total)])
-    for cuts in ([(0, 4), (4, 5), (5, total)], [(i, i + 1) for i in range(total)]):
-        for have, want in zip(run(kernels, name, given, cuts), one, strict=True):
-            assert torch.equal(have, want)
+    return given
 
 
 def run(kernels: Kernels, name: str, given: dict, cuts: list[tuple[int, int]]):

@@ -2,6 +2,9 @@
 batches.
 """
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ferrule.compiler.errors import CompileError
@@ -44,6 +47,19 @@ def test_a_best_token_that_is_nearly_eagers_is_fair():
     check(found, "f32", Tolerance(10.0, 0.0, 1.0, fair=0.6))
     with pytest.raises(CompileError, match="half as likely to eager as its own, at least 70%"):
         check(found, "f32", Tolerance(10.0, 0.0, 1.0, fair=0.7))
+
+
+def test_what_eager_departs_from_float32_by_comes_on_top_of_a_tolerance():
+    wide, eager = rows([1.0, 0.0], [1.0, 0.0]), rows([1.0, 0.0], [0.4, 0.0])
+    built = rows([1.0, 0.0], [1.0, 0.7])
+    tolerance = Tolerance(0.1, 0.0, 0.02)
+    found = compare(wide, built, 0.1)
+    with pytest.raises(CompileError, match=r"KL(.|\n)*50% of positions"):
+        check(found, "bf16", tolerance)
+    beside = replace(found, own=compare(wide, eager, 0.1))
+    check(beside, "bf16", tolerance)
+    assert json.loads(json.dumps(beside.to_json()))["own"]["outliers"] == 0.5
+    assert "from which eager departs too" in str(beside)
 
 
 def test_forbidden_tokens_must_be_forbidden_by_both():
