@@ -12,6 +12,7 @@ from torch import nn
 from ..passes.quantize import Recipe
 from .build import Options, build_in_temporary
 from .module import CompiledModule, build_module
+from .pooled import embedder
 from .recipes import recipe_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Given(TypedDict, total=False):
     kv_dtype: str
     tokenizer: Any
     tuning: Path | str | None
+    pooling: str | None
     dump: Path | str | None
     parity: bool
     progress: bool
@@ -78,7 +80,9 @@ def compile(
     block of the cache), `deterministic` (a sequence's tokens do not depend on what else is in the
     batch), `kv_dtype` (of the KV cache: "auto" is the model's; "bf16", "f16", or "int8"
     with a scale for each token and head), `tokenizer` (a folder, or a transformers tokenizer, for a
-    model in memory), `tuning` (a file of tuning records; those that `ferrule tune` keeps by
+    model in memory), `pooling` ("last", "mean", "cls", or "auto" for what a checkpoint of
+    sentence-transformers declares: an artifact that gives one vector [1, H] for token ids [1, S],
+    for /v1/embeddings), `tuning` (a file of tuning records; those that `ferrule tune` keeps by
     default), `dump` (a folder for the graph after every pass), `parity` (compare with eager at the
     end), `progress` (bars on a terminal).
 
@@ -87,6 +91,8 @@ def compile(
     """
     chosen = _options(options)
     if args is None and kwargs is None:
+        if chosen.pooling is not None:
+            return embedder(model, chosen)
         return build_in_temporary(model, chosen)
     if not isinstance(model, nn.Module):
         raise TypeError(f"args and kwargs are for a module, given {model!r}")

@@ -67,7 +67,8 @@ class Options:
     if that is less. `quantize` is a weight format for all linears and tables, or a Recipe;
     `kv_dtype` one of KV_DTYPES, for the KV cache. `deterministic`: a sequence's logits do not
     depend, to the last bit, on what is beside it.
-    `tuning` is a file of tuning records, the user's own where it is None.
+    `tuning` is a file of tuning records, the user's own where it is None. With `pooling` ("last",
+    "mean", "cls", or "auto" for what the checkpoint declares) the model gives one vector a text.
     """
 
     target: str = "cpu"
@@ -85,6 +86,7 @@ class Options:
     deterministic: bool = False
     kv_dtype: str = "auto"
     tuning: Path | str | None = None
+    pooling: str | None = None
 
     def records(self) -> Records:
         """The tuning records that kernels are built with."""
@@ -135,14 +137,22 @@ class Serving:
 
 
 def compile_to(
-    model: nn.Module | str | Path, output: Path | str, options: Options, *, overwrite: bool = False
+    model: nn.Module | str | Path,
+    output: Path | str,
+    options: Options,
+    *,
+    overwrite: bool = False,
+    make: Callable[[nn.Module | str | Path, Path, Options], None] | None = None,
 ) -> Artifact:
-    """Build a language model into the directory `output`, whole or not at all."""
+    """Build a language model into the directory `output`, whole or not at all; `make` writes the
+    files of another kind of artifact.
+    """
+    make = make or build
     output = Path(output).absolute()
     if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
         raise CompileError(f"{output}: something is there already; overwriting was not asked for")
     output.parent.mkdir(parents=True, exist_ok=True)
-    artifact = in_folder(output.parent, lambda folder: build(model, folder, options))
+    artifact = in_folder(output.parent, lambda folder: make(model, folder, options))
     artifact.save(output)
     return artifact
 

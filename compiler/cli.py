@@ -75,6 +75,10 @@ def compile_command(
     kv_dtype: Annotated[
         str, typer.Option("--kv-cache-dtype", help="auto (the model's), bf16, f16 or int8.")
     ] = "auto",
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="An embedder: one vector a text by last, mean, cls, or auto (declared)."),
+    ] = None,
     dump: Annotated[
         Path | None, typer.Option(help="Write the graph after every pass here.")
     ] = None,
@@ -93,6 +97,7 @@ def compile_command(
     """Compile a model into an artifact directory."""
     from .build import Options, StoppedError, compile_to
     from .console import print_build
+    from .pooled import embedder_to
     from .recipes import recipe_of
 
     options = Options(
@@ -108,10 +113,14 @@ def compile_command(
         dump=dump,
         stop_after=stop_after,
         tuning=tuning,
+        pooling=pooling,
         parity=parity,
         progress=not quiet,
     )
     try:
+        if pooling is not None:
+            embedder_to(model, output, options, overwrite=overwrite)
+            return
         done = compile_to(model, output, options, overwrite=overwrite)
     except StoppedError as stopped:
         typer.echo(str(stopped))

@@ -48,7 +48,7 @@ def open_model(model: nn.Module | str | Path, dtype: str = "auto") -> Opened:
         return _in_memory(model, dtype)
     if not isinstance(model, str | Path):
         raise CompileError(f"a model is a torch.nn.Module, a directory or a name, given {model!r}")
-    folder = _folder(model)
+    folder = checkpoint_folder(model)
     made = skeleton(folder, dtype)
     weights = CheckpointWeights(made, SafetensorsFiles.of_directory(folder))
     return Opened(made, weights, folder, str(model), float_dtype(made))
@@ -79,7 +79,10 @@ def float_dtype(model: nn.Module) -> str:
     return DTYPE_WORDS[most]
 
 
-def _folder(model: str | Path) -> Path:
+def checkpoint_folder(model: str | Path) -> Path:
+    """The directory of a checkpoint, downloaded where it is a name on the Hugging Face Hub; raises
+    CompileError where there is none.
+    """
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

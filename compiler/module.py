@@ -16,7 +16,7 @@ from ..ir.graph import Graph
 from ..ir.plan import TensorSpec
 from ..runtime.artifact import WEIGHTS, Artifact, load
 from ..runtime.manifest import write_manifest
-from .build import Kernels, Options, in_folder, manifest_fields, target_of
+from .build import Kernels, Options, graph_name, in_folder, manifest_fields, target_of
 from .capture import Captured, capture, prepared
 from .console import progress
 from .errors import CompileError
@@ -104,22 +104,25 @@ def build_module(
         )
 
     def make(folder: Path) -> None:
-        _build(module, args, kwargs, dynamic_shapes, options, folder)
+        build_files(module, args, kwargs, dynamic_shapes, options, folder)
 
     compiled = CompiledModule(in_folder(None, make))
     if options.parity:
-        _check(module, compiled, args, kwargs)
+        check_module(module, compiled, args, kwargs)
     return compiled
 
 
-def _build(
+def build_files(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     dynamic_shapes: Any,
     options: Options,
     folder: Path,
+    name: str | None = None,
 ) -> None:
+    """Write every file of a module's artifact into a folder; its name is the class's by default."""
+    name = name or type(module).__name__
     target, clock = target_of(options), Clock()
     recorder = Recorder(options.dump, options.stop_after)
     with progress(options.progress) as shown:
@@ -127,20 +130,22 @@ def _build(
         with clock("capture"):
             captured = capture(
                 module, args=args, kwargs=kwargs, dynamic_shapes=dynamic_shapes,
-                name=type(module).__name__,
+                name=graph_name(name),
             )  # fmt: skip
             _check_bounds(captured)
             imported = import_captured(captured)
         shown.stage("passes", sum(len(p.passes) for p in raising()) + 2)
         with clock("passes"):
             raised = recorder.run(imported.graph, raising())
-            kernels = Kernels.of(raised, backend_of(target), recorder, {}, entries=(ENTRY,))
+            kernels = Kernels.of(
+                raised, backend_of(target), recorder, {}, entries=(ENTRY,), recipe=options.recipe
+            )
         reports = kernels.write(folder, target, clock, shown, options.records())
         with clock("weights"):
             write_weights(
                 folder / WEIGHTS, kernels.step, kernels.preparation, imported.weights, shown
             )
-    fields = manifest_fields(type(module).__name__, target, kernels.step)
+    fields = manifest_fields(name, target, kernels.step)
     report = build_report(recorder, reports, kernels.plan, clock)
     write_manifest(
         folder, fields | {"signature": signature(captured, imported.graph), "report": report}
@@ -171,8 +176,12 @@ def signature(captured: Captured, graph: Graph) -> dict[str, Any]:
     }
 
 
-def _check(
-    module: nn.Module, compiled: CompiledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+def check_module(
+    module: nn.Module,
+    compiled: CompiledModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    tolerance: Mapping[str, float] = MODULE_TOLERANCE,
 ) -> None:
     """Raise CompileError where the kernels depart from eager on the example's arguments."""
     with torch.no_grad(), prepared(module):
@@ -181,7 +190,7 @@ def _check(
     for at, (a, b) in enumerate(zip(wanted, given, strict=True)):
         if not isinstance(a, torch.Tensor):
             continue
-        limit = next((t for w, t in MODULE_TOLERANCE.items() if TORCH[w] is a.dtype), 0.0)
+        limit = next((t for w, t in tolerance.items() if TORCH[w] is a.dtype), 0.0)
         error = relative_error(a.double().numpy(), b.double().numpy())
         if a.dtype != b.dtype or not error <= limit:
             raise CompileError(

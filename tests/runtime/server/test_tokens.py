@@ -104,6 +104,41 @@ def test_embeddings_of_a_compiled_encoder(tokenizer, tmp_path):
         assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.slow
+def test_embeddings_by_pooling_of_a_model_that_generates(tokenizer, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("tvm")
+    import ferrule
+
+    config = transformers.Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=48,
+        max_position_embeddings=40,
+    )
+    torch.manual_seed(6)
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    compiled = ferrule.compile(model, pooling="last", tokenizer=tokenizer, progress=False)
+    path = compiled.artifact.save(tmp_path / "qwen")
+    service = artifact_service({"qwen": ferrule.load(path, threads=1)}, Settings())
+    with (
+        Running(service) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="x") as client,
+    ):
+        texts = ["a short text", "b"]
+        done = client.embeddings.create(model="qwen", input=texts, encoding_format="float")
+        for text, found in zip(texts, done.data, strict=True):
+            with torch.no_grad():
+                ids = torch.tensor([list(text.encode())])
+                last = model.model(ids).last_hidden_state[0, -1]
+            np.testing.assert_allclose(found.embedding, last / last.norm(), atol=1e-4)
+
+
 def last_hidden(torch, model):
     """The last hidden states of a model as a module of its own."""
 
