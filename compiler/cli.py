@@ -54,6 +54,12 @@ Quantized = Annotated[
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Tokens that do not depend on the rest of a batch.")
 ]
+Pooling = Annotated[
+    str | None,
+    typer.Option(help="An embedder: one vector a text by last, mean, cls, or auto (declared)."),
+]
+Dump = Annotated[Path | None, typer.Option(help="Write the graph after every pass here.")]
+StopAfter = Annotated[str | None, typer.Option(help="Stop after this pass (with --dump).")]
 
 
 @app.command("compile")
@@ -75,16 +81,9 @@ def compile_command(
     kv_dtype: Annotated[
         str, typer.Option("--kv-cache-dtype", help="auto (the model's), bf16, f16 or int8.")
     ] = "auto",
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="An embedder: one vector a text by last, mean, cls, or auto (declared)."),
-    ] = None,
-    dump: Annotated[
-        Path | None, typer.Option(help="Write the graph after every pass here.")
-    ] = None,
-    stop_after: Annotated[
-        str | None, typer.Option(help="Stop after this pass (with --dump).")
-    ] = None,
+    pooling: Pooling = None,
+    dump: Dump = None,
+    stop_after: StopAfter = None,
     tuning: Annotated[
         Path | None, typer.Option(help="Tuning records; those of ferrule tune by default.")
     ] = None,
@@ -97,7 +96,7 @@ def compile_command(
     """Compile a model into an artifact directory."""
     from .build import Options, StoppedError, compile_to
     from .console import print_build
-    from .pooled import embedder_to
+    from .pooled import write_embedder
     from .recipes import recipe_of
 
     options = Options(
@@ -118,10 +117,8 @@ def compile_command(
         progress=not quiet,
     )
     try:
-        if pooling is not None:
-            embedder_to(model, output, options, overwrite=overwrite)
-            return
-        done = compile_to(model, output, options, overwrite=overwrite)
+        make = write_embedder if pooling is not None else None
+        done = compile_to(model, output, options, overwrite=overwrite, make=make)
     except StoppedError as stopped:
         typer.echo(str(stopped))
         return

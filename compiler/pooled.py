@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .build import DEFAULT_CONTEXT, Options, compile_to, in_folder, target_of, text_files
+from .build import DEFAULT_CONTEXT, Options, in_folder, target_of, text_files
 from .capture import own_limit
 from .errors import CompileError
 from .models import DTYPES, Opened, checkpoint_folder, float_dtype
@@ -47,17 +47,11 @@ class Pooled(nn.Module):
 
 def embedder(model: nn.Module | str | Path, options: Options) -> CompiledModule:
     """A model compiled to give one vector [1, H] for token ids [1, S]; S up to `max_context`."""
-    return CompiledModule(in_folder(None, lambda folder: _build(model, folder, options)))
+    return CompiledModule(in_folder(None, lambda folder: write_embedder(model, folder, options)))
 
 
-def embedder_to(
-    model: nn.Module | str | Path, output: Path | str, options: Options, *, overwrite: bool = False
-) -> Any:
-    """Build an embedder into the directory `output`, whole or not at all."""
-    return compile_to(model, output, options, overwrite=overwrite, make=_build)
-
-
-def _build(model: nn.Module | str | Path, folder: Path, options: Options) -> None:
+def write_embedder(model: nn.Module | str | Path, folder: Path, options: Options) -> None:
+    """Write every file of an embedder's artifact into a folder."""
     assert options.pooling is not None, "a build of an embedder has a pooling"
     _check_options(options)
     opened = _opened(model, options.dtype)
