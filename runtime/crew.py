@@ -26,7 +26,7 @@ class Crew:
     def __init__(
         self,
         threads: int,
-        use: Callable[[int], None],
+        use: Callable[[int], object],
         clock: Callable[[], float] = time.perf_counter,
         used_time: Callable[[], float] = time.process_time,
     ) -> None:

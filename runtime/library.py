@@ -16,6 +16,7 @@ from pathlib import Path
 from .crew import Crew
 from .errors import ArtifactError
 from .ffi import tvm_ffi
+from .workers import Workers
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 _SHARE_ALL_CORES = -3  # ThreadGroup::kSpecifyThreadShareAllCore of TVM's threading backend
@@ -57,6 +58,7 @@ class KernelLibrary:
         load_parallel_runtime(self.path.parent)
         self._entered = threading.local()
         self._module = self._load()
+        self._workers = Workers.of(self._module, self.path)
 
     def _load(self) -> tvm_ffi.Module:
         try:
@@ -73,9 +75,15 @@ class KernelLibrary:
 
     def enter_thread(self) -> None:
         """Give the calling thread its workers, once; its affinity becomes all cores given to us."""
-        if not hasattr(self._entered, "crew"):
+        if hasattr(self._entered, "crew"):
+            return
+        if self._workers is None:
             use_threads(self.threads)
             self._entered.crew = Crew(self.threads, use_threads)
+            return
+        handle = self._workers.hire(self.threads)
+        self._entered.crew = Crew(self.threads, self._workers.hire)
+        self._workers.dismiss_with(self._entered.crew, handle)
 
     @property
     def crew(self) -> Crew:

@@ -1,0 +1,37 @@
+"""Threads that a library's parallel kernels run on: its own (codegen/tvm/workers.ll), not TVM's."""
+
+import ctypes
+import os
+import weakref
+from pathlib import Path
+
+from .ffi import tvm_ffi
+
+
+class Workers:
+    """The workers that a library brings along, for each thread that hires some.
+
+    The library stays in memory from then on, because they run its code.
+    """
+
+    def __init__(self, module: tvm_ffi.Module, path: Path) -> None:
+        self._hire, self._dismiss = module["ferrule_hire"], module["ferrule_dismiss"]
+        ctypes.CDLL(str(path.resolve()), mode=os.RTLD_NOW | os.RTLD_NODELETE)
+
+    @staticmethod
+    def of(module: tvm_ffi.Module, path: Path) -> "Workers | None":
+        """Those of a loaded library; None where it was not built by Ferrule, and runs on TVM's."""
+        try:
+            return Workers(module, path)
+        except AttributeError:
+            return None
+
+    def hire(self, count: int) -> int:
+        """Have the calling thread's regions run on so many threads, itself among them, from now on;
+        gives a handle, the same each time.
+        """
+        return self._hire(count)
+
+    def dismiss_with(self, owner: object, handle: int) -> None:
+        """End the workers of a handle when the owner, who belongs to the thread, is gone."""
+        weakref.finalize(owner, self._dismiss, handle).atexit = False
