@@ -186,6 +186,8 @@ def gpu_backend(target: Target) -> Backend:
         "linear": Template(frozenset({"linear", "quantized_linear"}), loads, loads),
         "expert_linear": Template(frozenset({"expert_linear"}), loads, loads),
         "attention": Template(frozenset({"paged_attention"}), loads, _RESHAPES),
+        "conv": Template(frozenset({"state_conv"}), loads),
+        "scan": Template(frozenset({"state_scan"}), loads),
     }
     return Backend("triton", templates)
 

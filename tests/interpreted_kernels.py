@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from ferrule.codegen.backend import KernelBody
 from ferrule.codegen.triton.build import build_kernels
+from ferrule.codegen.triton.kernel import cache_of
 from ferrule.compiler.check_kernels import as_torch
 from ferrule.compiler.interpreted import InterpretedDriver
 from ferrule.compiler.reference import evaluate
@@ -82,14 +83,8 @@ class Interpreted:
         self.driver.release(start)
         after = dict(zip(body.inputs, found, strict=False))
         done = dict(zip(outputs, found[len(body.inputs) :], strict=True))
-        return [done[o] if o in done else after[_appended(o)] for o in body.outputs]
+        return [done[o] if o in done else after[cache_of(o)] for o in body.outputs]
 
 
 def _shape(node: Node, dims: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(int(substitute(d, dims)) for d in node.shape)
-
-
-def _appended(node: Node) -> Node:
-    while node.op.name == "cache_append":
-        node = node.inputs[0]
-    return node

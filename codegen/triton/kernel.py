@@ -13,6 +13,7 @@ from ...ir.dims import Dim, as_dim, product, upper_bound
 from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node, input_
+from ...ir.ops.serving import updated
 from ...ir.target import Target
 from ...ir.types import BITS, CacheType, TensorType
 from ..errors import CodegenError
@@ -195,7 +196,7 @@ class Call:
     function: str
     operands: tuple[str | Dim | None, ...]
     hooks: Mapping[str, Hook]
-    constants: Mapping[str, int | float | bool]
+    constants: Mapping[str, int | float | bool | None]
     grid: tuple[Dim, ...]
     chosen: Mapping[str, int] = field(default_factory=dict[str, int])
     warps: int = 4
@@ -266,7 +267,9 @@ def cache_type(node: Node) -> CacheType:
 
 
 def cache_of(node: Node) -> Node:
-    """The cache argument that a chain of appends goes to."""
-    while node.op.name == "cache_append":
-        node = node.inputs[0]
+    """The cache argument that a chain of updates goes to; the node itself where it is no cache."""
+    while isinstance(node.type, CacheType) and not node.op.has("leaf"):
+        below, _ = updated(node)
+        assert below is not None, node
+        node = below
     return node

@@ -19,7 +19,7 @@ from ...ir.types import CacheType, TensorType
 from ..errors import CodegenError
 from ..expand import RULES, expand
 from ..space import Choice, Choices
-from . import attention, expert, products
+from . import attention, expert, products, recurrent
 from .kernel import Form, Kernel, cache_of
 from .pull import Place
 from .rows import emit_rows
@@ -38,6 +38,8 @@ ANCHORS: Mapping[str, Anchor] = {
     "quantized_linear": Anchor(products.needs, products.emit_linear),
     "expert_linear": Anchor(expert.needs, expert.emit_expert),
     "paged_attention": Anchor(attention.needs, attention.emit_paged),
+    "state_conv": Anchor(recurrent.needs, recurrent.emit_conv),
+    "state_scan": Anchor(recurrent.needs, recurrent.emit_scan),
 }
 """Ops with a template of their own; every other op goes through the rows template."""
 

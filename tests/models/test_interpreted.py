@@ -19,13 +19,16 @@ import ferrule
 from . import zoo
 from .test_quantized import rounded
 
+NAMES = (
+    "llama", "gemma2", "gpt2", "qwen3", "mixtral", "deepseek_v2", "lfm2", "mamba2", "qwen3_next",
+)  # fmt: skip
 COUNT = 8
 OPTIONS = Options(
     target="cuda:sm_90", max_context=32, max_batch=4, chunk=24, block=8, progress=False
 )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "qwen3", "mixtral", "deepseek_v2"])
+@pytest.mark.parametrize("name", NAMES)
 def test_interpreted_launches_give_the_tokens_of_eager(name: str, tmp_path: Path):
     model, prompts = zoo.build(name), prompts_of(3 if name == "llama" else 2)
     assert tokens(model, OPTIONS, prompts, tmp_path) == greedy(model, prompts)
