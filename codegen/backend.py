@@ -184,7 +184,9 @@ def gpu_backend(target: Target) -> Backend:
     templates = {
         "rows": Template(rows - {"conv1d"}, rows, rows),
         "linear": Template(frozenset({"linear", "quantized_linear"}), loads, loads),
-        "expert_linear": Template(frozenset({"expert_linear"}), loads, loads),
+        "expert_linear": Template(
+            frozenset({"expert_linear", "quantized_expert_linear"}), loads, loads
+        ),
         "attention": Template(frozenset({"paged_attention"}), loads, _RESHAPES),
         "conv": Template(frozenset({"state_conv"}), loads),
         "scan": Template(frozenset({"state_scan"}), loads),

@@ -21,9 +21,9 @@ from ..bodies import canonical
 from ..cost import cost_of
 from ..errors import CodegenError
 from ..space import Choice, Choices
-from .compile import Compiled, DoesNotFit, compile_entry
+from .compile import Compiled, DoesNotFit, compile_entry, gpu_target
 from .kernel import Start
-from .lower import ANCHORS, Lowered, lower
+from .lower import Lowered, is_anchor, lower
 from .values import POINTED
 
 FOLDER = "kernels"
@@ -47,6 +47,7 @@ def build_kernels(
     run. Raises CodegenError with the kernel's name and IR where a body cannot be lowered or
     compiled, or where a binary does not fit the target.
     """
+    gpu_target(target)  # a target that Triton does not know is said before anything is made
     home = Path(folder) / FOLDER
     home.mkdir(parents=True, exist_ok=True)
     bounds = _bounds(kernels)
@@ -188,7 +189,7 @@ def _written(home: Path, name: str, made: Compiled) -> Binary:
 
 
 def _report(name: str, function: str, kernel: KernelBody, built: _Built) -> KernelReport:
-    anchors = [n for n in kernel.body.nodes() if n.op.name in ANCHORS]
+    anchors = [n for n in kernel.body.nodes() if is_anchor(n)]
     header = "".join(f"# {line}\n" for line in print_graph(kernel.body).splitlines())
     text = f"# kernel {name}\n{header}{built.lowered.text}"
     return KernelReport(

@@ -86,9 +86,16 @@ def compile_entry(
     try:
         compiled = triton.compile(made, target=gpu_target(target), options=options)
     except Exception as error:
-        reason = str(error).strip() or repr(error)
+        reason = _innermost(error)
         raise CodegenError(f"entry {start.entry} {dict(start.constants)}: {reason}") from error
     return _checked(compiled, start, target)
+
+
+def _innermost(error: BaseException) -> str:
+    """What Triton found at the bottom of the calls: the rest says where, call by call."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return str(error).strip() or repr(error)
 
 
 def _checked(compiled: Any, start: Start, target: Target) -> Compiled:

@@ -19,7 +19,7 @@ from ...ir.types import CacheType, TensorType
 from ..errors import CodegenError
 from ..expand import RULES, expand
 from ..space import Choice, Choices
-from . import attention, expert, products, recurrent
+from . import attention, expert, largest, products, recurrent
 from .kernel import Form, Kernel, cache_of
 from .pull import Place
 from .rows import emit_rows
@@ -37,9 +37,11 @@ ANCHORS: Mapping[str, Anchor] = {
     "linear": Anchor(products.needs, products.emit_linear),
     "quantized_linear": Anchor(products.needs, products.emit_linear),
     "expert_linear": Anchor(expert.needs, expert.emit_expert),
+    "quantized_expert_linear": Anchor(expert.needs, expert.emit_expert),
     "paged_attention": Anchor(attention.needs, attention.emit_paged),
     "state_conv": Anchor(recurrent.needs, recurrent.emit_conv),
     "state_scan": Anchor(recurrent.needs, recurrent.emit_scan),
+    "argmax": Anchor(largest.needs, largest.emit_argmax),
 }
 """Ops with a template of their own; every other op goes through the rows template."""
 
@@ -47,6 +49,8 @@ ANCHORS: Mapping[str, Anchor] = {
 LADDERS: Mapping[str, Callable[[Node], tuple[int, ...]]] = {
     "linear": lambda _: products.LADDER,
     "quantized_linear": lambda _: products.LADDER,
+    "expert_linear": expert.ladder,
+    "quantized_expert_linear": expert.ladder,
 }
 """Anchors with forms of their own for some numbers of rows, and those."""
 
@@ -115,7 +119,7 @@ def _expanded(body: Graph) -> Graph:
     """Norms and softmax written out, contractions that no template takes as sums of products."""
     body = body.replace({n: RULES[n.op.name](n) for n in body.nodes() if _is_wide_linear(n)})
     mapping: dict[Node, Node] = {}
-    kept = {n: n for n in body.nodes() if n.op.name in ANCHORS}
+    kept = {n for n in body.nodes() if is_anchor(n)}
     for n in body.nodes():
         if n.op.name in RULES and n not in kept:
             mapping[n] = RULES[n.op.name](n)
@@ -186,9 +190,14 @@ def _arguments(kernel: Kernel) -> dict[Node, Place]:
     return results
 
 
+def is_anchor(node: Node) -> bool:
+    """Whether a node has launches of a template of its own."""
+    return node.op.name in ANCHORS and (node.op.name != "argmax" or largest.is_long(node))
+
+
 def _emit_levels(kernel: Kernel, results: dict[Node, Place]) -> None:
     for node in kernel.body.nodes():
-        if node.op.name not in ANCHORS:
+        if not is_anchor(node):
             continue
         anchor = ANCHORS[node.op.name]
         needed = [n for n in dict.fromkeys(anchor.needs(kernel, node)) if n not in kernel.places]
@@ -250,4 +259,4 @@ def _linear_in(d: Dim, name: str) -> tuple[int, int] | None:
     return int(factor), int(rest)
 
 
-__all__ = ["ANCHORS", "Lowered", "Solved", "expand", "lower"]
+__all__ = ["ANCHORS", "Lowered", "Solved", "expand", "is_anchor", "lower"]

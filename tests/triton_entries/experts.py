@@ -23,7 +23,7 @@ def store_gated(env, sums, rows, cols, mask):
 
 @triton.jit
 def sort(index, order, starts, M, E, BLOCK: tl.constexpr):
-    sort_rows(index, order, starts, M, E, BLOCK=BLOCK)
+    sort_rows((index,), index, order, starts, M, E, BLOCK=BLOCK)
 
 
 @triton.jit

@@ -2,53 +2,7 @@
 
 import triton
 import triton.language as tl
-from ferrule.codegen.triton.templates.logits import (
-    best_of_tiles,
-    gemm_best,
-    gemv_best,
-    top_of_chunk,
-    top_of_chunks,
-)
-
-
-@triton.jit
-def load_x(env, rows, ks, mask):
-    x, K = env
-    return tl.load(x + rows * K + ks, mask=mask, other=0)
-
-
-@triton.jit
-def rounded(env, sums, rows, cols, mask):
-    """Logits as a model rounds them, so that many are equal."""
-    return (sums[0] * 0.25).to(tl.float16).to(tl.float32)
-
-
-@triton.jit
-def many(
-    x,
-    w,
-    best,
-    column,
-    M,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    gemm_best((x, K), w, best, column, M, N, K, LOAD_X=load_x, VALUE=rounded, BM=BM, BN=BN, BK=BK)
-
-
-@triton.jit
-def one(
-    x, w, best, column, M, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
-):
-    gemv_best((x, K), w, best, column, M, N, K, LOAD_X=load_x, VALUE=rounded, BN=BN, BK=BK)
-
-
-@triton.jit
-def folded(best, column, result, M, TILES: tl.constexpr, BLOCK: tl.constexpr):
-    best_of_tiles(best, column, result, M, TILES, BLOCK=BLOCK)
+from ferrule.codegen.triton.templates.logits import top_of_chunk, top_of_chunks
 
 
 @triton.jit
@@ -72,4 +26,6 @@ def top_folded(
     TOP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    top_of_chunks(values, columns, top_values, top_columns, CHUNKS=CHUNKS, TOP=TOP, BLOCK=BLOCK)
+    top_of_chunks(
+        (values,), values, columns, top_values, top_columns, CHUNKS=CHUNKS, TOP=TOP, BLOCK=BLOCK
+    )

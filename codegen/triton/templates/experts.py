@@ -13,7 +13,7 @@ from .ragged import ragged_tile
 
 
 @triton.jit
-def sort_rows(index, order, starts, M, E, BLOCK: tl.constexpr = 1024):
+def sort_rows(env, index, order, starts, M, E, BLOCK: tl.constexpr = 1024):
     """order i32[M]: the rows by their experts, as they come; starts i32[E + 1]: where each expert's
     begin.
 

@@ -86,9 +86,9 @@ def conv_sequences(
         kept = end - start + back
         before = state + source * ((TAPS - 1) * C) + kept * C + cols
         left = tl.load(before, mask=is_c & (kept < known), other=0)
-        rows = end - (TAPS - 1) + back
-        is_new = is_c & (rows >= start) & (back < TAPS - 1)
-        left += LOAD_X(env, rows, cols, is_new).to(left.dtype)
+        new = end - (TAPS - 1) + back
+        is_new = is_c & (new >= start) & (back < TAPS - 1)
+        left += LOAD_X(env, new, cols, is_new).to(left.dtype)
 
     for first in range(start, end, BT):
         rows = first + tl.arange(0, BT)[:, None]

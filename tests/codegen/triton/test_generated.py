@@ -14,6 +14,7 @@ from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, item
 from ferrule.ir.ops import model as m
+from ferrule.ir.ops import quantized as q
 from ferrule.ir.ops import serving as s
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.target import Target
@@ -116,10 +117,33 @@ def _expert() -> Graph:
     return body(m.expert_linear(x, w, index, bias))
 
 
+def _expert_codes() -> Graph:
+    """Codes in groups that no tile divides, and a gate."""
+    x, codes = given("x", "f32", T, 2, 40), given("q", "u4", 4, 36, 5, 8)
+    index, scale = given("index", "i32", T, 2), given("s", "bf16", 4, 36, 5)
+    zeros, bias = given("z", "u8", 4, 36, 5), given("b", "f32", 4, 36)
+    y = q.quantized_expert_linear(x, codes, scale, index, zeros, bias, offset=0)
+    gate, up = (t.slice_(y, axis=2, start=a, stop=a + 18) for a in (0, 18))
+    return body(t.mul(t.silu(gate), up))
+
+
+def _expert_rows() -> Graph:
+    """Codes of 8 bits with a scale a row, as int8 has them."""
+    x, codes = given("x", "bf16", T, 1, 48), given("q", "u8", 4, 19, 1, 48)
+    index, scale = given("index", "i64", T, 1), given("s", "f32", 4, 19, 1)
+    return body(q.quantized_expert_linear(x, codes, scale, index, offset=128))
+
+
+def _greedy() -> Graph:
+    logits = t.cast(given("x", "bf16", T, 5000), dtype="f32")
+    return body(logits, t.cast(t.argmax(logits, axis=1), dtype="i32"))
+
+
 BODIES = {
     "norms": _norms, "topk": _softmax_topk, "append": _rotary_append, "many": _many_ops,
     "movement": _movement, "reductions": _reductions, "matmul": _matmul, "gated": _gated,
-    "residual": _residual, "expert": _expert,
+    "residual": _residual, "expert": _expert, "expert_codes": _expert_codes,
+    "expert_rows": _expert_rows, "greedy": _greedy,
 }  # fmt: skip
 
 
@@ -130,18 +154,25 @@ def interpreted():
     kernels.close()
 
 
-@pytest.mark.parametrize("count", [1, 17])
-@pytest.mark.parametrize("name", list(BODIES))
+CASES = [
+    *((name, count) for name in BODIES for count in (1, 17)),
+    # Experts have a form for rows of which several are of one expert.
+    *((name, 50) for name in BODIES if name.startswith("expert")),
+]
+
+
+@pytest.mark.parametrize(("name", "count"), CASES)
 def test_values_are_those_of_the_reference(interpreted: Interpreted, name: str, count: int):
     inputs = {
         "rows": torch.randint(0, count, (count,)),
-        "index": torch.randint(0, 4, (count, 2)),
+        # Expert 2 has no rows.
+        "index": lambda shape: torch.tensor([0, 1, 3])[torch.randint(0, 3, shape)],
         # One token writes nothing; the others stand in no order.
-        "slots": torch.randperm(24)[:count].int() - (torch.arange(count) == 1).int() * 100,
+        "slots": torch.randperm(64)[:count].int() - (torch.arange(count) == 1).int() * 100,
     }
     if name == "append":
-        inputs["c"] = torch.randn(6, 4, 2, 14)
-    interpreted.check(name, inputs, T=count, C=6)
+        inputs["c"] = torch.randn(16, 4, 2, 14)
+    interpreted.check(name, inputs, T=count, C=16)
 
 
 def test_two_results_over_the_same_rows_share_a_program_and_its_loads():

@@ -1,0 +1,83 @@
+"""Kinds of kernels that tiny models of the compile test have not, compiled for a GPU that is not
+there: the interpreter takes what a compiler refuses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ferrule.codegen.backend import KernelBody
+from ferrule.codegen.triton.build import build_kernels
+from ferrule.ir.dims import dim
+from ferrule.ir.graph import Graph
+from ferrule.ir.launches import LAUNCHES, LaunchTable
+from ferrule.ir.node import Node, item
+from ferrule.ir.ops import model as m
+from ferrule.ir.ops import quantized as q
+from ferrule.ir.ops import recurrent as r
+from ferrule.ir.ops import tensor as t
+from ferrule.ir.target import Target
+from kernels import given, state
+
+T, N = dim("T"), dim("N")
+
+
+def body(*outputs: Node) -> Graph:
+    inputs = dict.fromkeys(
+        n for o in Graph("x", (), outputs).nodes() for n in (o,) if n.op.name == "input"
+    )
+    return Graph("kernel", tuple(inputs), outputs, bounds={"T": (1, 1024), "N": (1, 64)})
+
+
+def batch() -> tuple[Node, Node, Node]:
+    return given("starts", "i32", N + 1), given("source", "i32", N), given("target", "i32", N)
+
+
+def conv() -> Graph:
+    x, w = given("x", "bf16", T, 1024), given("w", "bf16", 4, 1024)
+    made = r.state_conv(x, w, state("s", "bf16", 3, 1024), *batch())
+    return body(item(made, index=0), item(made, index=1))
+
+
+def delta() -> Graph:
+    x, k = (given(n, "bf16", T, 4, 128) for n in "qk")
+    v, g = given("v", "bf16", T, 8, 128), given("g", "f32", T, 8, 1)
+    held, beta = state("s", "f32", 8, 128, 128), given("b", "bf16", T, 8)
+    made = r.state_scan(x, k, v, g, held, *batch(), beta)
+    return body(item(made, index=0), item(made, index=1))
+
+
+def experts() -> Graph:
+    x, index = given("x", "bf16", T, 2, 512), given("index", "i32", T, 2)
+    y = m.expert_linear(x, given("w", "bf16", 8, 256, 512), index)
+    gate, up = (t.slice_(y, axis=2, start=a, stop=a + 128) for a in (0, 128))
+    return body(t.mul(t.silu(gate), up))
+
+
+def expert_codes() -> Graph:
+    x, index = given("x", "bf16", T, 2, 512), given("index", "i32", T, 2)
+    codes, scale = given("q", "u4", 8, 256, 4, 128), given("s", "bf16", 8, 256, 4)
+    return body(q.quantized_expert_linear(x, codes, scale, index, offset=8))
+
+
+def greedy() -> Graph:
+    logits = t.cast(given("x", "bf16", T, 32000), dtype="f32")
+    return body(logits, t.cast(t.argmax(logits, axis=1), dtype="i32"))
+
+
+KINDS = {
+    "conv": conv, "delta": delta, "experts": experts, "expert_codes": expert_codes,
+    "greedy": greedy,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "rocm:gfx942"])
+def test_kernels_of_every_kind_fit_and_spill_nothing(target: str, tmp_path: Path):
+    made = {name: KernelBody(make()) for name, make in KINDS.items()}
+    build_kernels(made, Target.parse(target), tmp_path)
+    table = LaunchTable.from_json((tmp_path / LAUNCHES).read_bytes())
+    assert {name: len(table.functions[name].forms) for name in ("experts", "conv")} == {
+        "experts": 3, "conv": 1
+    }  # fmt: skip
+    assert {n: b.spilled for n, b in table.binaries.items() if b.spilled} == {}
