@@ -150,6 +150,15 @@ CacheMemory = Annotated[
     ),
 ]
 
+Thoughts = Annotated[
+    str,
+    _option(
+        panel=LISTEN,
+        say="auto tells a model's thoughts from its answer, by the tags that it writes; none leaves"
+        " them in the text.",
+    ),
+]
+
 
 def serve(
     folders: Folders,
@@ -163,6 +172,7 @@ def serve(
     api_key: Keys = None,
     allowed_origin: Origins = None,
     chat_template: Template = None,
+    reasoning_parser: Thoughts = "auto",
     generation_config: Defaults = "auto",
     otlp_traces_endpoint: TracesTo = None,
     max_waiting: Waiting = 256,
@@ -191,7 +201,12 @@ def serve(
     serve_directories(
         folders,
         names=served_model_name or (),
-        settings=Settings(tuple(api_key or ()), *limits, tuple(allowed_origin or ())),
+        settings=Settings(
+            tuple(api_key or ()),
+            *limits,
+            tuple(allowed_origin or ()),
+            thoughts=_splits_thoughts(reasoning_parser),
+        ),
         listen=_listen(host, port, uds, ssl_keyfile, ssl_certfile),
         options=_engine_options(
             policy=scheduling_policy,
@@ -210,6 +225,12 @@ def serve(
         threads=threads,
         cache_bytes=_bytes(kv_memory),
     )
+
+
+def _splits_thoughts(name: str) -> bool:
+    if name not in ("auto", "none"):
+        raise typer.BadParameter(f"--reasoning-parser is auto or none, not {name!r}")
+    return name == "auto"
 
 
 def _listen(

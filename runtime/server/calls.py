@@ -25,7 +25,12 @@ _BETWEEN = (
     "<|tool_call_begin|>",
     "<|tool_call_end|>",
 )
-_BEFORE_ARGUMENTS = ("<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "[ARGS]")
+_BEFORE_ARGUMENTS = (
+    "<｜tool▁sep｜>",
+    "<|tool_call_argument_begin|>",
+    "[ARGS]",
+    "<|constrain|>json<|message|>",
+)
 INNER = (*_BETWEEN, *_BEFORE_ARGUMENTS, "[CALL_ID]")
 _FENCE = re.compile(r"```(?:json|python|tool_code)?")
 _CALL_ID = re.compile(r"\[CALL_ID\][\w-]*")

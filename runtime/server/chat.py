@@ -14,9 +14,11 @@ from .fields import ChatBody, NamedTool, Tool
 from .generation import Choice, Run, chat_logprobs, fitted
 from .models import ServedModel
 from .parameters import format_constraint, known_parameters, sampling_params, structured
+from .replies import ReplyReader
 from .service import Form, Service
 from .streams import Events, event
-from .tools import Call, CallReader, call_schema, reader_of, shown_marks
+from .thoughts import thought_marks, thought_reader
+from .tools import Call, call_schema, reader_of, shown_marks
 
 
 def routes(service: Service) -> APIRouter:
@@ -28,7 +30,9 @@ def routes(service: Service) -> APIRouter:
         """Answer a conversation."""
         model = service.model(body.model)
         tools = offered_tools(body.tools, body.tool_choice)
-        extra = _extra(body, tools) | shown_marks(model, tools)
+        split = service.settings.thoughts
+        marks = thought_marks(model) if split else frozenset[str]()
+        extra = _extra(body, tools) | shown_marks(model, tools, marks)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         names = dict(body.chat_template_kwargs or {})
         names |= {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
@@ -43,7 +47,7 @@ def routes(service: Service) -> APIRouter:
             names=names,
         )
         prompt = fitted(model, tokens, body.truncate_prompt_tokens, "messages")
-        form = ChatForm(body, model, tools, prompt)
+        form = ChatForm(body, model, tools, prompt, thoughts=split)
         return await service.answer(request, body, "chatcmpl", [prompt], params, form)
 
     return router
@@ -90,17 +94,26 @@ def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
 
 
 class ChatForm(Form):
-    """The form of chat completions; with tools every choice has a reader of calls."""
+    """The form of chat completions; every choice has a reader of its thoughts, and with tools one
+    of its calls.
+    """
 
     def __init__(
-        self, body: ChatBody, model: ServedModel, tools: Sequence[Tool], prompt: list[int]
+        self,
+        body: ChatBody,
+        model: ServedModel,
+        tools: Sequence[Tool],
+        prompt: list[int],
+        *,
+        thoughts: bool,
     ) -> None:
         self.body, self.model, self.prompt = body, model, prompt
-        self.tools = tools
+        self.tools, self.thoughts = tools, thoughts
         self.created = int(time.time())
 
-    def _reader(self) -> CallReader | None:
-        return reader_of(self.tools) if self.tools else None
+    def _reader(self) -> ReplyReader:
+        thoughts = thought_reader(self.model, self.prompt) if self.thoughts else None
+        return ReplyReader(thoughts, reader_of(self.tools) if self.tools else None)
 
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
@@ -113,11 +126,11 @@ class ChatForm(Form):
         return {"token_ids": list(tokens)} if self.body.return_token_ids else {}
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
-        content, calls = choice.text, []
-        if reader := self._reader():
-            first, rest = reader.push(choice.text), reader.finish()
-            content, calls = first[0] + rest[0], self._kept(reader.calls)
+        reader = self._reader()
+        thought, content = reader.push(choice.text, last=True)
+        calls = self._kept(reader.calls)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        message |= self._thought(thought)
         if calls:
             message["content"] = content.strip() or None
             message["tool_calls"] = [call.to_json() for call in calls]
@@ -139,20 +152,19 @@ class ChatForm(Form):
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield event(self._frame([], "chat.completion.chunk") | {"usage": run.usage()})
 
-    def _message(self, delta: Delta, reader: CallReader | None) -> tuple[dict[str, Any], bool]:
+    def _message(self, delta: Delta, reader: ReplyReader) -> tuple[dict[str, Any], bool]:
         """What a delta adds to the message, and whether the choice has called a tool by now."""
-        if reader is None:
-            return ({"content": delta.text} if delta.text else {}), False
         before = len(reader.calls)
-        content, calls = reader.push(delta.text)
-        if delta.finish_reason is not None:
-            rest, more = reader.finish()
-            content, calls = content + rest, calls + more
+        thought, content = reader.push(delta.text, last=delta.finish_reason is not None)
         message: dict[str, Any] = {"content": content} if content else {}
+        message |= self._thought(thought)
         kept = self._kept(reader.calls)[before:]
         if kept:
             message["tool_calls"] = [c.to_json(before + at) for at, c in enumerate(kept)]
         return message, bool(reader.calls)
+
+    def _thought(self, thought: str) -> dict[str, Any]:
+        return {"reasoning_content": thought} if thought and self.body.include_reasoning else {}
 
     def _kept(self, calls: list[Call]) -> list[Call]:
         return calls if self.body.parallel_tool_calls else calls[:1]

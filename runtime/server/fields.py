@@ -188,6 +188,7 @@ class ChatBody(Generation):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: StrictBool = True
     reasoning_effort: StrictStr | None = None
+    include_reasoning: StrictBool = True
     add_generation_prompt: StrictBool = True
     continue_final_message: StrictBool = False
     add_special_tokens: StrictBool = False

@@ -29,8 +29,10 @@ from .fields import (
 from .generation import Choice, Run, fitted, new_id
 from .models import ServedModel
 from .parameters import format_constraint, sampling_params, structured
+from .replies import ReplyReader
 from .service import Form, Service
 from .streams import Events, event
+from .thoughts import ThoughtReader, thought_marks, thought_reader
 from .tools import Call, call_schema, reader_of, shown_marks
 
 
@@ -117,9 +119,12 @@ def routes(service: Service) -> APIRouter:
         generation = Generation(
             model=body.model, temperature=body.temperature, top_p=body.top_p, stream=body.stream
         )
-        extra = _extra(body, generation, tools) | shown_marks(model, tools)
+        split = service.settings.thoughts
+        marks = thought_marks(model) if split else frozenset[str]()
+        extra = _extra(body, generation, tools) | shown_marks(model, tools, marks)
         params = sampling_params(generation, model.sampling, **extra)
-        form = ResponseForm(body, model, tools)
+        thoughts = thought_reader(model, prompt) if split else None
+        form = ResponseForm(body, model, tools, thoughts)
         return await service.answer(request, generation, "resp", [prompt], params, form)
 
     return router
@@ -177,50 +182,91 @@ class ResponseForm(Form):
 
     ends = False
 
-    def __init__(self, body: ResponseBody, model: ServedModel, tools: Sequence[Tool]) -> None:
+    def __init__(
+        self,
+        body: ResponseBody,
+        model: ServedModel,
+        tools: Sequence[Tool],
+        thoughts: ThoughtReader | None,
+    ) -> None:
         self.body, self.model = body, model
-        self.tools = tools
+        self.reader = ReplyReader(thoughts, reader_of(tools) if tools else None)
         self.created = int(time.time())
-        self.message_id = new_id("msg")
+        self.message_id, self.thought_id = new_id("msg"), new_id("rs")
         self._number = -1
+        self._thought = ""
 
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
         (choice,) = run.choices.values()
-        text, calls = choice.text, []
-        if self.tools:
-            reader = reader_of(self.tools)
-            first, rest = reader.push(choice.text), reader.finish()
-            text, calls = first[0] + rest[0], reader.calls
-        return self._response(run, choice, text, calls)
+        self._thought, text = self.reader.push(choice.text, last=True)
+        return self._response(run, choice, text)
 
     async def events(self, run: Run) -> Events:
-        """Created, the item as it grows, its calls, completed."""
+        """Created, each item as it grows (thoughts, then the message), its calls, completed."""
         (choice,) = run.choices.values()
-        reader = reader_of(self.tools)
         yield self._event("response.created", response=self._frame("in_progress", []))
         yield self._event("response.in_progress", response=self._frame("in_progress", []))
-        text = ""
+        text, open_ = "", False
         async for _, delta in run:
-            piece = reader.push(delta.text)[0] if self.tools else delta.text
-            piece += reader.finish()[0] if self.tools and delta.finish_reason else ""
+            thought, piece = self.reader.push(delta.text, last=delta.finish_reason is not None)
+            if thought:
+                for line in self._thinking(thought):
+                    yield line
+                open_ = True
+            if open_ and (piece or self.reader.calls or delta.finish_reason):
+                for line in self._thought_through():
+                    yield line
+                open_ = False
             if piece and not text:
                 for line in self._opening():
                     yield line
             if piece:
                 text += piece
                 yield self._event("response.output_text.delta", **self._place(), delta=piece)
-        for line in self._closing(text, reader.calls):
+        for line in self._closing(text, self.reader.calls):
             yield line
-        whole = self._response(run, choice, text, reader.calls)
+        whole = self._response(run, choice, text)
         kind = "incomplete" if whole["status"] == "incomplete" else "completed"
         yield self._event(f"response.{kind}", response=whole)
+
+    def _thinking(self, thought: str) -> list[str]:
+        """More of the thoughts; the first of them begin their item."""
+        lines = []
+        if not self._thought:
+            item = self._thoughts("in_progress") | {"content": []}
+            lines.append(self._event("response.output_item.added", output_index=0, item=item))
+        self._thought += thought
+        place = {"item_id": self.thought_id, "output_index": 0, "content_index": 0}
+        return [*lines, self._event("response.reasoning_text.delta", **place, delta=thought)]
+
+    def _thought_through(self) -> list[str]:
+        place = {"item_id": self.thought_id, "output_index": 0, "content_index": 0}
+        item = self._thoughts("completed")
+        return [
+            self._event("response.reasoning_text.done", **place, text=self._thought),
+            self._event("response.output_item.done", output_index=0, item=item),
+        ]
+
+    def _thoughts(self, status: str) -> dict[str, Any]:
+        return {
+            "type": "reasoning",
+            "id": self.thought_id,
+            "status": status,
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": self._thought}],
+        }
+
+    @property
+    def _at(self) -> int:
+        """Where the message stands among the items."""
+        return int(bool(self._thought))
 
     def _opening(self) -> list[str]:
         item = self._message("", "in_progress") | {"content": []}
         part = {"type": "output_text", "text": "", "annotations": []}
         return [
-            self._event("response.output_item.added", output_index=0, item=item),
+            self._event("response.output_item.added", output_index=self._at, item=item),
             self._event("response.content_part.added", **self._place(logprobs=False), part=part),
         ]
 
@@ -232,8 +278,9 @@ class ResponseForm(Form):
             bare = self._place(logprobs=False)
             lines.append(self._event("response.output_text.done", **self._place(), text=text))
             lines.append(self._event("response.content_part.done", **bare, part=part))
-            lines.append(self._event("response.output_item.done", output_index=0, item=item))
-        for index, call in enumerate(calls, start=int(bool(text))):
+            done = self._event("response.output_item.done", output_index=self._at, item=item)
+            lines.append(done)
+        for index, call in enumerate(calls, start=self._at + int(bool(text))):
             lines += self._call_events(index, call)
         return lines
 
@@ -250,19 +297,19 @@ class ResponseForm(Form):
         ]
 
     def _place(self, *, logprobs: bool = True) -> dict[str, Any]:
-        place = {"item_id": self.message_id, "output_index": 0, "content_index": 0}
+        place = {"item_id": self.message_id, "output_index": self._at, "content_index": 0}
         return place | ({"logprobs": []} if logprobs else {})
 
     def _event(self, kind: str, **fields: Any) -> str:
         self._number += 1
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
-    def _response(
-        self, run: Run | BeamRun, choice: Choice, text: str, calls: Sequence[Call]
-    ) -> dict[str, Any]:
+    def _response(self, run: Run | BeamRun, choice: Choice, text: str) -> dict[str, Any]:
+        calls = self.reader.calls
         status = "incomplete" if choice.finish_reason == "length" else "completed"
         items = [self._message(text, status)] if text or not calls else []
-        output = items + [_call_item(call) for call in calls]
+        thoughts = [self._thoughts("completed")] if self._thought else []
+        output = thoughts + items + [_call_item(call) for call in calls]
         usage = run.usage()
         return self._frame(status, output) | {
             "usage": {

@@ -9,7 +9,7 @@ class Settings:
     "*" is every page.
 
     `max_waiting` sequences may wait beside those that one step can run. `drain_seconds` is what
-    requests have to end once the server is asked to.
+    requests have to end once the server is asked to. `thoughts` are told from answers.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -18,3 +18,4 @@ class Settings:
     request_seconds: float = 600.0
     drain_seconds: float = 30.0
     origins: tuple[str, ...] = ()
+    thoughts: bool = True

@@ -28,6 +28,7 @@ _TAGS = {
     "<｜tool▁calls▁begin｜>": "<｜tool▁calls▁end｜>",  # DeepSeek
     "<|action_start|><|plugin|>": "<|action_end|>",  # InternLM
     "<|python_tag|>": "",  # Llama 3
+    "<|channel|>commentary to=": "",  # gpt-oss
     "[TOOL_CALLS]": "",  # Mistral
 }
 _LONGEST = max(map(len, _TAGS))
@@ -154,12 +155,17 @@ def reader_of(tools: Sequence[Tool]) -> CallReader:
     return CallReader({t.function.name: t.function.parameters or {} for t in tools})
 
 
-def shown_marks(model: ServedModel, tools: Sequence[Tool]) -> dict[str, Any]:
-    """The parameter that shows the reader the marks of calls, where they are special tokens."""
-    if not tools or model.text is None:
+def shown_marks(
+    model: ServedModel, tools: Sequence[Tool], thoughts: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The parameter that shows readers the marks of calls and of thoughts, where they are special
+    tokens.
+    """
+    marks = thoughts | (_MARKS if tools else frozenset())
+    if not marks or model.text is None:
         return {}
     added = model.text.tokenizer.get_added_tokens_decoder()
-    ids = sorted(i for i, token in added.items() if token.special and token.content in _MARKS)
+    ids = sorted(i for i, token in added.items() if token.special and token.content in marks)
     return {"shown_special_ids": ids} if ids else {}
 
 

@@ -1,0 +1,29 @@
+"""A reply as its parts: thoughts, answer and calls of functions."""
+
+from .thoughts import ThoughtReader
+from .tools import Call, CallReader
+
+
+class ReplyReader:
+    """Splits a reply that comes in pieces: thoughts first, then calls out of what follows them."""
+
+    def __init__(self, thoughts: ThoughtReader | None, calls: CallReader | None) -> None:
+        self._thoughts, self._calls = thoughts, calls
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls so far."""
+        return self._calls.calls if self._calls else []
+
+    def push(self, text: str, *, last: bool) -> tuple[str, str]:
+        """Add text; returns the thoughts and the answer that are certain now, all of them where it
+        was the last.
+        """
+        thought, answer = self._thoughts.push(text) if self._thoughts else ("", text)
+        if last and self._thoughts:
+            more, rest = self._thoughts.finish()
+            thought, answer = thought + more, answer + rest
+        if self._calls is None:
+            return thought, answer
+        answer = self._calls.push(answer)[0]
+        return thought, answer + (self._calls.finish()[0] if last else "")

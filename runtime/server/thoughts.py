@@ -1,0 +1,119 @@
+"""The thoughts that a model writes before its answer, told from it as the text comes in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .models import ServedModel
+
+_ANALYSIS, _END = "<|channel|>analysis<|message|>", "<|end|>"
+# Tags around thoughts. A template may write the first one itself, at the end of the prompt.
+_TAGS = {
+    "<think>": "</think>",  # Qwen, DeepSeek, GLM and most others
+    "[THINK]": "[/THINK]",  # Mistral
+    "<seed:think>": "</seed:think>",
+    "◁think▷": "◁/think▷",  # Kimi
+    "<reasoning>": "</reasoning>",
+    _ANALYSIS: _END,  # the channels of gpt-oss
+}
+# What gpt-oss writes before an answer; before a call it writes the channel of calls, which stays.
+_HEADS = ("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>")
+_CALLING = "<|start|>assistant"
+_CHANNEL = "<|channel|>"
+_CHANNEL_MARKS = ("<|start|>", _CHANNEL, "<|constrain|>", "<|message|>", _END)
+_TAIL = 16  # tokens of a prompt in which a tag at its end is looked for
+
+
+class ThoughtReader:
+    """Splits a reply into thoughts and answer. `opened` is the tag that the prompt ends with; a
+    reply without a tag at its beginning is all answer.
+    """
+
+    def __init__(self, opened: str | None = None) -> None:
+        self._held = ""
+        self._close = _TAGS[opened] if opened else ""
+        self._begun = opened is not None  # the beginning of thoughts or answer has been seen
+        self._bare = self._begun  # nothing of the present part has been given out yet
+        self._answer = False
+
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next belongs to the thoughts."""
+        return self._begun and not self._answer
+
+    def push(self, text: str) -> tuple[str, str]:
+        """Add text; returns thoughts and answer that are certain now."""
+        self._held += text
+        if not self._begun and not self._begin():
+            return "", ""
+        thought = self._thought() if self.thinking else ""
+        return thought, self._answered() if self._answer else ""
+
+    def finish(self) -> tuple[str, str]:
+        """What was held back, now that nothing follows."""
+        rest, self._held = self._held, ""
+        return (rest, "") if self.thinking else ("", rest)
+
+    def _begin(self) -> bool:
+        start = self._held.lstrip()
+        if not start or any(tag.startswith(start) and tag != start for tag in _TAGS):
+            return False
+        tag = next((tag for tag in _TAGS if start.startswith(tag)), None)
+        self._begun = True
+        if tag is None:
+            self._answer, self._bare = True, start.startswith((_CHANNEL, _CALLING))
+        else:
+            self._close, self._held, self._bare = _TAGS[tag], start[len(tag) :], True
+        return True
+
+    def _thought(self) -> str:
+        if self._bare:
+            self._held = self._held.lstrip("\n")
+            self._bare = not self._held
+        end = self._held.find(self._close)
+        if end < 0:
+            keep = _begun(self._held, self._close)
+            thought = self._held[: len(self._held) - keep]
+            self._held = self._held[len(self._held) - keep :]
+            return thought
+        thought = self._held[:end]
+        self._held = self._held[end + len(self._close) :]
+        self._answer = self._bare = True
+        return thought
+
+    def _answered(self) -> str:
+        """The answer; what stands before its first word is left out, so it is waited for."""
+        if self._bare:
+            self._held = self._held.lstrip()
+            if not self._held or any(h.startswith(self._held) for h in _HEADS):
+                return ""
+            head = next((h for h in _HEADS if self._held.startswith(h)), _CALLING)
+            self._held = self._held.removeprefix(head)
+            self._bare = False
+        answer, self._held = self._held, ""
+        return answer
+
+
+def _begun(text: str, tag: str) -> int:
+    """The length of the longest end of the text that the tag begins with."""
+    longest = min(len(text), len(tag) - 1)
+    return next((n for n in range(longest, 0, -1) if tag.startswith(text[-n:])), 0)
+
+
+def thought_reader(model: ServedModel, prompt: Sequence[int]) -> ThoughtReader:
+    """A reader of the reply to a prompt."""
+    if model.text is None:
+        return ThoughtReader()
+    end = model.text.decode(list(prompt[-_TAIL:]), skip_special_tokens=False).rstrip()
+    return ThoughtReader(next((tag for tag in _TAGS if end.endswith(tag)), None))
+
+
+def thought_marks(model: ServedModel) -> frozenset[str]:
+    """The marks that readers must see, special tokens or not: the channels' ones where a vocabulary
+    has channels, for other models end their turns with some of them.
+    """
+    if model.text is None:
+        return frozenset()
+    added = {t.content for t in model.text.tokenizer.get_added_tokens_decoder().values()}
+    plain = {mark for pair in _TAGS.items() for mark in pair} - {_ANALYSIS, _END}
+    return frozenset(plain | (set(_CHANNEL_MARKS) if _CHANNEL in added else set()))
