@@ -198,15 +198,12 @@ def serve(
     from .explain import known_machine
 
     limits = (max_waiting, max_body, request_timeout, drain_timeout)
+    keys, origins = tuple(api_key or ()), tuple(allowed_origin or ())
+    thoughts = _splits_thoughts(reasoning_parser)
     serve_directories(
         folders,
         names=served_model_name or (),
-        settings=Settings(
-            tuple(api_key or ()),
-            *limits,
-            tuple(allowed_origin or ()),
-            thoughts=_splits_thoughts(reasoning_parser),
-        ),
+        settings=Settings(keys, *limits, origins, thoughts),
         listen=_listen(host, port, uds, ssl_keyfile, ssl_certfile),
         options=_engine_options(
             policy=scheduling_policy,
