@@ -14,6 +14,7 @@ from .measure import bench
 if TYPE_CHECKING:
     from ..runtime.options import EngineOptions
     from ..runtime.server.command import Listen
+    from ..runtime.server.settings import Settings
 
 LISTEN, ENGINE, LIMITS = "Listening", "Engine", "Limits"
 
@@ -193,17 +194,14 @@ def serve(
 ) -> None:
     """Serve artifacts over the OpenAI API, with metrics and a page to try them on."""
     from ..runtime.server.command import Talk, serve_directories
-    from ..runtime.server.settings import Settings
     from .cli import _bytes
     from .explain import known_machine
 
     limits = (max_waiting, max_body, request_timeout, drain_timeout)
-    keys, origins = tuple(api_key or ()), tuple(allowed_origin or ())
-    thoughts = _splits_thoughts(reasoning_parser)
     serve_directories(
         folders,
         names=served_model_name or (),
-        settings=Settings(keys, *limits, origins, thoughts),
+        settings=_settings(api_key, limits, allowed_origin, reasoning_parser),
         listen=_listen(host, port, uds, ssl_keyfile, ssl_certfile),
         options=_engine_options(
             policy=scheduling_policy,
@@ -224,10 +222,17 @@ def serve(
     )
 
 
-def _splits_thoughts(name: str) -> bool:
-    if name not in ("auto", "none"):
-        raise typer.BadParameter(f"--reasoning-parser is auto or none, not {name!r}")
-    return name == "auto"
+def _settings(
+    keys: list[str] | None,
+    limits: tuple[int, int, float, float],
+    origins: list[str] | None,
+    parser: str,
+) -> Settings:
+    from ..runtime.server.settings import Settings
+
+    if parser not in ("auto", "none"):
+        raise typer.BadParameter(f"--reasoning-parser is auto or none, not {parser!r}")
+    return Settings(tuple(keys or ()), *limits, tuple(origins or ()), parser == "auto")
 
 
 def _listen(
