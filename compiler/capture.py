@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as _torch_config
 
 from .checkpoint import LiveWeights, Weights
+from .chosen_rows import all_rows_for_chosen
 from .conditions import broken_condition
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
@@ -100,7 +101,8 @@ class LogitsOf(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of ids [B, S]."""
-        with decided_by_length(ids, self.ends, self.end, self.splits):
+        # What the length alone decides is asked first.
+        with all_rows_for_chosen(), decided_by_length(ids, self.ends, self.end, self.splits):
             result = self.model(ids)
         logits = result if isinstance(result, torch.Tensor) else getattr(result, "logits", None)
         if logits is None and isinstance(result, (tuple, list)) and result:

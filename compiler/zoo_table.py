@@ -255,7 +255,10 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "mimo_v2_flash": {"head_dim": 24, "num_attention_heads": 8},
     "xmod": {"default_language": "en_XX"},
     # Checkpoints name the base, the class does not.
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 1.5}},
+    "dbrx": {
+        "ffn_config": {"moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 1.5},
+    },
     "dots3_note_text": _BY_KIND,
     "dots3_note": {"text_config": _BY_KIND},
 }
