@@ -26,6 +26,7 @@ from .conditions import broken_condition
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .helped import helped
+from .last_rows import all_rows_for_last
 from .sources import model_line
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
@@ -100,26 +101,54 @@ class LogitsOf(nn.Module):
         self.splits = Splits()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [B, S, V] of ids [B, S]."""
+        """Logits [B, S, V] of ids [B, S]; outside a capture [B, 1, V] where the model gives the
+        last token's alone.
+        """
+        if not torch.compiler.is_exporting():
+            return _checked(self.model(ids), ids)
         # What the length alone decides is asked first.
         with all_rows_for_chosen(), decided_by_length(ids, self.ends, self.end, self.splits):
-            result = self.model(ids)
-        logits = result if isinstance(result, torch.Tensor) else getattr(result, "logits", None)
-        if logits is None and isinstance(result, (tuple, list)) and result:
-            logits = result[0]
-        return _checked(logits, result, ids)
+            logits = _checked(self.model(ids), ids)
+            if is_last_alone(logits, ids):
+                with all_rows_for_last(ids):
+                    logits = _checked(self.model(ids), ids)
+                if is_last_alone(logits, ids):
+                    raise CompileError(_NOT_LOGITS.format(given=list(logits.shape), ids=ids.shape))
+        return logits
 
 
-def _checked(logits: Any, result: Any, ids: torch.Tensor) -> torch.Tensor:
-    fits = isinstance(logits, torch.Tensor) and logits.dim() == 3 and logits.is_floating_point()
-    if not fits or logits.shape[0] != ids.shape[0] or logits.shape[1] != ids.shape[1]:
-        given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(result).__name__
-        raise CompileError(
-            "a causal language model maps token ids [B, S] to floating-point logits [B, S, V], "
-            f"bare or as .logits; this forward gives {given} for ids {list(ids.shape)}. "
-            "Pass args=... to compile any other module."
-        )
-    return logits
+def _checked(result: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The logits in what a forward gives: [B, S, V], or [B, 1, V] of the last token."""
+    logits = logits_in(result)
+    if isinstance(logits, torch.Tensor) and logits.is_floating_point():
+        batch, *rest = logits.shape
+        if len(rest) == 2 and batch == ids.shape[0] and rest[0] in (ids.shape[1], 1):
+            return logits
+        if len(rest) == 1 and batch == ids.shape[0]:
+            return logits[:, None]
+    given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(result).__name__
+    raise CompileError(_NOT_LOGITS.format(given=given, ids=list(ids.shape)))
+
+
+_NOT_LOGITS = (
+    "a causal language model maps token ids [B, S] to floating-point logits [B, S, V], bare, as "
+    ".logits, under the key logits, or first of several results; this forward gives {given} for "
+    "ids {ids}. Pass args=... to compile any other module."
+)
+
+
+def logits_in(result: Any) -> Any:
+    """The logits among the results of a forward: it, its `logits`, or the first of several."""
+    if isinstance(result, Mapping) and "logits" in result:
+        return result["logits"]
+    if isinstance(result, (tuple, list)) and result and not hasattr(result, "logits"):
+        return result[0]
+    return getattr(result, "logits", result)
+
+
+def is_last_alone(logits: torch.Tensor, ids: torch.Tensor) -> bool:
+    """Whether logits are of the last token alone, of ids that are more."""
+    return isinstance(logits.shape[1], int) and logits.shape[1] == 1 and bool(ids.shape[1] != 1)
 
 
 def _capture_language_model(

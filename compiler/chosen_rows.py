@@ -43,6 +43,26 @@ class _Sum:
     added: Any = None
 
 
+class _Some:
+    """How many rows an expert has: not none, and no other question has an answer."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return self._is_zero(other) and False
+
+    def __gt__(self, other: object) -> bool:
+        return self._is_zero(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _is_zero(self, other: object) -> bool:
+        if other != 0 or not isinstance(other, int):
+            raise TypeError("how many rows are chosen depends on the data")
+        return True
+
+
 class _ChosenRows(TorchFunctionMode):
     """Answers for places that the data chooses; every other call goes on as it is."""
 
@@ -53,6 +73,7 @@ class _ChosenRows(TorchFunctionMode):
         self.known: dict[int, Tensor] = {}  # numbers of experts, real tensors in a trace of fakes
         self.sums: dict[int, _Sum] = {}
         self.some: set[int] = set()
+        self.counts: dict[int, tuple[Tensor, int]] = {}  # of bincount: what, and how many numbers
         self.alive: list[Any] = []  # ids are keys: what they name must live as long as the mode
 
     def __torch_function__(
@@ -63,18 +84,18 @@ class _ChosenRows(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """What a call gives where it finds or uses places; else the call itself."""
-        kwargs: dict[str, Any] = dict(kwargs or {})
-        if args and id(args[0]) in self.known and self._all_known(args, kwargs):
-            return self._counted(func, args, kwargs)
+        named = dict(kwargs or {})
+        if args and id(args[0]) in self.known and self._all_known(args, named):
+            return self._counted(func, args, named)
         name = getattr(func, "__name__", "")
         answer = _ANSWERS.get(name)
         if answer is not None:
-            found = answer(self, *args, **kwargs)
+            found = answer(self, *args, **named)
             if found is not NotImplemented:
                 return found
         if name in _OF_SHAPE:
-            return func(*args, **kwargs)
-        plain: tuple[Any, dict[str, Any]] = pytree.tree_map(self._plain, (args, kwargs))
+            return func(*args, **named)
+        plain: tuple[Any, dict[str, Any]] = pytree.tree_map(self._plain, (args, named))
         return func(*plain[0], **plain[1])
 
     def _plain(self, leaf: Any) -> Any:
@@ -84,6 +105,9 @@ class _ChosenRows(TorchFunctionMode):
             return torch.nonzero(found.mask, as_tuple=True)[found.axis]
         if id(leaf) in self.tables:
             return torch.nonzero(self.tables[id(leaf)])
+        if id(leaf) in self.counts:
+            x, minlength = self.counts[id(leaf)]
+            return torch.bincount(x, minlength=minlength)
         if id(leaf) in self.known:
             number = _numbers_of(leaf)
             return number if leaf.dim() == 0 else torch.tensor(number)
@@ -148,7 +172,9 @@ class _ChosenRows(TorchFunctionMode):
         return tuple(map(self._note_known, rows))
 
     def tolist(self, x: Any) -> Any:
-        """The numbers of all places, where the mask's size is known."""
+        """The numbers of all places, where the mask's size is known; of counts, that they are."""
+        if id(x) in self.counts:
+            return [_Some() for _ in range(self.counts[id(x)][1])]
         mask = self._line(x)
         if mask is None or not isinstance(mask.shape[0], int):
             return NotImplemented
@@ -180,6 +206,15 @@ class _ChosenRows(TorchFunctionMode):
         """Yes, where the question is whether there are any rows."""
         return True if id(x) in self.some else NotImplemented
 
+    def bincount(self, x: Tensor, weights: Any = None, minlength: int = 0) -> Any:
+        """How often there is each number."""
+        if weights is not None or minlength < 1:
+            return NotImplemented
+        # The tracer knows no length for it; what stands here is not read.
+        made = self._kept(torch.zeros(minlength, dtype=torch.int64))
+        self.counts[id(made)] = (x, minlength)
+        return made
+
     # -- rows
 
     def take(self, x: Any, index: Any) -> Any:
@@ -199,7 +234,7 @@ class _ChosenRows(TorchFunctionMode):
         if first is None or not _fits(plain, places, first):
             return NotImplemented
         made = self._kept(_spread_rows(plain, places, first).clone())
-        if len(places) == len(basic):
+        if all(p == slice(None) for p in basic[len(places) :]):
             self.sums[id(made)] = _Sum(x, places)
         return made
 
@@ -225,7 +260,8 @@ class _ChosenRows(TorchFunctionMode):
         if parts is None or not isinstance(value, Tensor):
             return NotImplemented
         basic, places = parts
-        if not places or len(places) != len(basic) or not _fits(x, places, 0):
+        whole = all(p == slice(None) for p in basic[len(places) :])
+        if not places or not whole or not _fits(x, places, 0):
             return NotImplemented
         known = self.sums.get(id(value))
         same = known is not None and known.source is x and _alike(known.places, places)
@@ -334,7 +370,7 @@ def _spread_rows(x: Tensor, places: tuple[_Places, ...], first: int) -> Tensor:
     return wide.reshape(*lead, math.prod(mask.shape), *rest)
 
 
-_OF_SHAPE = frozenset({"__get__", "numel", "nelement", "size", "dim", "__len__"})
+_OF_SHAPE = frozenset({"__get__", "numel", "nelement", "size", "dim", "__len__", "is_complex"})
 _ANSWERS: Mapping[str, Function] = {
     "where": _ChosenRows.where,
     "nonzero": _ChosenRows.nonzero,
@@ -347,6 +383,7 @@ _ANSWERS: Mapping[str, Function] = {
     ),
     "any": _ChosenRows.any,
     "__bool__": _ChosenRows.truth,
+    "bincount": _ChosenRows.bincount,
     "__getitem__": _ChosenRows.take,
     "index_select": _ChosenRows.select,
     **dict.fromkeys(("add", "__add__", "__iadd__", "add_"), _ChosenRows.add),

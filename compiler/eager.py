@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .capture import LogitsOf, prepared
+from .capture import LogitsOf, is_last_alone, prepared
 from .parity import Array, Logits
 
 
@@ -30,11 +30,22 @@ def eager_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Itera
     run = LogitsOf(model, 1)
 
     def logits(ids: Sequence[int]) -> Array:
-        with torch.no_grad():
-            return np.asarray(run(torch.tensor([list(ids)]))[0].float().numpy())
+        rows = logits_of_all(run, torch.tensor([list(ids)]))
+        return np.asarray(rows[0].float().numpy())
 
     with prepared_eager(model, weights):
         yield logits
+
+
+@torch.no_grad()
+def logits_of_all(run: LogitsOf, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [B, S, V] of ids [B, S], a run for each token where the model gives the last one's
+    alone.
+    """
+    logits = run(ids)
+    if not is_last_alone(logits, ids):
+        return logits
+    return torch.cat([run(ids[:, : n + 1]) for n in range(ids.shape[1])], dim=1)
 
 
 @contextmanager

@@ -91,9 +91,9 @@ class DescribeMasks:
 
     def _recognize(self, graph: Graph, node: Node, mask: Node) -> Mask:
         try:
-            return _Recognizer(
-                widened(mask), need_evaluate(self.evaluate, self.name), self.max_context
-            ).mask()
+            longest = graph.bounds["S"][1] if "S" in graph.bounds else LENGTHS[0]
+            evaluate = need_evaluate(self.evaluate, self.name)
+            return _Recognizer(widened(mask), evaluate, self.max_context, longest).mask()
         except _NoFamilyError as error:
             raise IRError(
                 f"the mask of this attention is of no known family:\n{error}\n{quote(graph, node)}"
@@ -107,8 +107,10 @@ class _NoFamilyError(Exception):
 class _Recognizer:
     """Runs one mask's subgraph and matches its values."""
 
-    def __init__(self, mask: Node, evaluate: Evaluate, max_context: int) -> None:
+    def __init__(self, mask: Node, evaluate: Evaluate, max_context: int, longest: int) -> None:
         self.root, self.evaluate, self.max_context = mask, evaluate, max_context
+        # A mask that the model holds as a table ends with it.
+        self.lengths = tuple(dict.fromkeys(min(n, longest) for n in LENGTHS))
 
     def mask(self) -> Mask:
         found = self._family(self.root)
@@ -134,9 +136,9 @@ class _Recognizer:
         return seen[0], np.where(seen, 0.0 if value.dtype == bool else value, 0.0)
 
     def _family(self, root: Node) -> Mask:
-        seen, bias = self.values(root, LENGTHS[0])
+        seen, bias = self.values(root, self.lengths[0])
         found = _match(seen)
-        for length in LENGTHS[1:]:
+        for length in self.lengths[1:]:
             if (self.values(root, length)[0] != found.allowed(length)).any():
                 raise _NoFamilyError(draw(seen))
         return replace(found, bias=_bias_family(seen, bias))
@@ -147,7 +149,7 @@ class _Recognizer:
         whole = {
             int(v) for v in values if not isinstance(v, bool) and np.isfinite(v) and v == int(v)
         }
-        return sorted(v for v in whole if LENGTHS[0] // 2 < abs(v) < self.max_context)
+        return sorted(v for v in whole if self.lengths[0] // 2 < abs(v) < self.max_context)
 
     def _with_large(self, found: Mask, size: int) -> Mask:
         """The mask when the constant `size` turns out to be a window or a chunk."""

@@ -74,8 +74,20 @@ def written() -> torch.Tensor:
     y[mask] = expert(X[mask], 1)
     (rows,) = torch.where(SCORES[:, 1] > 0)
     y[rows] = expert(y[rows], 2)
-    token, _ = torch.where(3 == INDEX)
+    token, _ = torch.where(INDEX == E - 2)
     y[token] = expert(y[token], 3)
+    return y
+
+
+def counted() -> torch.Tensor:
+    """Experts without rows left out, as DeepSeek's reference does; a slice beside the places."""
+    y = torch.zeros_like(X)
+    counts = torch.bincount(INDEX.flatten(), minlength=E).tolist()
+    for e in range(E):
+        if counts[e] == 0:
+            continue
+        token, slot = torch.where(e == INDEX)
+        y[token, :] += expert(X[token, :], e) * VALUES[token, slot, None]
     return y
 
 
@@ -85,12 +97,12 @@ def lines() -> torch.Tensor:
     rows = (SCORES[:, 2] > 0).nonzero().squeeze(-1)
     y.index_add_(0, rows, expert(X.index_select(0, rows), 1))
     z = torch.zeros(N, K)
-    token, slot = torch.nonzero(2 == INDEX, as_tuple=True)
+    token, slot = torch.nonzero(INDEX == E - 3, as_tuple=True)
     z[token, slot] = VALUES[token, slot] * 2
     return torch.cat([y, z], 1)
 
 
-CASES = (hit_experts, numbered_experts, added_in_place, masks, written, lines)
+CASES = (hit_experts, numbered_experts, added_in_place, masks, written, counted, lines)
 
 
 @pytest.mark.parametrize("layer", CASES, ids=lambda f: f.__name__)
@@ -106,7 +118,8 @@ def test_what_is_no_write_of_rows_is_left_to_the_data() -> None:
         (rows,) = torch.where(SCORES[:, 0] > 0)
         y = X.clone()
         y[SCORES[:, 0] > 0] = 2.0
-        return rows * 2, y, torch.where(SCORES > 0, SCORES, 0)
+        counts = torch.bincount(INDEX.flatten(), minlength=E) * 2
+        return rows * 2, y, torch.where(SCORES > 0, SCORES, 0), counts
 
     with all_rows_for_chosen():
         given = used()

@@ -141,3 +141,15 @@ def test_mask_that_depends_on_tokens_is_refused(evaluator):
 def test_allowed_pairs_of_a_window_inside_a_chunk():
     seen = Mask(window=2, chunk=3).allowed(5)
     assert draw(seen) == "  x....\n  xx...\n  .xx..\n  ...x.\n  ...xx"
+
+
+def test_a_mask_that_is_a_table_is_read_up_to_its_end(evaluator):
+    mask = """  %t = parameter {name = "tril", type = bool[1, 1, 48, 48]} : bool[1, 1, 48, 48]
+  %r = slice %t {axis = 2, start = 0, stop = S} : bool[1, 1, S, 48]
+  %m = slice %r {axis = 3, start = 0, stop = S} : bool[1, 1, S, S]
+"""
+    head = HEAD.replace("99999", "48")
+    table = {"tril": np.tril(np.ones((48, 48), bool))[None, None]}
+    graph = parse_graph(head + mask + TAIL)
+    after = DescribeMasks(48, evaluator(graph, table)).run(graph)
+    assert after.outputs[0]["causal"] and len(after.outputs[0].inputs) == 3
