@@ -225,3 +225,23 @@ class EmbeddingBody(Whole):
     input: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
     encoding_format: Literal["float", "base64"] = "float"
     user: StrictStr | None = None
+
+
+class ScoreBody(Whole):
+    """The body of /score: a text, or as many as there are of the second."""
+
+    model: StrictStr | None = None
+    text_1: StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
+    text_2: StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
+    user: StrictStr | None = None
+
+
+class RerankBody(Whole):
+    """The body of /rerank."""
+
+    model: StrictStr | None = None
+    query: StrictStr
+    documents: Annotated[list[StrictStr], Field(min_length=1)]
+    top_n: Positive | None = None
+    return_documents: StrictBool = True
+    user: StrictStr | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from .conversation import chat_prompt
 from .errors import ApiError, invalid
 from .fields import DetokenizeBody, EmbeddingBody, TokenizeBody
 from .generation import encode, fitted, token_text
-from .models import ServedModel
+from .models import Embedder, ServedModel
 from .service import Service
 
 
@@ -47,10 +48,7 @@ def routes(service: Service) -> APIRouter:
     async def embed(body: EmbeddingBody) -> dict[str, Any]:
         """A vector for each input."""
         model = service.model(body.model)
-        embedder = model.embedder
-        if embedder is None:
-            message = f"the model {model.name!r} was compiled to generate and gives no embeddings"
-            raise ApiError(400, message, param="model", code="unsupported_model")
+        embedder = needed_embedder(model)
         prompts = await _inputs(model, body)
         vectors = await asyncio.to_thread(embedder.embed, prompts)
         count = sum(map(len, prompts))
@@ -89,8 +87,21 @@ async def _inputs(model: ServedModel, body: EmbeddingBody) -> list[list[int]]:
     each = cast("list[str | list[int]]", given if several else [given])
     if not each:
         raise invalid("input", "an empty list asks for nothing")
+    return await prompts_of(model, each)
+
+
+def needed_embedder(model: ServedModel) -> Embedder:
+    """The model's embedder; an error for a model that generates."""
+    if model.embedder is None:
+        message = f"the model {model.name!r} was compiled to generate and gives no embeddings"
+        raise ApiError(400, message, param="model", code="unsupported_model")
+    return model.embedder
+
+
+async def prompts_of(model: ServedModel, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    """The token ids of texts, or those given, each within the model's length."""
     found = []
-    for one in each:
+    for one in texts:
         if isinstance(one, str):
             one = await encode(model, one, add_special_tokens=True)
         found.append(fitted(model, one, None, "input"))

@@ -24,6 +24,8 @@ ENDPOINTS = {
     "/v1/chat/completions": (fields.ChatBody, {"messages": [{"role": "user", "content": "a"}]}),
     "/v1/responses": (ResponseBody, {"input": "hi"}),
     "/v1/embeddings": (fields.EmbeddingBody, {"input": "hi"}),
+    "/score": (fields.ScoreBody, {"text_1": "a", "text_2": "b"}),
+    "/rerank": (fields.RerankBody, {"query": "a", "documents": ["b"]}),
     "/tokenize": (fields.TokenizeBody, {"prompt": "hi"}),
     "/detokenize": (fields.DetokenizeBody, {"tokens": [104]}),
 }

@@ -65,6 +65,29 @@ def test_embeddings(tokenizer):
             client.completions.create(model="vec", prompt="a")
 
 
+class Directions:
+    """Embeds a prompt as a unit vector by its first letter: equal ones are equal texts."""
+
+    def embed(self, prompts):
+        return np.eye(4, dtype=np.float32)[[p[0] % 4 for p in prompts]].tolist()
+
+
+def test_scores_and_ranks(tokenizer):
+    model = ServedModel("vec", Text(tokenizer), 64, VOCABULARY, embedder=Directions())
+    with Running(Service(Models([model]), Settings(), ServerMetrics(64))) as running:
+        one = post(running, "/score", {"text_1": "a", "text_2": ["b", "a!", "c"]})[1]
+        assert [d["score"] for d in one["data"]] == [0.0, 1.0, 0.0]
+        assert one["usage"]["prompt_tokens"] == 5
+        found = post(running, "/score", {"text_1": ["a", "b"], "text_2": ["a", "c"]})[1]
+        assert [d["score"] for d in found["data"]] == [1.0, 0.0]
+        status, error = post(running, "/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]})
+        assert status == 400 and "2 texts beside 3" in error["error"]["message"]
+        body = {"query": "bee", "documents": ["ant", "bat", "cat", "bug"], "top_n": 2}
+        ranked = post(running, "/rerank", body)[1]["results"]
+        assert [(r["index"], r["document"]["text"]) for r in ranked] == [(1, "bat"), (3, "bug")]
+        assert [r["relevance_score"] for r in ranked] == [1.0, 1.0]
+
+
 @pytest.mark.slow
 def test_embeddings_of_a_compiled_encoder(tokenizer, tmp_path):
     torch = pytest.importorskip("torch")
