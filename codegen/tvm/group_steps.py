@@ -68,7 +68,7 @@ def add_integers(
         _in_stretches(linear, parts, steps, dot, add)
     elif dot.kind == "pairs":
         _looped(linear.kernel, steps, lambda s: add(parts, s))
-    elif linear.streams and steps > _UNROLL:
+    elif linear.streams and len(parts) == 1 and steps > _UNROLL:
         _in_chains(parts, steps, add)
     else:
         over_steps(steps, lambda s, _: add(parts, s))

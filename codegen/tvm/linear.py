@@ -42,7 +42,8 @@ class Scheme:
     """How a kind of linear sums: its row tiles (one, few, many), the loops over k that fill a
     tile's sums, and which inputs come before the bias; `by_tiles` does more than
     `tiles_above` rows, where the target has tile registers. Up to `few_until` rows few's tile is
-    taken by itself, however many of it they make; 0: up to its own rows.
+    taken by itself, however many of it they make; 0: up to its own rows. `some` is a tile for more
+    rows than few's, up to its own.
     """
 
     tiles: tuple[Tile, Tile, Tile]
@@ -51,6 +52,7 @@ class Scheme:
     by_tiles: Callable[[Linear, Expr], None] | None = None
     tiles_above: int = 0
     few_until: int = 0
+    some: Tile | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def _emit_variants(linear: Linear) -> None:
     rows, count = linear.kernel.dims.expr(product(linear.rows)), product(linear.rows)
     by_tiles = linear.scheme.by_tiles
     above = linear.scheme.tiles_above if by_tiles is not None else None
-    limited, many = variants(linear.kernel, linear.scheme.tiles, above, linear.scheme.few_until)
+    scheme = linear.scheme
+    limited, many = variants(linear.kernel, scheme.tiles, above, scheme.few_until, scheme.some)
     if isinstance(count, int):
         limited = [(limit, tile) for limit, tile in limited if count <= limit][:1]
 
@@ -313,10 +316,10 @@ def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, 
 
 
 def _streams(linear: Linear, tile: Tile, sums: Sums) -> list[tuple[Linear, Sums]]:
-    """What is summed at a time: where one row takes one column vector of each offset, one after
+    """What is summed at a time: where a tile has one column vector those of each offset, one after
     another, each as it lies in memory; else all.
     """
-    if tile.rows > 1 or tile.columns > 1:
+    if tile.columns > 1 or (tile.rows > 1 and linear.kernel.isa.registers < 32):
         return [(linear, sums)]
     return [
         (

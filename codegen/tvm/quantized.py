@@ -69,7 +69,12 @@ def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
     """
     if isa.registers < 32:  # a column vector takes two registers
         return Tile(1, 4), Tile(2, 1), Tile(4, 1)
-    return Tile(1, 1), Tile(4, 2), Tile(6, 4) if groups == 1 else Tile(4, 3)
+    return Tile(1, 1), Tile(4, 1), Tile(6, 4) if groups == 1 else Tile(4, 3)
+
+
+def _some_rows(isa: Isa) -> Tile | None:
+    """The tile of some rows: codes are unpacked once for all of them, and pass as they lie."""
+    return Tile(8, 1) if isa.registers >= 32 else None
 
 
 # -- codes widened to float32
@@ -186,6 +191,7 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
         _bias_from(node),
         by_tiles,
         tiles_above=0 if groups == 1 else GROUPS_ABOVE,
+        some=_some_rows(kernel.isa) if by_tiles is None else None,
     )
 
 

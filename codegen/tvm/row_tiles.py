@@ -46,19 +46,21 @@ class Panels:
 
 
 def variants(
-    kernel: Kernel, tiles: Tiles, above: int | None, few_until: int = 0
+    kernel: Kernel, tiles: Tiles, above: int | None, few_until: int = 0, some: Tile | None = None
 ) -> tuple[Limited, Tile]:
     """The row variants of a linear's code: (most rows, tile) in order, and the tile of more rows.
 
     By itself the template has one row, the rows of few's tile (or `few_until`, if that is more),
-    and more, which tile registers do from `above` rows on, if they do at all. SOME is a variant
-    where a tile is chosen for it.
+    those of `some`, where there is such a tile, and more, which tile registers do from `above` rows
+    on, if they do at all. SOME is a variant where a tile is chosen for it.
     """
     one, few, many = tiles
     limit = 4 if FEW.name in kernel.choices else few.rows
     found = [(1, kernel.chosen(ONE.name, one)), (limit, kernel.chosen(FEW.name, few))]
     if SOME.name in kernel.choices:
         found.append((16, kernel.chosen(SOME.name, many)))
+    elif some is not None:
+        found.append((some.rows, some))
     elif few_until > limit:
         found.append((few_until, few))
     if above is not None and above > found[-1][0]:

@@ -19,7 +19,7 @@ from ferrule.ir.target import Target
 from ferrule.passes.layout_codes import PackedCodes
 from ferrule.passes.weight_formats import Format
 from ferrule.runtime.tiles import allow_tiles
-from kernels import Kernels, T, _array, compare, drawn, given, value_of
+from kernels import Kernels, T, as_array, compare, drawn, given, value_of
 
 CPU = Target.parse("cpu")
 allow_tiles()  # a machine without tiles has no kernels with them
@@ -199,7 +199,9 @@ def check(body: Graph, function, tokens: int) -> None:
         for i in body.inputs
     ]
     (want,) = evaluate(body, [v.clone() for v in values], {}, {"T": tokens}, wide=True)
-    arguments = [tvm.runtime.tensor(_array(v, i)) for v, i in zip(values, body.inputs, strict=True)]
+    arguments = [
+        tvm.runtime.tensor(as_array(v, i)) for v, i in zip(values, body.inputs, strict=True)
+    ]
     dtype = {"f64": np.float64}.get(body.outputs[0].dtype, np.float32)
     result = tvm.runtime.tensor(np.full(tuple(want.shape), np.nan, dtype))
     function(*arguments, result)
