@@ -7,6 +7,7 @@ that the request that cannot be served ends alone. An engine belongs to one thre
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import count
 from operator import index
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from .adjust import bad_word_tokens
 from .blocks import BlockPool
 from .errors import QueueFullError, RequestError
-from .executor import StepRunner
+from .executor import Batch, StepRunner
 from .grammar import GrammarConstraint, Grammars
 from .logprobs import Decode
 from .memory import BlockMemory
@@ -271,7 +272,7 @@ class Engine:
     def _run(self, step: Step) -> list[_Rows]:
         start = time.monotonic()
         try:
-            argmax, logits = self.runner.step(step.batch(self.runner.block))
+            argmax, logits = self.runner.step(self._batch(step))
         except BaseException:
             self.scheduler.roll_back(step)
             raise
@@ -285,6 +286,12 @@ class Engine:
         self.steps += 1
         self._note_times(step, start)
         return rows
+
+    def _batch(self, step: Step) -> Batch:
+        """The step's tokens, and whether any of its sequences reads more of logits than argmax."""
+        tracks = (self._tracks.get(part.sequence) for part in step.parts if part.rows)
+        wants = any(t is not None and t.reads_logits for t in tracks)
+        return replace(step.batch(self.runner.block), wants_logits=wants)
 
     def _note_times(self, step: Step, start: float) -> None:
         prompt = sum(part.count for part in step.parts if part.count > 1)

@@ -23,7 +23,8 @@ class Batch:
     Sequence n owns tokens query_start[n] to query_start[n + 1]; its context_length counts all its
     tokens up to and including this step; slots are places in the cache; logit_rows say which
     tokens get logits. Where a model has recurrent states, that of sequence n is read at
-    state_from[n] (below 0: it begins) and written to state_to[n].
+    state_from[n] (below 0: it begins) and written to state_to[n]. Where nobody looks at logits but
+    for their argmax, an executor may leave them where they are and give zeros.
     """
 
     tokens: Sequence[int]
@@ -35,10 +36,11 @@ class Batch:
     logit_rows: Sequence[int]
     state_from: Sequence[int] = ()
     state_to: Sequence[int] = ()
+    wants_logits: bool = True
 
     @property
     def is_decode(self) -> bool:
-        """Whether each sequence has one token and wants its logits."""
+        """Whether each sequence has one token and a row of logits."""
         return len(self.tokens) == len(self.context_length) == len(self.logit_rows)
 
 

@@ -41,6 +41,14 @@ class Sampler:
         constraint = self._adjuster.constraint
         return constraint is not None and constraint.complete
 
+    @property
+    def _is_greedy(self) -> bool:
+        return self.params.temperature == 0.0 or self.params.top_k == 1
+
+    def reads_logits(self, generated: int) -> bool:
+        """Whether the next token is not just the argmax, `generated` tokens being there."""
+        return not self._is_greedy or self._adjuster.changes(generated)
+
     def choose(self, logits: Array, greedy: int, generated: int) -> int:
         """The next token from a row of logits f32[V] whose argmax is `greedy`.
 
@@ -51,8 +59,7 @@ class Sampler:
         if self._adjuster.changes(generated):
             logits = self._adjuster.apply(logits, generated)
             greedy = int(logits.argmax())
-        is_greedy = self.params.temperature == 0.0 or self.params.top_k == 1
-        token = greedy if is_greedy else self._draw(logits)
+        token = greedy if self._is_greedy else self._draw(logits)
         self._adjuster.accept(token)
         return token
 

@@ -45,6 +45,13 @@ class Track:
     stream: TextStream | None
     first_token: float | None = None
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether more than their argmax is wanted of its next rows of logits."""
+        params = self.request.params
+        scored = params.logprobs is not None or params.prompt_logprobs is not None
+        return scored or self.sampler.reads_logits(self.sequence.generated)
+
     def extend(self, greedy: int, logits: Array) -> Delta:
         """Choose the next token from a row of logits whose argmax is `greedy`."""
         request, sequence = self.request, self.sequence

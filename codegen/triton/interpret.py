@@ -141,7 +141,7 @@ def patch_once() -> None:
     """
     from triton.runtime import interpreter
 
-    patch, scope = interpreter._patch_lang, interpreter._LangPatchScope
+    patch, scope = interpreter._patch_lang, getattr(interpreter, "_LangPatchScope", type(None))
     done: set[int] = set()
 
     def patched(function: Any) -> Any:

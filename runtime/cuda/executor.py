@@ -30,7 +30,8 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class CudaExecutor:
     """A causal language model on a device, with a cache of so many blocks and states.
 
-    `step` returns argmax i32[R] and logits f32[R, V] in host memory that the next step overwrites.
+    `step` returns argmax i32[R] and logits f32[R, V] in host memory that the next step overwrites,
+    zeros where the batch does not want them.
     """
 
     def __init__(
@@ -92,7 +93,14 @@ class CudaExecutor:
             self._check(dims)
             self._fill(batch, dims)
             self.driver.run(self._launches("mixed", dims))
-        argmax, logits = self._result("argmax", rows), self._result("logits", rows)
+        argmax = self._result("argmax", rows)
+        # Half a megabyte a row: what nobody reads stays on the device.
+        wanted = batch.wants_logits
+        logits = (
+            self._result("logits", rows)
+            if wanted
+            else np.broadcast_to(np.float32(0), (rows, self.vocabulary))
+        )
         self.driver.synchronize()
         return argmax, logits
 
@@ -228,6 +236,7 @@ def filled_up(batch: Batch, size: int) -> Batch:
         block_table=[*batch.block_table, *[[0]] * more],
         slots=[*batch.slots, *[-1] * more],
         logit_rows=range(size),
+        wants_logits=batch.wants_logits,
     )
 
 

@@ -207,3 +207,10 @@ def test_a_step_beyond_the_plan_is_refused(executor):
 )  # fmt: skip
 def test_machine_code_runs_on_its_own_kind_of_device(have: str, wanted: str, good: bool):
     assert runs(have, wanted) is good
+
+
+def test_logits_that_nobody_reads_stay_on_the_device(executor):
+    batch = Batch([5], [0], [0, 1], [1], [[0]], [0], [0], wants_logits=False)
+    argmax, logits = executor.step(batch)
+    assert argmax.shape == (1,) and logits.shape == (1, executor.vocabulary)
+    assert not logits.any()

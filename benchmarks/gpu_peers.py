@@ -1,0 +1,146 @@
+"""What a GPU's figures are held against: a decoder in plain torch, compiled layer by layer and
+recorded as one CUDA graph (as gpt-fast does), and transformers with a static cache under
+torch.compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Run = Callable[[], object]
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x[B, heads, S, D] turned by the angles of its positions."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+class PlainLlama:
+    """A Llama's forward by the weights of transformers' model, with a cache of fixed length: logits
+    of the last token of ids[B, S] at places pos[S].
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, batch: int, length: int, *, compiled: bool = True
+    ) -> None:
+        config: Any = model.config
+        self.model: Any = model.model
+        self.head: Any = model.get_output_embeddings()
+        device, dtype = self.head.weight.device, self.head.weight.dtype
+        shape = (batch, config.num_key_value_heads, length, self.model.layers[0].self_attn.head_dim)
+        self.caches = [
+            tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+            for _ in self.model.layers
+        ]
+        self.visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        self.block = torch.compile(self._block, dynamic=False) if compiled else self._block
+
+    def _block(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, pos: Tensor, layer: Any,
+        keys: Tensor, values: Tensor, whole: bool,
+    ) -> Tensor:  # fmt: skip
+        batch, count, _ = x.shape
+        own, mlp = layer.self_attn, layer.mlp
+        h = layer.input_layernorm(x)
+        q, k, v = (
+            p(h).view(batch, count, -1, own.head_dim).transpose(1, 2)
+            for p in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+        keys.index_copy_(2, pos, k)
+        values.index_copy_(2, pos, v)
+        if whole:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+        x = x + own.o_proj(y.transpose(1, 2).reshape(batch, count, -1))
+        h = layer.post_attention_layernorm(x)
+        return x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, pos: Tensor, *, whole: bool = False) -> Tensor:
+        """Logits [B, V]; `whole`: these are the first tokens, and all there are."""
+        x = self.model.embed_tokens(ids)
+        cos, sin = self.model.rotary_emb(x, pos[None])
+        mask = self.visible[pos][None, None]
+        for layer, (keys, values) in zip(self.model.layers, self.caches, strict=True):
+            x = self.block(x, cos, sin, mask, pos, layer, keys, values, whole)
+        return self.head(self.model.norm(x[:, -1:]))[:, -1]
+
+
+def plain_decode(model: PreTrainedModel, count: int, context: int) -> Run:
+    """A decode step of PlainLlama behind so many tokens, greedy, as one CUDA graph."""
+    peer = PlainLlama(model, count, context + 8)
+    ids = torch.randint(0, 1000, (count, 1), device="cuda")
+    pos = torch.full((1,), context - 1, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            peer(ids, pos).argmax(-1)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        peer(ids, pos).argmax(-1)
+
+    def run() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def plain_prefill(model: PreTrainedModel, prompt: int) -> Run:
+    """A prompt by PlainLlama, whole."""
+    peer = PlainLlama(model, 1, prompt)
+    ids = torch.randint(0, 1000, (1, prompt), device="cuda")
+    pos = torch.arange(prompt, device="cuda")
+
+    def run() -> None:
+        peer(ids, pos, whole=True)
+        torch.cuda.synchronize()
+
+    return run
+
+
+def transformers_decode(model: PreTrainedModel, count: int, context: int) -> Run:
+    """A decode step of transformers with a static cache, compiled by torch with CUDA graphs."""
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=context + 8)
+    ids = torch.randint(0, 1000, (count, context - 1), device="cuda")
+    step = torch.compile(model.forward, mode="reduce-overhead")
+    with torch.inference_mode():
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def run() -> None:
+        # A step longer each time would leave the cache: its length is put back.
+        place = torch.full((1, 1), context - 1, device="cuda")
+        with torch.inference_mode():
+            step(
+                input_ids=ids[:, :1], position_ids=place, past_key_values=cache, use_cache=True,
+                cache_position=place[0],
+            )  # fmt: skip
+        torch.cuda.synchronize()
+
+    return run
+
+
+def transformers_prefill(model: PreTrainedModel, prompt: int) -> Run:
+    """A prompt by eager transformers, whole."""
+    ids = torch.randint(0, 1000, (1, prompt), device="cuda")
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(ids, logits_to_keep=1)
+        torch.cuda.synchronize()
+
+    return run
