@@ -19,6 +19,7 @@ from ..passes.flatten_tokens import FlattenTokens
 from ..passes.group_kernels import GroupKernels
 from ..passes.layout_weights import LayoutWeights
 from ..passes.merge_linears import MergeLinears
+from ..passes.order_columns import OrderColumns
 from ..passes.quantize import Quantize, Recipe
 from ..passes.raise_attention import RaiseAttention
 from ..passes.raise_convs import RaiseConvs
@@ -75,7 +76,8 @@ def raising(run_part: Run | None = None) -> tuple[Phase, ...]:
                 Canonicalize(),
             ),
         ),
-        Phase("merge", (MergeLinears(),)),
+        # Columns first: a merged linear's are read through slices.
+        Phase("merge", (OrderColumns(), MergeLinears())),
     )
 
 

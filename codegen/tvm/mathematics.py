@@ -68,6 +68,23 @@ def exp(x: Expr) -> Expr:
     return _keep_nan(x, y)
 
 
+def exp_within(x: Expr) -> Expr:
+    """e^x where neither its last numbers nor those beside 0 matter: e^-87.3 below that, infinite
+    above 88.37; NaN stays.
+    """
+    if _is_double(x):
+        return bind_opaque(tirx.exp(x))
+    x = bind_opaque(x)
+    low, high = _f(-87.33654), _f(88.72283)
+    # The bound is what is compared, so that NaN is what is kept.
+    above = bind_opaque(tirx.Select(tirx.GT(low, x), low, x))
+    clipped = bind_opaque(tirx.Select(tirx.LT(high, above), high, above))
+    n = bind_opaque(tirx.floor(clipped * _f(1.4426950408889634) + _f(0.5)))
+    r = bind_opaque(clipped - n * _f(0.693359375) - n * _f(-2.12194440e-4))
+    p = bind_opaque(_horner(r, _EXP_TAIL) * r * r + r + _f(1.0))
+    return bind_opaque(p * _power_of_two(tirx.Cast("int32", n)))  # 2^128 is infinite
+
+
 def exp_below(x: Expr) -> Expr:
     """e^x of a float32 x <= 0, NaN or -inf: exp without its upper end; 0 below the normal
     numbers.
@@ -156,7 +173,7 @@ def log1p(x: Expr) -> Expr:
 
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e^-x)."""
-    return bind_opaque(_like(1, x) / (_like(1, x) + exp(-x)))
+    return bind_opaque(_like(1, x) / (_like(1, x) + exp_within(-x)))
 
 
 def _rational(x: Expr, top: Sequence[float], bottom: Sequence[float]) -> Expr:

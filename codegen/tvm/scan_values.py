@@ -100,8 +100,10 @@ def load_vector(scan: Scan, work: Work, which: int, at: list[Expr], into: tirx.B
 def load_decays(scan: Scan, work: Work, at: list[Expr], into: tirx.Buffer) -> Expr | None:
     """What the state's rows are multiplied by: a number for all, or one for each in a vector."""
     if scan.decays == 1:
-        return bind_opaque(m.exp(scan.value(work, 3, [*at, i64(0)])))
-    over_rows_of(scan, lambda j: T.buffer_store(into, m.exp(scan.value(work, 3, [*at, j])), [j]))
+        return bind_opaque(m.exp_within(scan.value(work, 3, [*at, i64(0)])))
+    over_rows_of(
+        scan, lambda j: T.buffer_store(into, m.exp_within(scan.value(work, 3, [*at, j])), [j])
+    )
     return None
 
 

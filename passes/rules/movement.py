@@ -114,6 +114,30 @@ def concat_of_concat(root: Node) -> Node | None:
     return t.concat(*(p for piece in pieces for p in piece), axis=axis)
 
 
+@MOVEMENT.on(hole("joined", lambda node: node.op is t.concat))
+def concat_of_neighbours(root: Node) -> Node | None:
+    """concat(x[a : b], x[b : c]) = x[a : c] along one axis."""
+    axis = root["axis"]
+    pieces: list[Node] = [root.inputs[0]]
+    for piece in root.inputs[1:]:
+        last = pieces[-1]
+        if _meet(last, piece, axis):
+            pieces[-1] = t.slice_(
+                last.inputs[0], axis=axis, start=last["start"], stop=piece["stop"]
+            )
+        else:
+            pieces.append(piece)
+    return t.concat(*pieces, axis=axis) if len(pieces) < len(root.inputs) else None
+
+
+def _meet(a: Node, b: Node, axis: int) -> bool:
+    """Whether b is the slice of the same value that begins where a ends."""
+    slices = a.op is b.op is t.slice_ and a.inputs == b.inputs
+    if not slices or not a["axis"] == b["axis"] == axis:
+        return False
+    return a["step"] == b["step"] == 1 and equal(a["stop"], b["start"])
+
+
 @MOVEMENT.on(t.pad(x))
 def pad_of_nothing(root: Node, x: Node) -> Node | None:
     """pad(x) by zero everywhere = x."""

@@ -119,6 +119,21 @@ IDENTITIES: dict[str, tuple[Node, Node]] = {
         t.concat(t.concat(X, Y, axis=1), t.concat(X, axis=1), axis=1),
         t.concat(X, Y, X, axis=1),
     ),
+    "concat of neighbours": (
+        t.concat(
+            Y,
+            t.slice_(X, axis=1, start=1, stop=3),
+            t.slice_(X, axis=1, start=3, stop=5),
+            t.slice_(X, axis=1, start=0, stop=1),
+            axis=1,
+        ),
+        t.concat(
+            Y,
+            t.slice_(X, axis=1, start=1, stop=5),
+            t.slice_(X, axis=1, start=0, stop=1),
+            axis=1,
+        ),
+    ),
     "pad of nothing": (t.pad(X, before=(0, 0), after=(0, 0)), X),
     "flip of flip": (t.flip(t.flip(X, axes=(1,)), axes=(1,)), X),
     "reshape of broadcast": (
