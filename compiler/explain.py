@@ -16,7 +16,7 @@ from ..ir.plan import Plan
 from ..ir.target import Target
 from ..runtime.costs import Dims, operations_of, sizes_of, traffic_of
 from ..runtime.manifest import read_manifest
-from .devices import device_named
+from .devices import USUAL, device_named
 from .hardware import Hardware, hardware, recorded, records_path, remeasured
 from .roofline import Explanation, KernelLine, StepLines
 from .step_times import Of, step_times
@@ -95,7 +95,12 @@ def probe_machine(folder: Path) -> Hardware:
 
 
 def known_machine(manifest: Mapping[str, Any]) -> Hardware | None:
-    """This machine's rates for an artifact's target, where somebody measured them before."""
+    """This machine's rates for an artifact's target, where somebody measured them before; for a
+    GPU those that its maker states of the usual device of its architecture.
+    """
+    target = manifest["target"]
+    if target["kind"] != "cpu":
+        return device_named(None, str(target["arch"])) if target["arch"] in USUAL else None
     return recorded(built_for(manifest), records_path())
 
 

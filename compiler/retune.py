@@ -63,6 +63,7 @@ def tune_artifact(
 
     Raises CompileError where this version would not make the artifact's plan.
     """
+    _check_kind(str(read_manifest(folder)["target"]["kind"]))
     artifact = load(folder)
     target = artifact_target(artifact)
     _take_in(records, read_records(artifact.path / TUNING))
@@ -85,6 +86,7 @@ def tune_model(
 ) -> TuneReport:
     """Tune the kernels that a language model would have; nothing but records is written."""
     target, clock = target_of(options), Clock()
+    _check_kind(target.kind)
     with progress(options.progress) as shown:
         shown.stage("capture", 2)
         opened = open_model(model, options.dtype)
@@ -94,6 +96,15 @@ def tune_model(
         backend = cpu_backend(target)
         kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
         return _tuned(kernels.plan, kernels.bodies, target, records, budget, shown, measurers)
+
+
+def _check_kind(kind: str) -> None:
+    """Refuse what cannot be measured: a GPU's tiles are those of its cost model."""
+    if kind != "cpu":
+        raise CompileError(
+            f"tuning measures kernels for cpu alone, not for {kind}: a GPU's kernels have the "
+            "tiles that the cost model takes"
+        )
 
 
 def _take_in(path: Path, own: Records) -> None:

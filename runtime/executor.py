@@ -155,25 +155,13 @@ class Executor:
         bound = self.prepare(batch)
         with self._library.crew:
             if self.samples:
-                self.samples, self.sample = False, self._sampled(batch, run_timed(bound))
+                seconds, states = run_timed(bound), bool(self.states)
+                self.samples = False
+                self.sample = step_sample(batch, self._width(batch), states, seconds)
             else:
                 run_bound(bound)
         dims = {"R": len(batch.logit_rows)}
         return self._result("argmax", dims), self._result("logits", dims)
-
-    def _sampled(self, batch: Batch, seconds: list[float]) -> StepSample:
-        """A timed step, with the mean of its sequences' tokens for what depends on them."""
-        count = len(batch.context_length)
-        dims = {
-            "T": len(batch.tokens),
-            "N": count,
-            "R": len(batch.logit_rows),
-            "M": self._width(batch),
-            "C": sum(map(len, batch.block_table)),
-            **({"Z": count} if self.states else {}),
-            "L": round(sum(batch.context_length) / count),
-        }
-        return StepSample("decode" if batch.is_decode else "mixed", dims, seconds)
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block's rows in every cache."""
@@ -252,6 +240,23 @@ class Executor:
     def _result(self, name: str, dims: Mapping[str, int]) -> Array:
         spec = self._signature[name]
         return place(self._memory[name], 0, spec.dtype, evaluate_shape(spec.shape, dims))
+
+
+def step_sample(batch: Batch, width: int, has_states: bool, seconds: Sequence[float]) -> StepSample:
+    """A step that was timed call by call, with the mean of its sequences' tokens for what depends
+    on them; `width` is that of its block table.
+    """
+    count = len(batch.context_length)
+    dims = {
+        "T": len(batch.tokens),
+        "N": count,
+        "R": len(batch.logit_rows),
+        "M": width,
+        "C": sum(map(len, batch.block_table)),
+        **({"Z": count} if has_states else {}),
+        "L": round(sum(batch.context_length) / count),
+    }
+    return StepSample("decode" if batch.is_decode else "mixed", dims, seconds)
 
 
 def state_blocks(plan: Plan, context: int) -> int:

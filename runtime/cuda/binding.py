@@ -23,9 +23,13 @@ class Binding:
 
     def bind(self, entry: str, dims: Mapping[str, int]) -> list[Prepared]:
         """The launches of an entry for these dims, in order."""
+        return [p for launches in self.by_call(entry, dims) for p in launches]
+
+    def by_call(self, entry: str, dims: Mapping[str, int]) -> list[list[Prepared]]:
+        """The launches of each call of an entry for these dims."""
         if entry not in self.plan.entries:
             raise PlanError(f"no entry {entry!r}; the plan has {', '.join(self.plan.entries)}")
-        return [p for call in self.plan.entries[entry].calls for p in self.of_call(call, dims)]
+        return [self.of_call(call, dims) for call in self.plan.entries[entry].calls]
 
     def of_call(self, call: Call, dims: Mapping[str, int]) -> list[Prepared]:
         """The launches of one call."""

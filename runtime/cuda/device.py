@@ -6,6 +6,7 @@ Names, values and signatures are those of cuda.h, CUDA 12 (CUDA Driver API refer
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,28 @@ class CudaDevice:
                 )  # fmt: skip
             except StepError as error:
                 raise StepError(f"kernel {each.launch.binary!r}: {error}") from error
+
+    def time(self, groups: Sequence[Sequence[Prepared]]) -> list[float]:
+        """Launch group after group, events between them; gives the seconds of each."""
+        self._enter()
+        events = [ctypes.c_void_p() for _ in range(len(groups) + 1)]
+        for event in events:
+            self._call("cuEventCreate", ctypes.byref(event), 0)
+        try:
+            self._call("cuEventRecord", events[0], self._stream)
+            for launches, event in zip(groups, events[1:], strict=True):
+                self.run(launches)
+                self._call("cuEventRecord", event, self._stream)
+            self.synchronize()
+            return [self._between(a, b) for a, b in pairwise(events)]
+        finally:
+            for event in events:
+                self._call("cuEventDestroy_v2", event)
+
+    def _between(self, first: ctypes.c_void_p, second: ctypes.c_void_p) -> float:
+        milliseconds = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(milliseconds), first, second)
+        return milliseconds.value / 1e3
 
     def record(self, launches: Sequence[Prepared]) -> object:
         """The launches as a CUDA graph."""

@@ -71,6 +71,10 @@ class Driver(Protocol):
         """Launch one after another."""
         ...
 
+    def time(self, groups: Sequence[Sequence[Prepared]]) -> list[float]:
+        """Launch group after group; gives the seconds that the device takes for each."""
+        ...
+
     def record(self, launches: Sequence[Prepared]) -> object:
         """Launches as one thing that can be run again and again with the same arguments."""
         ...

@@ -12,7 +12,8 @@ import numpy as np
 
 from ...ir.launches import LaunchTable
 from ...ir.plan import CacheSpec, Plan, PlanError, evaluate_dim, evaluate_shape
-from ..executor import Batch, bound_of, context_limit, state_blocks
+from ..executor import Batch, bound_of, context_limit, state_blocks, step_sample
+from ..kernel_times import StepSample
 from ..pools import Pools, pools_for
 from ..tensors import STORAGE, Array, place, storage_shape
 from ..weights import Weights
@@ -31,7 +32,8 @@ class CudaExecutor:
     """A causal language model on a device, with a cache of so many blocks and states.
 
     `step` returns argmax i32[R] and logits f32[R, V] in host memory that the next step overwrites,
-    zeros where the batch does not want them.
+    zeros where the batch does not want them. Whoever wants to know what kernels take sets
+    `samples`: the next step is timed call by call, and is `sample` then.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class CudaExecutor:
         self._host = {n: driver.host(sizes[n]) for n in ("argmax", "logits")}
         self._decode: dict[int, object] = {}
         self._bound: dict[tuple[int, ...], list[Prepared]] = {}
+        self.samples = False
+        self.sample: StepSample | None = None
 
     def _write_weights(self, weights: Weights | Mapping[str, Array]) -> None:
         for name, argument in self.plan.weights().items():
@@ -86,7 +90,9 @@ class CudaExecutor:
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step; raises `StepError` where the device does."""
         rows = len(batch.logit_rows)
-        if batch.is_decode:
+        if self.samples:
+            self.samples, self.sample = False, self._sampled(batch)
+        elif batch.is_decode:
             self._run_decode(batch)
         else:
             dims = self._dims(len(batch.tokens), len(batch.context_length), rows)
@@ -103,6 +109,15 @@ class CudaExecutor:
         )
         self.driver.synchronize()
         return argmax, logits
+
+    def _sampled(self, batch: Batch) -> StepSample:
+        """A step timed call by call, launched as it is: no graph, nothing filled up."""
+        entry = "decode" if batch.is_decode else "mixed"
+        dims = self._dims(len(batch.tokens), len(batch.context_length), len(batch.logit_rows))
+        self._check(dims)
+        self._fill(batch, dims)
+        seconds = self.driver.time(self._binding.by_call(entry, dims))
+        return step_sample(batch, self.table_width, bool(self.states), seconds)
 
     def _dims(self, tokens: int, sequences: int, rows: int) -> dict[str, int]:
         width = self.table_width

@@ -17,6 +17,7 @@ import uvicorn
 from ..artifact import Artifact, load
 from ..chat import ChatTemplate
 from ..costs import Machine
+from ..cuda.executor import CudaExecutor
 from ..engine import Engine
 from ..errors import ArtifactError
 from ..executor import Executor
@@ -176,8 +177,8 @@ def _served(
 def _kernels(artifact: Artifact, engine: Engine, machine: Machine | None) -> dict[str, Any] | None:
     """The step that was timed last; the next one will be, too."""
     runner = engine.runner
-    if not isinstance(runner, Executor):
-        return None  # kernels of a GPU run beside the host, which cannot time them one by one
+    if not isinstance(runner, Executor | CudaExecutor):
+        return None
     runner.samples = True
     sample = runner.sample
     return sample and kernel_report(artifact.plan, artifact.manifest, sample, machine)

@@ -260,3 +260,9 @@ def test_the_backends_templates_say_what_may_be_chosen():
 
     anchors = cpu_backend(CPU).templates["linear"].anchors & ANCHORS.keys()
     assert all(ANCHORS[op].spaces.__name__ != "_no_space" for op in anchors)
+
+
+def test_a_gpu_is_not_tuned(tmp_path: Path):
+    options = Options(target="cuda:sm_90", progress=False)
+    with pytest.raises(CompileError, match="kernels for cpu alone, not for cuda"):
+        tune_model("no-model", options, 1.0, tmp_path / "records.jsonl")

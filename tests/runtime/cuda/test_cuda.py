@@ -214,3 +214,16 @@ def test_logits_that_nobody_reads_stay_on_the_device(executor):
     argmax, logits = executor.step(batch)
     assert argmax.shape == (1,) and logits.shape == (1, executor.vocabulary)
     assert not logits.any()
+
+
+def test_a_step_is_timed_call_by_call_where_somebody_asks(fake, executor):
+    executor.samples = True
+    executor.step(Batch([5], [0], [0, 1], [1], [[0]], [0], [0]))
+    sample = executor.sample
+    assert sample is not None and sample.entry == "decode" and not executor.samples
+    assert len(sample.seconds) == len(executor.plan.entries["decode"].calls)
+    assert sample.dims["T"] == 1 and sample.dims["L"] == 1
+    names = [c[0] for c in fake.calls]
+    assert (
+        names.count("cuEventRecord") == names.count("cuEventDestroy_v2") == len(sample.seconds) + 1
+    )
