@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -349,7 +351,7 @@ def export(
     `deferred`: with conditions on sizes as assertions in it, for the caller to prove.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_refused_graph():
             program = torch.export.export(
                 module,
                 args,
@@ -365,6 +367,16 @@ def export(
         raise
     except Exception as error:
         raise CompileError(_refusal(module, error)) from error
+
+
+@contextmanager
+def _without_refused_graph() -> Iterator[None]:
+    """torch prints the whole graph of what it refuses to standard error, thousands of lines; the
+    refusal itself says what and where.
+    """
+    with redirect_stderr(StringIO()) as printed:
+        yield
+    sys.stderr.write(printed.getvalue())
 
 
 def _is_functional(program: ExportedProgram) -> bool:

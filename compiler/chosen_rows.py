@@ -46,6 +46,10 @@ class _Sum:
 class _Some:
     """How many rows an expert has: not none, and no other question has an answer."""
 
+    def item(self) -> _Some:
+        """As an element of a tensor gives its number."""
+        return self
+
     def __bool__(self) -> bool:
         return True
 
@@ -159,7 +163,9 @@ class _ChosenRows(TorchFunctionMode):
         return made
 
     def unbind(self, x: Any, dim: int = 0) -> Any:
-        """The rows of a table as numbers, where the mask's sizes are known; its columns."""
+        """The rows of a table as numbers, where the mask's sizes are known; its columns; counts."""
+        if id(x) in self.counts:
+            return tuple(_Some() for _ in range(self.counts[id(x)][1]))
         mask = self.tables.get(id(x))
         if mask is None:
             return NotImplemented

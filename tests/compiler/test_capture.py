@@ -101,9 +101,10 @@ class Peeking(Switch):
         return self.out(self.words(ids) * (2 if ids.sum() > 3 else 1))
 
 
-def test_an_unexportable_model_is_refused_with_its_line():
+def test_an_unexportable_model_is_refused_with_its_line(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(CompileError, match=r"Peeking does not export, at test_capture\.py:\d+"):
         capture(Peeking())
+    assert "def forward" not in capsys.readouterr().err  # of torch, which prints what it refuses
 
 
 class Fixed(Switch):
