@@ -2,9 +2,10 @@
 ; whose threads yield their core at every turn of waiting: a neighbour of any priority then gets a
 ; time slice out of each of a step's regions.
 ;
-; Who waits spins a while, giving its core to nobody, and then sleeps. The calling thread takes part.
-; A worker that a neighbour keeps from its core is waited for asleep, so that it may come to the
-; core of who waits.
+; Who waits spins a while (a turn takes 15 to 40 ns), giving its core to nobody, and then sleeps: not
+; at once, because runtime/crew.py takes what a process leaves of its cores' time for lost to
+; others. The calling thread takes part. A worker that a neighbour keeps from its core is waited
+; for asleep in the end, so that it may come to the core of who waits.
 
 %worker = type { i32, i32, i32, i32, ptr, [40 x i8] }
 ; turn (bumped for each region, -1 to end), whether asleep, number, -, crew; a line of the cache
@@ -92,7 +93,7 @@ idle:
   %last = phi i32 [ 0, %entry ], [ %last, %slept ], [ %turn, %done ]
   br label %spin
 spin:
-  %left = phi i32 [ 20000, %idle ], [ %less, %pause ]
+  %left = phi i32 [ 150000, %idle ], [ %less, %pause ]
   %turn = load atomic i32, ptr %worker acquire, align 4
   %same = icmp eq i32 %turn, %last
   br i1 %same, label %pause, label %begin
@@ -275,7 +276,7 @@ share:
   call void @ferrule_share(ptr %crew, i32 0)
   br label %spin
 spin:
-  %left = phi i32 [ 3000, %share ], [ %less, %pause ]
+  %left = phi i32 [ 50000, %share ], [ %less, %pause ]
   %p = load atomic i32, ptr %pending acquire, align 4
   %all = icmp eq i32 %p, 0
   br i1 %all, label %done, label %pause
