@@ -13,6 +13,8 @@ from ..ir.node import Node
 from ..ir.ops import tensor as t
 
 _FORMAT = re.compile(r"int(?P<bits>4|8)(?:-g(?P<group>\d+))?(?P<zeros>-asym)?")
+_FLOAT = "fp8"
+_LARGEST = 448.0  # of float8 with 4 bits of exponent (Micikevicius et al., 2022)
 _STEP = 8  # codes of a group come in whole bytes and whole dot products
 
 
@@ -31,23 +33,27 @@ class Format:
     """Codes of `bits` bits, a scale for each `group` of them along k; group 0 is the whole row.
 
     Scales of groups are bfloat16, those of rows float32. Codes have no sign: their zero is
-    `offset`, or, with `zeros`, a code of each group's own.
+    `offset`, or, with `zeros`, a code of each group's own. With `is_float` codes are float8 (e4m3)
+    with a scale for each row.
     """
 
     bits: int
     group: int
     zeros: bool = False
+    is_float: bool = False
 
     @staticmethod
     def parse(text: str) -> Format:
         """int8 (a scale for each row), int8-g64, int4 (groups of 32), int4-g32, -g64, -g128; each
-        with -asym behind it for zero points.
+        with -asym behind it for zero points; fp8 (a scale for each row).
         """
+        if text == _FLOAT:
+            return Format(8, 0, is_float=True)
         found = _FORMAT.fullmatch(text)
         if found is None:
             raise IRError(
                 f"no weight format {text!r}; wanted int8, int4, int8-g64, int4-g128, "
-                "int4-g64-asym, ..."
+                "int4-g64-asym, fp8, ..."
             )
         bits = int(found["bits"])
         group = int(found["group"] or (32 if bits == 4 else 0))
@@ -58,15 +64,17 @@ class Format:
     @property
     def offset(self) -> int:
         """The code that stands for 0 everywhere; 0 where each group has one of its own."""
-        return 0 if self.zeros else 1 << (self.bits - 1)
+        return 0 if self.zeros or self.is_float else 1 << (self.bits - 1)
 
     def quantized(self, w: Node) -> Coded:
         """w[.., N, K] as codes, scales and zeros.
 
         8 bits: scale = max |w| / 127. 4 bits: scale = -m / 8, where m is the value of the largest
         magnitude, so that the code with no counterpart (-8) is used by it. With zeros: the codes
-        span [min(w, 0), max(w, 0)], and the zero is the code of 0.
+        span [min(w, 0), max(w, 0)], and the zero is the code of 0. float8: scale = max |w| / 448.
         """
+        if self.is_float:
+            return self._floats(w)
         wide = self._grouped(w)
         low, scale = self._range(wide)
         stored = t.cast(scale, dtype="bf16") if self.group else scale
@@ -79,6 +87,16 @@ class Format:
         zero = self._clipped(t.round_(t.div(t.neg(low), safe)))
         codes = self._codes(t.add(levels, _column(zero)))
         return Coded(codes, stored, t.cast(zero, dtype="u8"))
+
+    def _floats(self, w: Node) -> Coded:
+        """w[.., N, K] as f8e4m3[.., N, 1, K] with scales f32[.., N, 1]."""
+        *rows, k = (int(d) for d in w.shape)
+        wide = t.cast(w, dtype="f32") if w.dtype != "f32" else w
+        wide = t.reshape(wide, shape=(*rows, 1, k))
+        largest = t.reduce_max(t.abs_(wide), axes=(len(rows) + 1,))
+        scale = t.mul(largest, _number(1 / _LARGEST))
+        safe = t.where(t.eq(scale, _number(0.0)), _number(1.0), scale)
+        return Coded(t.cast(t.div(wide, _column(safe)), dtype="f8e4m3"), scale, None)
 
     def _grouped(self, w: Node) -> Node:
         """w in float32 as [.., N, J, G], zeros at the end."""
@@ -116,6 +134,8 @@ class Format:
         return t.cast(self._clipped(levels), dtype="u8" if self.bits == 8 else "u4")
 
     def __str__(self) -> str:
+        if self.is_float:
+            return _FLOAT
         group = f"-g{self.group}" if self.group else ""
         return f"int{self.bits}{group}" + ("-asym" if self.zeros else "")
 

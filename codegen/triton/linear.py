@@ -11,7 +11,8 @@ from ..errors import CodegenError, NotRowwise
 from .kernel import Hook, Kernel
 from .loops import TooDear, unflattened
 from .pull import Place, Pull
-from .text import Index, Mask, Point, Test, Writer, axes_of
+from .text import ZERO, Index, Mask, Point, Test, Writer, axes_of
+from .values import is_float
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ def store_hook(kernel: Kernel, node: Node, epilogue: Epilogue) -> Hook:
 
 
 def _with_bias(pull: Pull, node: Node, at: Point, mask: Mask, value: str) -> str:
+    """The sum by its column's scale, where weights are float8, and its bias added."""
+    if node.op.name == "quantized_linear" and is_float(operands(node).codes.dtype):
+        scale = pull.value(operands(node).scale, (at[-1], ZERO), mask)
+        value = pull.writer.value(f"{value} * {scale}")
     bias = bias_of(node)
     if bias is None:
         return value

@@ -20,6 +20,7 @@ from .kernel import Call, Hook, Kernel, ceiling, emit_call
 from .linear import Epilogue, behind, dear, load_hook, store_hook
 from .pull import Place
 from .tiles import DESCRIPTOR
+from .values import is_float
 
 MOST = 2048
 """Rows that any number stands for, where a model's limits allow as many."""
@@ -78,10 +79,10 @@ def _linear(kernel: Kernel, node: Node, epilogue: Epilogue) -> Linear:
     hooks = {"LOAD_X": load_hook(kernel, x), "STORE": store_hook(kernel, node, epilogue)}
     n, k = int(node.shape[-1]), int(x.shape[-1])
     rows, item = product(node.shape[:-1]), BITS[x.dtype] // 8
-    if node.op.name == "quantized_linear":
+    if node.op.name == "quantized_linear" and not is_float(operands(node).codes.dtype):
         problem, pointers, form = coded(kernel, node, epilogue.parts)
         return Linear(problem, rows, epilogue, pointers, hooks, form)
-    w = node.inputs[1]
+    w = node.inputs[1]  # of float8 as it is: its scales are the hook's
     problem = Problem(n, k, epilogue.parts, item, BITS[w.dtype])
     return Linear(problem, rows, epilogue, (kernel.places[w].name,), hooks, {})
 

@@ -122,7 +122,8 @@ class Pull:
         """The element of a place, wide as it is in a register."""
         bits = PACKED.get(place.dtype)
         mask = narrowed(mask, axes_of(at))
-        under = f", mask={joined(mask)}, other=0" if mask else ""
+        zero = "0.0" if place.dtype.startswith("f8") else "0"  # none of them is made of an integer
+        under = f", mask={joined(mask)}, other={zero}" if mask else ""
         if bits:
             return self._unpacked(place, at, under, bits)
         loaded = f"tl.load({self.address(place, at)}{under})"

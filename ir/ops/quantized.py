@@ -78,9 +78,14 @@ def quantized_linear(
     """x[..., K] @ w^T + bias[N] with w[n, j G + i] = (q[n, j, i] - offset) scale[n, j].
 
     With zeros[N, J], those in place of the offset. Sums in float32 or wider, rounded to x's dtype
-    once.
+    once. Codes may be f8e4m3[N, 1, K] with a scale a row, offset 0 and no zeros.
     """
-    _codes(q, scale)
+    if q.dtype == "f8e4m3":
+        plain = offset == 0 and q.rank == 3 and q.shape[1] == 1
+        if not plain or not scale.is_float or any(not m.is_float for m in more):
+            raise IRError(f"f8e4m3[N, 1, K], offset 0 and no zeros were wanted, not {q}, {more}")
+    else:
+        _codes(q, scale)
     _extras(more, scale, offset)
     if q.rank != 3 or scale.rank != 2 or not equal(q.shape[0], scale.shape[0]):
         raise IRError(f"q[N, J, G] and scale[N, J] were wanted, not {q}, {scale}")

@@ -40,7 +40,9 @@ def test_one_sequence_alone(tmp_path: Path):
     assert tokens(model, OPTIONS, prompts, tmp_path, 3) == greedy(model, prompts, 3)
 
 
-@pytest.mark.parametrize(("name", "text"), [("llama", "int4"), ("qwen3_moe", "int8-g16-asym")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("llama", "int4"), ("qwen3_moe", "int8-g16-asym"), ("llama", "fp8")]
+)
 def test_quantized_models_give_the_tokens_of_the_rounded_weights(
     name: str, text: str, tmp_path: Path
 ):

@@ -11,12 +11,15 @@ from ferrule.codegen.backend import Layout
 from ferrule.compiler.reference import evaluate
 from ferrule.ir.errors import IRError
 from ferrule.ir.graph import Graph
+from ferrule.ir.node import input_
 from ferrule.ir.text import parse_graph, print_graph
+from ferrule.ir.types import TensorType
 from ferrule.ir.verify import verify
 from ferrule.passes.base import parse_pass
 from ferrule.passes.layout_weights import LayoutWeights
 from ferrule.passes.quantize import Quantize, Recipe, unquantized
 from ferrule.passes.split_preparation import split_preparation
+from ferrule.passes.weight_formats import Format
 
 FORMATS = ("int8", "int8-g8", "int4", "int4-g32", "int4-g64", "int8-asym", "int4-g16-asym")
 TIED = """graph m(%tokens: i32[T]) where T in [1, 8] {
@@ -164,3 +167,13 @@ def test_nothing_to_quantize_is_no_change():
 
 def test_options_are_read_from_text():
     assert parse_pass('quantize{default="int4-g64"}', [Quantize]) == Quantize("int4-g64")
+
+
+def test_float8_has_a_scale_a_row_and_no_offset():
+    form = Format.parse("fp8")
+    w = input_(name="w", type=TensorType("bf16", (5, 13)))
+    coded = form.quantized(w)
+    assert str(form) == "fp8" and form.offset == 0 and coded.zeros is None
+    codes, scale = evaluate(Graph("w", (w,), (coded.codes, coded.scale)), [torch.randn(5, 13)])
+    assert codes.dtype == torch.float8_e4m3fn and codes.shape == (5, 1, 13)
+    assert scale.shape == (5, 1) and float(codes.float().abs().max()) == 448.0

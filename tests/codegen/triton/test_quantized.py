@@ -43,7 +43,15 @@ def coded(
     return body(t.mul(t.silu(gate), up))
 
 
+def eight_bit_floats() -> Graph:
+    """Weights of float8 with a scale a row, a bias, a residual."""
+    x, codes = given("x", "bf16", T, 45), given("q", "f8e4m3", 37, 1, 45)
+    y = q.quantized_linear(x, codes, given("s", "f32", 37, 1), given("b", "bf16", 37), offset=0)
+    return body(t.add(y, given("r", "bf16", T, 37)))
+
+
 BODIES = {
+    "float8": eight_bit_floats(),
     "four_32": coded(4, 32, (48, 64), zeros=False, dtype="bf16"),
     "four_8_zeros": coded(4, 8, (37, 40), zeros=True, dtype="f32"),
     "four_24_gated": coded(4, 24, (21, 72), zeros=True, dtype="bf16", gated=True),
