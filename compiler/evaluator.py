@@ -38,7 +38,8 @@ def evaluator(
 
 def part_runner(parameters: Mapping[str, torch.Tensor]) -> Any:
     """A function (nodes, {dim: value}, {input: value}) -> numpy values, floats in float64 (the Run
-    of passes/scan_regions.py).
+    of passes/scan_regions.py); ValueError where the nodes have none for these inputs, such as a row
+    behind the end of a table.
 
     Parameters that were read are kept for as long as the function is.
     """
@@ -56,6 +57,10 @@ def part_runner(parameters: Mapping[str, torch.Tensor]) -> Any:
                 read[node["name"]] = parameters[node["name"]]
         graph = Graph("part", reached, nodes)
         given = {n["name"]: torch.as_tensor(inputs[n["name"]]) for n in reached}
-        return [o.numpy() for o in evaluate(graph, given, read, dims, wide=True)]
+        try:
+            outputs = evaluate(graph, given, read, dims, wide=True)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"no value for these inputs: {error}") from error
+        return [o.numpy() for o in outputs]
 
     return values

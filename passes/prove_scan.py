@@ -32,12 +32,18 @@ class Scan:
 
 
 def scan_of(region: Region, run: Run) -> Scan | None:
-    """The scan that has a region's values, where there is one."""
+    """The scan that has a region's values, where there is one. A region that has no value for some
+    numbers (it looks rows up by them) is none.
+    """
     try:
-        (length, *_) = region.lengths((PROBED,))
-        roles = find_roles(lambda x: region.values(x, run)[0], region.sizes, length)
+        return _scan_of(region, run)
     except (NoScanError, IRError, ValueError):
         return None
+
+
+def _scan_of(region: Region, run: Run) -> Scan | None:
+    (length, *_) = region.lengths((PROBED,))
+    roles = find_roles(lambda x: region.values(x, run)[0], region.sizes, length)
     for made, below in _candidates(region, Operands(roles, region.inputs)):
         scaled = _scaled(region, made, run)
         if scaled is not None and _is_proved(region, roles, scaled, run, below):

@@ -55,7 +55,7 @@ def test_the_tolerance_follows_the_coarsest_format() -> None:
     assert tolerance_of("bf16", Recipe("int8", (("x", "int4-g64"),))) is QUANTIZED[4]
     far = Parity(4, 0.25, 0.25, 0.01, 0.1, 1.0, 0.5, 1.0, (1.0,))
     with pytest.raises(
-        CompileError, match="25% of the best tokens are half as likely .*at least 80% wanted"
+        CompileError, match=r"25% of the best tokens are half as likely .*at least 80% wanted"
     ):
         check(far, "f32", QUANTIZED[8])
 
