@@ -77,7 +77,7 @@ class Floats:
 
     def vectors_of(self, rows: int) -> int:
         """Vectors of keys that a tile of rows takes at a time: 1, 2 or 4."""
-        return max(1, min(4, self.sums // rows))
+        return next(n for n in (4, 2, 1) if n * rows <= self.sums or n == 1)
 
     @property
     def sums(self) -> int:
