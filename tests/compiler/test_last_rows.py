@@ -16,7 +16,7 @@ from torch.nn import functional as F
 class LastOnly(PlainLM):
     """As nanoGPT does where it has no targets, and what it gives beside the logits."""
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):  # type: ignore[override]
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.words(tokens) + self.places(places)
         for layer in self.layers:
@@ -31,7 +31,7 @@ class LastOnly(PlainLM):
 class Flat(PlainLM):
     """Logits [B, V] under a key."""
 
-    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return {"logits": super().forward(tokens)[:, -1]}
 
 
