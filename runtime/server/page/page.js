@@ -21,6 +21,12 @@ async function get(path) {
   return body;
 }
 
+function turnBefore(later, role) {
+  const body = turn(role, "");
+  at("output").insertBefore(body.parentElement, later.parentElement);
+  return body;
+}
+
 function sampling() {
   const body = { model: at("model").value };
   for (const name of NUMBERS) {
@@ -77,6 +83,7 @@ async function send(text) {
   const target = turn(chat ? "assistant" : "completion", "");
   const started = performance.now();
   let first = null;
+  let thoughts = null;
   const signal = running.signal;
   const answer = await fetch(path, {
     method: "POST", headers: headers(), body: JSON.stringify(body), signal,
@@ -85,7 +92,12 @@ async function send(text) {
   for await (const chunk of events(answer)) {
     const choice = chunk.choices[0];
     const piece = (choice && (chat ? choice.delta.content : choice.text)) || "";
-    if (piece && first === null) first = performance.now() - started;
+    const thought = (choice && chat && choice.delta.reasoning_content) || "";
+    if ((piece || thought) && first === null) first = performance.now() - started;
+    if (thought) {
+      thoughts ??= turnBefore(target, "thoughts");
+      thoughts.textContent += thought;
+    }
     target.textContent += piece;
     at("output").scrollTop = at("output").scrollHeight;
     if (chunk.usage) showUsage(chunk.usage, first, performance.now() - started);

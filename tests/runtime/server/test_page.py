@@ -41,6 +41,20 @@ def test_a_prompt_streams_and_the_counters_move(browser, tokenizer, tmp_path):
         assert browser.errors == []
 
 
+def test_thoughts_stand_before_the_answer(browser, tokenizer):
+    runner = ScriptRunner({"<user>hi</user><reply>": "<think>Well.</think>Hello."})
+    with serving(tokenizer, {"fox": runner}) as running:
+        browser.open(running.url)
+        browser.wait("document.getElementById('state')?.textContent === 'ready'")
+        browser.run("document.getElementById('temperature').value = 0")
+        browser.run("document.getElementById('prompt').value = 'hi'")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.getElementById('usage').textContent.includes('tokens/s')")
+        turns = "[...document.querySelectorAll('.turn')].map(t => t.textContent).join('|')"
+        assert browser.run(turns) == "userhi|thoughtsWell.|assistantHello."
+        assert browser.errors == []
+
+
 def test_a_reply_can_be_stopped_and_errors_are_shown(browser, tokenizer):
     runner = ScriptRunner()
     runner.delay = 0.02
