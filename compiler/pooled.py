@@ -143,8 +143,8 @@ def declared_pooling(folder: Path | None) -> str:
 
 def _named(declared: Mapping[str, Any], path: Path) -> str:
     """A pooling's name from sentence-transformers' fields: one mode, or one flag of several."""
-    names = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls", "mean": "mean"}
-    names["cls"] = "cls"
+    names = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
+    names |= {"mean": "mean", "cls": "cls"}
     mode = declared.get("pooling_mode")
     prefix = "pooling_mode_"
     flags = [

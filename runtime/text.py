@@ -36,6 +36,7 @@ class Text:
         self.special_tokens = special_tokens(directory)
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.added = {token.content: i for i, token in added.items()}
         source = _template_source(directory)
         self.template = ChatTemplate(source, self.special_tokens) if source else None
 

@@ -14,11 +14,10 @@ from .fields import ChatBody, NamedTool, Tool
 from .generation import Choice, Run, chat_logprobs, fitted
 from .models import ServedModel
 from .parameters import format_constraint, known_parameters, sampling_params, structured
-from .replies import ReplyReader
+from .replies import ReplyReader, reply_reader
 from .service import Form, Service
 from .streams import Events, event
-from .thoughts import thought_marks, thought_reader
-from .tools import Call, call_schema, reader_of, shown_marks
+from .tools import Call, call_schema, shown_marks
 
 
 def routes(service: Service) -> APIRouter:
@@ -31,8 +30,7 @@ def routes(service: Service) -> APIRouter:
         model = service.model(body.model)
         tools = offered_tools(body.tools, body.tool_choice)
         split = service.settings.thoughts
-        marks = thought_marks(model) if split else frozenset[str]()
-        extra = _extra(body, tools) | shown_marks(model, tools, marks)
+        extra = _extra(body, tools) | shown_marks(model, tools, thoughts=split)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         names = dict(body.chat_template_kwargs or {})
         names |= {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
@@ -112,8 +110,7 @@ class ChatForm(Form):
         self.created = int(time.time())
 
     def _reader(self) -> ReplyReader:
-        thoughts = thought_reader(self.model, self.prompt) if self.thoughts else None
-        return ReplyReader(thoughts, reader_of(self.tools) if self.tools else None)
+        return reply_reader(self.model, self.prompt, self.tools, thoughts=self.thoughts)
 
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""

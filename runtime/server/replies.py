@@ -1,7 +1,11 @@
 """A reply as its parts: thoughts, answer and calls of functions."""
 
-from .thoughts import ThoughtReader
-from .tools import Call, CallReader
+from collections.abc import Sequence
+
+from .fields import Tool
+from .models import ServedModel
+from .thoughts import ThoughtReader, thought_reader
+from .tools import Call, CallReader, reader_of
 
 
 class ReplyReader:
@@ -27,3 +31,12 @@ class ReplyReader:
             return thought, answer
         answer = self._calls.push(answer)[0]
         return thought, answer + (self._calls.finish()[0] if last else "")
+
+
+def reply_reader(
+    model: ServedModel, prompt: Sequence[int], tools: Sequence[Tool], *, thoughts: bool
+) -> ReplyReader:
+    """A reader of the reply to a prompt, of calls of these tools."""
+    return ReplyReader(
+        thought_reader(model, prompt) if thoughts else None, reader_of(tools) if tools else None
+    )

@@ -29,11 +29,10 @@ from .fields import (
 from .generation import Choice, Run, fitted, new_id
 from .models import ServedModel
 from .parameters import format_constraint, sampling_params, structured
-from .replies import ReplyReader
+from .replies import ReplyReader, reply_reader
 from .service import Form, Service
 from .streams import Events, event
-from .thoughts import ThoughtReader, thought_marks, thought_reader
-from .tools import Call, call_schema, reader_of, shown_marks
+from .tools import Call, call_schema, shown_marks
 
 
 class FlatTool(Function):
@@ -120,11 +119,9 @@ def routes(service: Service) -> APIRouter:
             model=body.model, temperature=body.temperature, top_p=body.top_p, stream=body.stream
         )
         split = service.settings.thoughts
-        marks = thought_marks(model) if split else frozenset[str]()
-        extra = _extra(body, generation, tools) | shown_marks(model, tools, marks)
+        extra = _extra(body, generation, tools) | shown_marks(model, tools, thoughts=split)
         params = sampling_params(generation, model.sampling, **extra)
-        thoughts = thought_reader(model, prompt) if split else None
-        form = ResponseForm(body, model, tools, thoughts)
+        form = ResponseForm(body, model, reply_reader(model, prompt, tools, thoughts=split))
         return await service.answer(request, generation, "resp", [prompt], params, form)
 
     return router
@@ -182,15 +179,8 @@ class ResponseForm(Form):
 
     ends = False
 
-    def __init__(
-        self,
-        body: ResponseBody,
-        model: ServedModel,
-        tools: Sequence[Tool],
-        thoughts: ThoughtReader | None,
-    ) -> None:
-        self.body, self.model = body, model
-        self.reader = ReplyReader(thoughts, reader_of(tools) if tools else None)
+    def __init__(self, body: ResponseBody, model: ServedModel, reader: ReplyReader) -> None:
+        self.body, self.model, self.reader = body, model, reader
         self.created = int(time.time())
         self.message_id, self.thought_id = new_id("msg"), new_id("rs")
         self._number = -1

@@ -20,7 +20,8 @@ _TAGS = {
 _HEADS = ("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>")
 _CALLING = "<|start|>assistant"
 _CHANNEL = "<|channel|>"
-_CHANNEL_MARKS = ("<|start|>", _CHANNEL, "<|constrain|>", "<|message|>", _END)
+_CHANNEL_MARKS = frozenset({"<|start|>", _CHANNEL, "<|constrain|>", "<|message|>", _END})
+_PLAIN_MARKS = frozenset({mark for pair in _TAGS.items() for mark in pair} - {_ANALYSIS, _END})
 _TAIL = 16  # tokens of a prompt in which a tag at its end is looked for
 
 
@@ -112,8 +113,5 @@ def thought_marks(model: ServedModel) -> frozenset[str]:
     """The marks that readers must see, special tokens or not: the channels' ones where a vocabulary
     has channels, for other models end their turns with some of them.
     """
-    if model.text is None:
-        return frozenset()
-    added = {t.content for t in model.text.tokenizer.get_added_tokens_decoder().values()}
-    plain = {mark for pair in _TAGS.items() for mark in pair} - {_ANALYSIS, _END}
-    return frozenset(plain | (set(_CHANNEL_MARKS) if _CHANNEL in added else set()))
+    has_channels = model.text is not None and _CHANNEL in model.text.added
+    return _PLAIN_MARKS | (_CHANNEL_MARKS if has_channels else frozenset())

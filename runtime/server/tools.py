@@ -14,6 +14,7 @@ from typing import Any
 from .calls import INNER, read_calls
 from .fields import Tool
 from .models import ServedModel
+from .thoughts import thought_marks
 
 # Tags around calls; where the second is empty the calls go on to the end of the reply.
 _TAGS = {
@@ -155,17 +156,15 @@ def reader_of(tools: Sequence[Tool]) -> CallReader:
     return CallReader({t.function.name: t.function.parameters or {} for t in tools})
 
 
-def shown_marks(
-    model: ServedModel, tools: Sequence[Tool], thoughts: frozenset[str] = frozenset()
-) -> dict[str, Any]:
+def shown_marks(model: ServedModel, tools: Sequence[Tool], *, thoughts: bool) -> dict[str, Any]:
     """The parameter that shows readers the marks of calls and of thoughts, where they are special
     tokens.
     """
-    marks = thoughts | (_MARKS if tools else frozenset())
-    if not marks or model.text is None:
+    if model.text is None:
         return {}
-    added = model.text.tokenizer.get_added_tokens_decoder()
-    ids = sorted(i for i, token in added.items() if token.special and token.content in marks)
+    marks = (thought_marks(model) if thoughts else frozenset()) | (_MARKS if tools else frozenset())
+    added = model.text.added
+    ids = sorted({added[m] for m in marks if m in added} & model.text.special_ids)
     return {"shown_special_ids": ids} if ids else {}
 
 
