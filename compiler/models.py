@@ -42,8 +42,7 @@ def open_model(model: nn.Module | str | Path, dtype: str = "auto") -> Opened:
     Raises CompileError where there is no such checkpoint, or its weights do not fit its
     configuration.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise CompileError(f"no dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if isinstance(model, nn.Module):
         return _in_memory(model, dtype)
     if not isinstance(model, str | Path):
@@ -52,6 +51,12 @@ def open_model(model: nn.Module | str | Path, dtype: str = "auto") -> Opened:
     made = skeleton(folder, dtype)
     weights = CheckpointWeights(made, SafetensorsFiles.of_directory(folder))
     return Opened(made, weights, folder, str(model), float_dtype(made))
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise CompileError where there is no such dtype."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise CompileError(f"no dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
 
 
 def _in_memory(model: nn.Module, dtype: str) -> Opened:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from .build import DEFAULT_CONTEXT, Options, in_folder, target_of, text_files
 from .capture import own_limit
 from .errors import CompileError
-from .models import DTYPES, Opened, checkpoint_folder, float_dtype
+from .models import DTYPES, Opened, check_dtype, checkpoint_folder, open_model
 from .module import CompiledModule, build_files, check_module
 from .parity import tolerance_of
 
@@ -58,7 +59,7 @@ def write_embedder(model: nn.Module | str | Path, folder: Path, options: Options
     pooling = options.pooling
     if pooling == AUTO:
         pooling = declared_pooling(opened.folder)
-    module = Pooled(opened.model, pooling).eval()
+    module = Pooled(opened.model, pooling)
     longest = options.max_context or min(
         own_limit(opened.model) or DEFAULT_CONTEXT, DEFAULT_CONTEXT
     )
@@ -86,17 +87,11 @@ def _check_options(options: Options) -> None:
 
 def _opened(model: nn.Module | str | Path, dtype: str) -> Opened:
     """The model without its head, its weights in memory."""
-    from .checkpoint import LiveWeights
-
-    if dtype != "auto" and dtype not in DTYPES:
-        raise CompileError(f"no dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
     if isinstance(model, nn.Module):
-        base, folder, name = _headless(model), None, type(model).__name__
-        base = base if dtype == "auto" else base.to(DTYPES[dtype])
-    else:
-        folder, name = checkpoint_folder(model), str(model)
-        base = _read(folder, dtype)
-    return Opened(base, LiveWeights(base), folder, name, float_dtype(base))
+        return replace(open_model(_headless(model), dtype), name=type(model).__name__)
+    check_dtype(dtype)
+    folder = checkpoint_folder(model)
+    return replace(open_model(_read(folder, dtype)), folder=folder, name=str(model))
 
 
 def _read(folder: Path, dtype: str) -> nn.Module:
@@ -116,9 +111,7 @@ def _headless(model: nn.Module) -> nn.Module:
             f"pooling: {type(model).__name__} is no model of transformers, whose hidden states "
             "have a name; compile a module of yours that returns the vector, with args="
         )
-    from copy import deepcopy
-
-    return deepcopy(base).eval()  # a dtype of ours leaves the caller's alone
+    return base
 
 
 def declared_pooling(folder: Path | None) -> str:
