@@ -27,7 +27,7 @@ TOKENS, ROWS = "T", "R"
 @dataclass(frozen=True)
 class SelectLogitRows:
     """Compute logits f32[R, V] of the rows that `logit_rows` names, and argmax i32[R], in place of
-    logits [T, V].
+    logits [T, V]; -1 where a row's largest is no finite number.
     """
 
     name: ClassVar[str] = "select-logit-rows"
@@ -42,7 +42,7 @@ class SelectLogitRows:
         others = tuple(o for o in graph.outputs if o is not logits)
         rise = _Rise(rows, _needed_whole(logits, others))
         selected = _as_float(rise.selected(logits, 0))
-        best = tensor.cast(tensor.argmax(selected, axis=1), dtype="i32")
+        best = tensor.cast(tensor.argmax(selected, axis=1, checked=True), dtype="i32")
         names = tuple(n for n in graph.output_names if n != self.output)
         return replace(
             graph,

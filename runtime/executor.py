@@ -59,7 +59,10 @@ class StepRunner(Protocol):
     state_blocks: int
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
-        """Run one step: argmax i32[R] and logits f32[R, V], good until the next step."""
+        """Run one step: argmax i32[R] and logits f32[R, V], good until the next step.
+
+        argmax is -1 where the largest of a row's logits is no finite number.
+        """
         ...
 
     def copy_block(self, source: int, target: int) -> None:

@@ -42,11 +42,12 @@ def emit_argmax(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     values = kernel.scratch_for((rows, chunks), "f32").name
     columns = kernel.scratch_for((rows, chunks), "i32").name
     best = kernel.scratch_for((rows,), "f32").name
+    checked = bool(node["checked"])
     emit_call(kernel, Call(
         "logits", "top_of_chunk", (values, columns, rows, count), {"VALUE": _value(kernel, x)},
-        {"TOP": 1, "BLOCK": CHUNK}, (chunks, rows),
+        {"TOP": 1, "BLOCK": CHUNK, "CHECKED": checked}, (chunks, rows),
     ))  # fmt: skip
-    sizes = {"CHUNKS": chunks, "TOP": 1, "BLOCK": power_of_two(chunks)}
+    sizes = {"CHUNKS": chunks, "TOP": 1, "BLOCK": power_of_two(chunks), "CHECKED": checked}
     given = (values, columns, best, place.name)
     emit_call(kernel, Call("logits", "top_of_chunks", given, {}, sizes, (rows,)))
     kernel.places[result] = place

@@ -22,6 +22,7 @@ CHUNK = 1 << 10
 FEW = 8
 """Elements along an axis that lanes may go over again and again."""
 MOST_ORDERED = 128
+INFINITE = 'float("inf")'
 
 
 class TooDear(NotRowwise):
@@ -199,9 +200,17 @@ def _argmax(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
     at, writer = _without_kept(node, at), pull.writer
     count = x.shape[axis]
     start = writer.value(lowest(x.dtype))
+    checked = node["checked"] and x.tensor.is_float
 
     def element(flat: Index, inside: Mask) -> str:
-        return pull.value(x, _inserted(at, (axis,), [flat]), (*mask, *inside))
+        value = pull.value(x, _inserted(at, (axis,), [flat]), (*mask, *inside))
+        # A NaN is taken for an infinity, which is the largest for sure.
+        return f"tl.where({value} == {value}, {value}, {INFINITE})" if checked else value
+
+    def found(where: str, largest: str) -> str:
+        if checked:
+            where = f"tl.where(tl.abs({largest}) < {INFINITE}, {where}, -1)"
+        return f"{where}.to(tl.int64)"
 
     best, where = writer.name("t"), writer.name("t")
     if axes_of(at):
@@ -210,14 +219,14 @@ def _argmax(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
         writer.line(f"{best} = {spread(pull, at, start)}")
         writer.line(f"{where} = {spread(pull, at, writer.value('tl.full([], 0, tl.int32)'))}")
         with writer.block(f"for {place} in range({writer.dim(count)}):"):
-            value = element(Index(place), ())
+            value = writer.value(element(Index(place), ()))
             writer.line(f"{where} = tl.where({value} > {best}, {place}, {where})")
             writer.line(f"{best} = tl.maximum({best}, {value})")
-        return writer.value(f"{where}.to(tl.int64)")
+        return writer.value(found(where, best))
     if isinstance(count, int) and count <= MOST_LANES:
         lanes, inside = lanes_of(pull, count)
         kept = writer.value(f"tl.where({inside.name}, {element(lanes, (inside,))}, {start})")
-        return writer.value(f"tl.argmax({kept}, axis=0).to(tl.int64)")
+        return writer.value(found(f"tl.argmax({kept}, axis=0)", f"tl.max({kept}, axis=0)"))
     writer.line(f"{best} = tl.full([{CHUNK}], 0, {COMPUTED[x.dtype]}) + {start}")
     writer.line(f"{where} = tl.full([{CHUNK}], 0, tl.int32)")
     with chunks(pull, count) as (lanes, inside):
@@ -226,7 +235,7 @@ def _argmax(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
         writer.line(f"{best} = tl.maximum({best}, {kept})")
     largest = writer.value(f"tl.max({best}, axis=0)", key=(best, "largest"))
     first = f"tl.min(tl.where({best} == {largest}, {where}, 2147483647), axis=0)"
-    return writer.value(f"{first}.to(tl.int64)", key=(best, "first"))
+    return writer.value(found(first, largest), key=(best, "first"))
 
 
 # -- orders

@@ -180,19 +180,29 @@ def reduce_across(work: Work, node: Node, place: Place, prefix: list[Expr], rest
 
 
 def argmax(work: Work, node: Node, place: Place, at: list[Expr]) -> None:
-    """One element of argmax: the largest value, then the first index that has it."""
+    """One element of argmax: the largest value, then the first index that has it.
+
+    A NaN is not at most the largest, whichever of the two comparing left as that.
+    """
     x, axis = node.inputs[0], node["axis"]
     dtype = COMPUTED[x.dtype]
+    checked = node["checked"] and x.tensor.is_float
     size = work.dims.expr(x.shape[axis])
     largest = _scan(
         work, x, axis, at, node["keepdims"], "reduce_max", dtype, lambda value, _: value
     )
 
     def where(value: Expr, j: Expr) -> Expr:
-        return tirx.Select(tirx.EQ(value, largest), j, size)
+        found = tirx.Select(tirx.EQ(value, largest), j, size)
+        return tirx.Select(tirx.LE(value, largest), found, i64(-1)) if checked else found
 
     first = _scan(work, x, axis, at, node["keepdims"], "reduce_min", "int64", where)
-    place.store(at, tirx.min(first, size - i64(1)))
+    found = tirx.min(first, size - i64(1))
+    if checked:
+        infinite = const(float("inf"), dtype)
+        inside = tirx.all(tirx.LT(largest, infinite), tirx.GT(largest, const(-float("inf"), dtype)))
+        found = tirx.Select(inside, found, i64(-1))
+    place.store(at, found)
 
 
 def _scan(

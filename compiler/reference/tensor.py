@@ -123,9 +123,12 @@ def reduce_min(context: Context, x: Tensor, *, axes: tuple[int, ...], keepdims: 
     return torch.amin(x, axes, keepdim=keepdims) if axes else x.clone()
 
 
-def argmax(context: Context, x: Tensor, *, axis: int, keepdims: bool) -> Tensor:
+def argmax(context: Context, x: Tensor, *, axis: int, keepdims: bool, checked: bool) -> Tensor:
     """The first place of the largest."""
-    return x.argmax(axis, keepdim=keepdims)
+    place = x.argmax(axis, keepdim=keepdims)
+    if not checked:
+        return place
+    return place.where(x.amax(axis, keepdim=keepdims).isfinite(), -1)  # amax gives a NaN on
 
 
 def softmax(context: Context, x: Tensor, *, axis: int) -> Tensor:

@@ -96,8 +96,13 @@ def reduce_prod(x: TensorType, *, axes: tuple[int, ...], keepdims: bool = False)
 
 
 @op("reduction")
-def argmax(x: TensorType, *, axis: int, keepdims: bool = False) -> TensorType:
-    """Where the largest is along an axis, the first of equals; i64."""
+def argmax(
+    x: TensorType, *, axis: int, keepdims: bool = False, checked: bool = False
+) -> TensorType:
+    """Where the largest is along an axis, the first of equals; i64.
+
+    `checked`: -1 where there is a NaN, or where the largest is infinite.
+    """
     return _reduced(x, (axis,), keepdims).with_dtype("i64")
 
 

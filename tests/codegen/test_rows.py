@@ -192,6 +192,11 @@ def packed_types() -> Graph:
     return body("packed", *(t.cast(x, dtype="f32") for x in parts))
 
 
+def checked() -> Graph:
+    x = given("x", "f32", T, 100)
+    return body("checked", *(t.argmax(x, axis=a, checked=True) for a in (0, 1)))
+
+
 def few() -> Graph:
     x = given("x", "f32", T, D)
     return body("few", t.exp(x), t.erf(x), t.softmax(t.tanh(x), axis=1), t.argmax(x, axis=1))
@@ -199,6 +204,7 @@ def few() -> Graph:
 
 BODIES = {
     "few": few(),
+    "checked": checked(),
     "unary": unary("f32"),
     "unary-f64": unary("f64"),
     "binary": binary("f32"),
@@ -279,6 +285,17 @@ def test_special_values(libraries: dict[str, Kernels]) -> None:
         function = {"silu": torch.nn.functional.silu, "neg": torch.neg}.get(n) or getattr(torch, n)
         want = function(x.double()).float()
         torch.testing.assert_close(results[i], want, rtol=2e-6, atol=1e-37, equal_nan=True, msg=n)
+
+
+def test_a_checked_place_is_none_where_a_row_is_not_finite(libraries: dict[str, Kernels]) -> None:
+    for wrong in (torch.nan, torch.inf):
+        x = torch.randn(3, 100)
+        x[0, torch.randint(100, ())] = wrong
+        x[1, 1:] = -torch.inf
+        x[2] = -torch.inf
+        library(libraries, "cpu").check("checked", {"x": x}, T=3)
+        (_, rows) = library(libraries, "cpu").run("checked", [x], [(100,), (3,)])
+        assert rows.tolist() == [-1, 0, -1]
 
 
 def test_elementary_functions_are_exact_to_a_few_units(libraries: dict[str, Kernels]) -> None:

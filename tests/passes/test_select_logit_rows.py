@@ -38,7 +38,7 @@ AFTER = """graph step(%tokens: i32[T], %other: i32[T], %logit_rows: i32[R])
   %w = parameter {name = "w"} : f16[5, 8]
   %l = linear %z %w : f16[R, 5]
   %f = cast %l {dtype = "f32"} : f32[R, 5]
-  %a = argmax %f {axis = 1} : i64[R]
+  %a = argmax %f {axis = 1, checked = true} : i64[R]
   %i = cast %a {dtype = "i32"} : i32[R]
   return %f as logits, %i as argmax, %y as kept
 }

@@ -111,6 +111,8 @@ def test_logits_that_are_not_finite_are_an_error():
     for value in (np.nan, np.inf, -np.inf):
         with pytest.raises(RequestError, match="as its greatest logit"):
             Sampler(SamplingParams(), ()).choose(np.full(3, value, np.float32), 0, 0)
+    with pytest.raises(RequestError, match="a NaN or an infinity as its greatest logit"):
+        Sampler(SamplingParams(temperature=0.0), ()).choose(np.zeros(3, np.float32), -1, 0)
     masked = np.array([-np.inf, 0.0, -np.inf], np.float32)
     assert set(draw(masked, count=9)) == {1}
 

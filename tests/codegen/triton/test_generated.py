@@ -21,7 +21,7 @@ from ferrule.ir.target import Target
 from interpreted_kernels import Interpreted
 from kernels import cache, given
 
-T = dim("T")
+T, N = dim("T"), dim("N")
 BOUNDS = {"T": (1, 64), "N": (1, 8), "M": (1, 4)}
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -139,11 +139,19 @@ def _greedy() -> Graph:
     return body(logits, t.cast(t.argmax(logits, axis=1), dtype="i32"))
 
 
+def _checked() -> Graph:
+    """Rows by several programs, by one program's lanes and step by step; columns one by one."""
+    long, short = given("long", "bf16", T, 5000), given("short", "f32", T, 40)
+    many, tall = given("many", "f32", 3, N), given("tall", "f32", 7, T)
+    places = [t.argmax(x, axis=1, checked=True) for x in (long, short, many)]
+    return body(*places, t.argmax(tall, axis=0, checked=True))
+
+
 BODIES = {
     "norms": _norms, "topk": _softmax_topk, "append": _rotary_append, "many": _many_ops,
     "movement": _movement, "reductions": _reductions, "matmul": _matmul, "gated": _gated,
     "residual": _residual, "expert": _expert, "expert_codes": _expert_codes,
-    "expert_rows": _expert_rows, "greedy": _greedy,
+    "expert_rows": _expert_rows, "greedy": _greedy, "checked": _checked,
 }  # fmt: skip
 
 
@@ -172,7 +180,23 @@ def test_values_are_those_of_the_reference(interpreted: Interpreted, name: str, 
     }
     if name == "append":
         inputs["c"] = torch.randn(16, 4, 2, 14)
-    interpreted.check(name, inputs, T=count, C=16)
+    interpreted.check(name, inputs, T=count, C=16, N=1500)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_checked_place_is_none_where_a_row_is_not_finite(interpreted: Interpreted, wrong: float):
+    shapes = {"long": (5, 5000), "short": (5, 40), "many": (3, 1500), "tall": (7, 5)}
+    inputs = {name: torch.randn(shape) for name, shape in shapes.items()}
+    inputs["long"] = inputs["long"].bfloat16()
+    for name, x in inputs.items():
+        lines = x.T if name == "tall" else x
+        lines[0, lines.shape[1] - 2] = wrong
+        lines[1, :-1] = -torch.inf  # as of tokens that may not come
+        lines[2] = -torch.inf
+    interpreted.check("checked", inputs, T=5, N=1500)
+    values = [inputs[str(i["name"])] for i in interpreted.bodies["checked"].inputs]
+    for found in interpreted.run("checked", values, {"T": 5, "N": 1500}):
+        assert found.tolist()[0] == found.tolist()[2] == -1 and found.tolist()[1] >= 0
 
 
 def test_two_results_over_the_same_rows_share_a_program_and_its_loads():
