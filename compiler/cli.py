@@ -220,10 +220,8 @@ def explain(
     """List every kernel of a step: ops, model source, bytes, operations, the time the machine
     allows and the time taken.
     """
-    from ..ir.launches import LAUNCHES
     from ..runtime.manifest import read_manifest
     from .console import print_choices, print_explanation
-    from .devices import binary_lines
     from .explain import Load, explain_artifact, probe_machine
     from .explain_page import page
 
@@ -238,8 +236,6 @@ def explain(
     else:
         print_explanation(found)
         print_choices(read_manifest(folder))
-        if (folder / LAUNCHES).is_file():
-            typer.echo("\n".join(binary_lines(folder)))
 
 
 @app.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from .devices import BinaryLine
     from .hardware import Hardware
     from .roofline import Explanation, KernelLine, StepLines
     from .tune import TunedLine, TuneReport
@@ -124,10 +126,12 @@ def rate_text(rate: float, unit: str) -> str:
 
 
 def machine_text(machine: Hardware) -> str:
-    """A machine's measured rates in one line."""
+    """A machine's rates in one line."""
     peaks = (f"{rate_text(p, 'op/s')} {dtype}" for dtype, p in machine.peak.items())
     read, cached = machine.read_bandwidth, machine.cache_bandwidth
-    rates = f"{rate_text(read, 'B/s')} from memory, {rate_text(cached, 'B/s')} from caches"
+    rates = f"{rate_text(read, 'B/s')} from memory"
+    if math.isfinite(cached):
+        rates += f", {rate_text(cached, 'B/s')} from caches"
     return f"{rates}; peaks {', '.join(peaks)}"
 
 
@@ -148,13 +152,31 @@ def step_text(step: StepLines) -> str:
 
 
 def print_explanation(found: Explanation) -> None:
-    """The machine, and a table of kernels for each entry."""
+    """The machine, a table of kernels for each entry, and one of a GPU's machine code."""
+    from .devices import is_stated
+
     if found.machine is not None:
-        print(f"this machine: {machine_text(found.machine)}")
+        stated = is_stated(found.machine)
+        whose = f"{found.machine.fingerprint}, as its maker states" if stated else "this machine"
+        print(f"{whose}: {machine_text(found.machine)}")
     heads = ("kernel", "#calls", "template", "ops", "#bytes", "#operations", "in")
     heads += ("bound", "#limit us", "#us", "#ratio", "model source")
     for step in found.steps:
         print_table(step_text(step), heads, [_explained(line) for line in step.kernels])
+
+    if found.binaries:
+        print_table("machine code", BINARY_HEADS, [binary_cells(b) for b in found.binaries])
+
+
+BINARY_HEADS = ("kernel", "rows", "binary", "choices")
+BINARY_HEADS += ("#threads", "#registers", "#spilled bytes", "#shared bytes")
+
+
+def binary_cells(line: BinaryLine) -> tuple[str, ...]:
+    """A binary as cells of a table."""
+    choices = ", ".join(f"{n} {v}" for n, v in line.choices.items())
+    takes = (line.threads, line.registers, line.spilled, line.shared)
+    return (line.kernel, line.rows, line.binary, choices, *map(str, takes))
 
 
 def _explained(line: KernelLine) -> tuple[str, ...]:
@@ -184,7 +206,9 @@ def main_dtype(line: KernelLine) -> str:
 
 
 def _us(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e6:.1f}"
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e6:.1f}" if seconds >= 1e-6 else f"{seconds * 1e6:.2g}"
 
 
 def _percent(share: float | None) -> str:

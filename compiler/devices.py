@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..ir.errors import IRError
-from ..ir.launches import LAUNCHES, LaunchTable
+from ..ir.launches import LAUNCHES, Function, Launch, LaunchTable
 from .hardware import Hardware
 
 
@@ -41,12 +43,56 @@ def device_named(name: str | None, arch: str) -> Hardware:
     return DEVICES[chosen]
 
 
-def binary_lines(folder: Path) -> list[str]:
-    """What each binary of a GPU artifact takes, one a line."""
-    table = LaunchTable.from_json((Path(folder) / LAUNCHES).read_bytes())
-    head = f"{'binary':<48}{'threads':>8}{'registers':>10}{'spilled':>8}{'shared':>8}"
-    rows = [
-        f"{n:<48}{b.threads:>8}{b.registers:>10}{b.spilled:>8}{b.shared:>8}"
-        for n, b in table.binaries.items()
-    ]
-    return [head, *rows]
+def is_stated(machine: Hardware) -> bool:
+    """Whether a machine's rates are those that a device's maker states, not measured ones."""
+    return machine in DEVICES.values()
+
+
+@dataclass(frozen=True)
+class BinaryLine:
+    """Machine code of a kernel: for how many rows of a step it is launched, its tile or split by
+    name, and what it takes: registers of a thread, bytes that one spills, shared bytes of all.
+    """
+
+    kernel: str
+    rows: str
+    binary: str
+    choices: Mapping[str, int]
+    threads: int
+    registers: int
+    spilled: int
+    shared: int
+
+
+def binaries_of(folder: Path) -> tuple[BinaryLine, ...]:
+    """The binaries of a GPU artifact, kernel by kernel; none where it has no launches."""
+    if not (folder / LAUNCHES).is_file():
+        return ()
+    table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
+    return tuple(
+        BinaryLine(
+            kernel, ", ".join(dict.fromkeys(rows)), launch.binary, dict(launch.constants),
+            b.threads, b.registers, b.spilled, b.shared,
+        )
+        for kernel, function in table.functions.items()
+        for launch, rows in _by_binary(function).values()
+        if (b := table.binaries.get(launch.binary)) is not None
+    )  # fmt: skip
+
+
+def _by_binary(function: Function) -> dict[str, tuple[Launch, list[str]]]:
+    """The launches of a kernel by their binaries, each once, with the rows of its forms."""
+    found: dict[str, tuple[Launch, list[str]]] = {}
+    low = 1
+    for form in function.forms:
+        rows = "any" if len(function.forms) == 1 and form.most is None else _range(low, form.most)
+        for launch in form.launches:
+            found.setdefault(launch.binary, (launch, []))[1].append(rows)
+        low = (form.most or low) + 1
+    return found
+
+
+def _range(low: int, most: int | None) -> str:
+    if most is None:
+        return f"{low} on"
+    return f"{low}" if low == most else f"{low} to {most}"

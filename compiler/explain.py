@@ -16,7 +16,7 @@ from ..ir.plan import Plan
 from ..ir.target import Target
 from ..runtime.costs import Dims, operations_of, sizes_of, traffic_of
 from ..runtime.manifest import read_manifest
-from .devices import USUAL, device_named
+from .devices import USUAL, binaries_of, device_named
 from .hardware import Hardware, hardware, recorded, records_path, remeasured
 from .roofline import Explanation, KernelLine, StepLines
 from .step_times import Of, step_times
@@ -86,7 +86,8 @@ def explain(
         seconds = step_times(artifact, name, dims, of) if measure else None
         lines = _lines(artifact.plan, artifact.manifest, name, dims, seconds)
         steps.append(StepLines(name, dims, tuple(line.on(machine) for line in lines)))
-    return Explanation(str(artifact.manifest.get("model", artifact.path)), tuple(steps), machine)
+    name = str(artifact.manifest.get("model", artifact.path))
+    return Explanation(name, tuple(steps), machine, binaries_of(artifact.path))
 
 
 def probe_machine(folder: Path) -> Hardware:

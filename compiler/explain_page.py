@@ -7,7 +7,16 @@ from html import escape
 from pathlib import Path
 
 from .charts import roofline_chart, time_chart
-from .console import count_text, machine_text, main_dtype, rate_text, size_text
+from .console import (
+    BINARY_HEADS,
+    binary_cells,
+    count_text,
+    machine_text,
+    main_dtype,
+    rate_text,
+    size_text,
+)
+from .devices import BinaryLine, is_stated
 from .hardware import Hardware
 from .roofline import Explanation, KernelLine, StepLines
 
@@ -20,8 +29,8 @@ HEADS += ("time, µs", "ratio", "ops", "model source")
 def page(found: Explanation) -> str:
     """The whole page as text; light or dark as its reader has it."""
     machine = found.machine
-    about = "Nothing was measured." if machine is None else f"Measured here: {_about(machine)}"
-    body = "\n".join(_section(step, machine) for step in found.steps)
+    about = "Nothing was measured." if machine is None else _about(machine)
+    body = "\n".join(_section(step, machine) for step in found.steps) + _binaries(found.binaries)
     title = escape(f"{found.name}: kernels of a step")
     return f"""<!doctype html>
 <html lang="en">
@@ -42,7 +51,8 @@ def page(found: Explanation) -> str:
 
 
 def _about(machine: Hardware) -> str:
-    return f"{machine_text(machine)} ({machine.fingerprint})"
+    kind = "Held against what its maker states" if is_stated(machine) else "Measured here"
+    return f"{kind}: {machine_text(machine)} ({machine.fingerprint})"
 
 
 def _section(step: StepLines, machine: Hardware | None) -> str:
@@ -53,6 +63,17 @@ def _section(step: StepLines, machine: Hardware | None) -> str:
         f"<h2>{escape(step.entry)}</h2>\n<p>{escape(dims)}</p>\n<dl>{facts}</dl>\n"
         f'{charts}<div class="table">{_table(step)}</div>'
     )
+
+
+def _binaries(lines: Sequence[BinaryLine]) -> str:
+    if not lines:
+        return ""
+    heads = "".join(f"<th>{escape(h.lstrip('#'))}</th>" for h in BINARY_HEADS)
+    rows = "\n".join(
+        f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in binary_cells(line))}</tr>" for line in lines
+    )
+    table = f"<table>\n<tr>{heads}</tr>\n{rows}\n</table>"
+    return f'\n<h2>machine code</h2>\n<div class="table">{table}</div>'
 
 
 def _facts(step: StepLines) -> Iterable[tuple[str, str]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..runtime.costs import NO_TRAFFIC, Dims, Traffic, limits
+from .devices import BinaryLine
 from .hardware import Hardware
 
 
@@ -135,11 +136,14 @@ class StepLines:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The steps of an artifact, and the machine that they were measured on, if they were."""
+    """The steps of an artifact, the machine that they were measured on or are held against, if
+    there is one, and the machine code of a GPU's.
+    """
 
     name: str
     steps: tuple[StepLines, ...]
     machine: Hardware | None = None
+    binaries: tuple[BinaryLine, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything by names."""
@@ -153,6 +157,7 @@ class Explanation:
             "model": self.name,
             "machine": machine,
             "steps": [step.to_json() for step in self.steps],
+            "binaries": [asdict(line) for line in self.binaries],
         }
 
 

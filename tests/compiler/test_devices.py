@@ -1,14 +1,18 @@
 """A GPU's artifact explained where no GPU is: held against a device by its name."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ferrule.compiler.devices import binary_lines, device_named
+from ferrule.compiler.cli import app
+from ferrule.compiler.devices import binaries_of, device_named
 from ferrule.compiler.explain import Load, explain_artifact
 from ferrule.ir.errors import IRError
 from ferrule.ir.launches import LAUNCHES, Binary, Form, Function, Launch, LaunchTable, Solve
 from ferrule.ir.plan import Argument, Call, Entry, Plan
 from ferrule.runtime.manifest import write_manifest
+from typer.testing import CliRunner
 
 WEIGHT = Argument("weight", "w", 0, "bf16", (1024, 1024))
 TOKENS = Argument("input", "tokens", 0, "i32", ("T",))
@@ -48,6 +52,32 @@ def test_a_device_that_nobody_knows_is_refused(folder: Path):
 
 
 def test_each_binary_is_listed_with_what_it_takes(folder: Path):
-    head, line = binary_lines(folder)
-    assert head.split() == ["binary", "threads", "registers", "spilled", "shared"]
-    assert line.split() == ["head_1", "128", "40", "0", "4096"]
+    (line,) = binaries_of(folder)
+    assert (line.kernel, line.rows, line.binary, line.choices) == ("head", "any", "head_1", {})
+    assert (line.threads, line.registers, line.spilled, line.shared) == (128, 40, 0, 4096)
+
+
+def test_forms_that_share_a_binary_name_their_rows(folder: Path):
+    table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
+    one, tiled = (
+        Launch("gemv", (), (), ("T",)),
+        Launch("gemm", (), (), ("T",), None, "", (("BM", 16),)),
+    )
+    forms = (Form(1, (one,)), Form(16, (tiled,)), Form(64, (one,)), Form(None, (tiled,)))
+    function = replace(table.functions["head"], forms=forms)
+    binaries = {"gemv": Binary("v.cubin", "v", 32), "gemm": Binary("m.cubin", "m", 128)}
+    (folder / LAUNCHES).write_text(LaunchTable({"head": function}, binaries).to_json())
+    first, second = binaries_of(folder)
+    assert (first.binary, first.rows) == ("gemv", "1, 17 to 64")
+    assert (second.rows, second.choices) == ("2 to 16, 65 on", {"BM": 16})
+
+
+def test_the_commands_text_json_and_page_name_the_device_and_what_binaries_take(folder: Path):
+    html = folder / "page.html"
+    asked = ["explain", str(folder), "--device", "h200"]
+    text = CliRunner().invoke(app, [*asked, "--html", str(html)]).output
+    assert "h200, as its maker states: 4.8 TB/s from memory; peaks" in text
+    assert "registers" in text and "4096" in text and "head_1" in text
+    assert "head_1" in html.read_text() and "what its maker states" in html.read_text()
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)
+    assert found["binaries"][0]["registers"] == 40 and found["binaries"][0]["rows"] == "any"
