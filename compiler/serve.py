@@ -76,6 +76,12 @@ Origins = Annotated[
 Template = Annotated[
     Path | None, _option(panel=LISTEN, say="A chat template in place of the artifacts' own.")
 ]
+TrustTemplates = Annotated[
+    bool,
+    _option(
+        "--trust-request-chat-template", panel=LISTEN, say="Requests may bring a chat_template."
+    ),
+]
 Defaults = Annotated[
     str,
     _option(
@@ -96,6 +102,10 @@ Body = Annotated[int, _option(panel=LIMITS, say="The most bytes in a request.")]
 RequestTime = Annotated[float, _option(panel=LIMITS, say="The most seconds for a request.")]
 DrainTime = Annotated[
     float, _option(panel=LIMITS, say="Seconds that requests have to end after SIGTERM.")
+]
+KeptResponses = Annotated[
+    int,
+    _option(panel=LIMITS, say="Responses that stay to be continued by their ids; 0 keeps none."),
 ]
 ModelLength = Annotated[
     int | None, _option(panel=LIMITS, say="The most tokens of a sequence; the artifact's limit.")
@@ -173,6 +183,7 @@ def serve(
     api_key: Keys = None,
     allowed_origin: Origins = None,
     chat_template: Template = None,
+    trust_request_chat_template: TrustTemplates = False,
     reasoning_parser: Thoughts = "auto",
     generation_config: Defaults = "auto",
     otlp_traces_endpoint: TracesTo = None,
@@ -180,6 +191,7 @@ def serve(
     max_body: Body = 8 << 20,
     request_timeout: RequestTime = 600.0,
     drain_timeout: DrainTime = 30.0,
+    kept_responses: KeptResponses = 1024,
     max_model_len: ModelLength = None,
     max_num_seqs: Sequences = None,
     max_num_batched_tokens: StepTokens = None,
@@ -198,10 +210,11 @@ def serve(
     from .explain import known_machine
 
     limits = (max_waiting, max_body, request_timeout, drain_timeout)
+    keeping = (trust_request_chat_template, kept_responses)
     serve_directories(
         folders,
         names=served_model_name or (),
-        settings=_settings(api_key, limits, allowed_origin, reasoning_parser),
+        settings=_settings(api_key, limits, allowed_origin, reasoning_parser, keeping),
         listen=_listen(host, port, uds, ssl_keyfile, ssl_certfile),
         options=_engine_options(
             policy=scheduling_policy,
@@ -227,12 +240,14 @@ def _settings(
     limits: tuple[int, int, float, float],
     origins: list[str] | None,
     parser: str,
+    keeping: tuple[bool, int],
 ) -> Settings:
     from ..runtime.server.settings import Settings
 
     if parser not in ("auto", "none"):
         raise typer.BadParameter(f"--reasoning-parser is auto or none, not {parser!r}")
-    return Settings(tuple(keys or ()), *limits, tuple(origins or ()), parser == "auto")
+    split = parser == "auto"
+    return Settings(tuple(keys or ()), *limits, tuple(origins or ()), split, *keeping)
 
 
 def _listen(

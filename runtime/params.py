@@ -124,8 +124,6 @@ class SamplingParams:
         self._check_numbers()
         self._check_lengths()
         self._check_tokens()
-        if self.n > 1 and self.temperature == 0.0:
-            raise RequestError(f"n={self.n}: wanted 1 with temperature 0, which has one answer")
         wanted = self.structured_outputs
         if wanted is not None and not isinstance(wanted, StructuredOutputsParams):
             raise RequestError(f"structured_outputs: wanted an object, given {wanted!r}")

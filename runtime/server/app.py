@@ -50,14 +50,14 @@ def _answer_errors(app: FastAPI) -> None:
         return _response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def of_bodies(_: Request, error: RequestValidationError) -> Response:
-        return _response(from_validation(error.errors()))
+    async def of_bodies(request: Request, error: RequestValidationError) -> Response:
+        return _response(_of_type(request) or from_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def of_routes(_: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ApiError):  # raised while the body was read
             return _response(error.__cause__)
-        named = {404: "unknown_url", 405: "method_not_allowed"}
+        named = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}
         answer = _response(
             ApiError(error.status_code, str(error.detail), code=named.get(error.status_code))
         )
@@ -68,6 +68,18 @@ def _answer_errors(app: FastAPI) -> None:
     async def of_nobody(_: Request, error: Exception) -> Response:
         message = f"{type(error).__name__}: {error}"
         return _response(ApiError(500, message, code="internal_error"))
+
+
+def _of_type(request: Request) -> ApiError | None:
+    """The error of a body that does not say that it is JSON. It is not read: a page of another
+    site may send such bodies without asking, JSON it may not.
+    """
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return None
+    message = f"content-type: given {given or 'none'}, wanted application/json"
+    return ApiError(415, message, code="unsupported_media_type")
 
 
 def _response(error: ApiError) -> JSONResponse:

@@ -8,10 +8,11 @@ from ..beam import Beam, BeamSearch, BeamSearchParams
 from ..engine import Delta, TokenLogprobs
 from ..errors import RequestError
 from ..sampling import SamplingParams
+from ..text import TextStream
 from .errors import ApiError, failed, refused, unsupported
 from .fields import Generation, Sampling
 from .front import EngineFront, Record
-from .generation import Choice, usage_of
+from .generation import Choice, text_starts, usage_of
 from .models import ServedModel
 
 # What a search may be asked for; all else is about sampling.
@@ -125,6 +126,7 @@ class BeamRun:
     def _choice(self, number: int, place: int, beam: Beam) -> Choice:
         text, skip = self.model.text, self.params.skip_special_tokens
         shown = text.decode(beam.shown, skip_special_tokens=skip) if text else ""
+        stream = text and TextStream(text, skip_special=skip)
         return Choice(
             number,
             place,
@@ -132,6 +134,7 @@ class BeamRun:
             list(beam.tokens),
             list(beam.entries),
             finish_reason=beam.reason,
+            starts=text_starts(stream, beam.tokens) if stream else [],
         )
 
     def close(self) -> None:

@@ -10,10 +10,10 @@ from ..engine import Delta
 from .beams import BeamRun, beam_params
 from .conversation import chat_prompt
 from .errors import invalid, unsupported
-from .fields import ChatBody, NamedTool, Tool
-from .generation import Choice, Run, chat_logprobs, fitted
+from .fields import ChatBody, NamedTool, Tool, ToolSubset
+from .generation import Choice, Run, chat_logprobs, fitted, prompt_logprobs
 from .models import ServedModel
-from .parameters import format_constraint, known_parameters, sampling_params, structured
+from .parameters import format_constraint, sampling_params, structured
 from .replies import ReplyReader, reply_reader
 from .service import Form, Service
 from .streams import Events, event
@@ -30,6 +30,8 @@ def routes(service: Service) -> APIRouter:
         model = service.model(body.model)
         tools = offered_tools(body.tools, body.tool_choice)
         split = service.settings.thoughts
+        if body.chat_template is not None and not service.settings.own_templates:
+            raise unsupported("chat_template", "start with --trust-request-chat-template")
         extra = _extra(body, tools) | shown_marks(model, tools, thoughts=split)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         names = dict(body.chat_template_kwargs or {})
@@ -43,30 +45,50 @@ def routes(service: Service) -> APIRouter:
             continue_final_message=body.continue_final_message,
             add_special_tokens=body.add_special_tokens,
             names=names,
+            source=body.chat_template,
         )
         prompt = fitted(model, tokens, body.truncate_prompt_tokens, "messages")
         form = ChatForm(body, model, tools, prompt, thoughts=split)
-        return await service.answer(request, body, "chatcmpl", [prompt], params, form)
+        if body.structured_outputs is None:
+            form.constraint = "response_format" if body.response_format else "tools"
+        return await service.answer(request, body, "chatcmpl-", [prompt], params, form)
 
     return router
 
 
-def offered_tools(tools: Sequence[Tool] | None, choice: str | NamedTool | None) -> tuple[Tool, ...]:
+ToolChoice = str | NamedTool | ToolSubset | None
+
+
+def offered_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> tuple[Tool, ...]:
     """The tools that the model sees and may call."""
     tools = tuple(tools or ())
     if isinstance(choice, NamedTool):
-        named = tuple(t for t in tools if t.function.name == choice.function.name)
-        if not named:
-            raise invalid("tool_choice", f"no tool is named {choice.function.name!r}")
-        return named
+        return _named(tools, [choice])
+    if isinstance(choice, ToolSubset):
+        return _named(tools, choice.allowed_tools.tools)
     if choice in ("auto", "required") and not tools:
         raise invalid("tool_choice", f"{choice!r} needs tools")
     return () if choice == "none" else tools
 
 
-def forced(choice: str | NamedTool | None) -> bool:
-    """Whether the model must call a tool."""
-    return choice == "required" or isinstance(choice, NamedTool)
+def _named(tools: Sequence[Tool], wanted: Sequence[NamedTool]) -> tuple[Tool, ...]:
+    known = {t.function.name for t in tools}
+    names = [each.function.name for each in wanted]
+    if missing := [name for name in names if name not in known]:
+        raise invalid("tool_choice", f"no tool is named {missing[0]!r}")
+    return tuple(t for t in tools if t.function.name in names)
+
+
+def forced_calls(
+    tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool
+) -> dict[str, Any] | None:
+    """The schema of what a model must write that must call: several tools only where it may call
+    them in parallel. None where it may answer.
+    """
+    if isinstance(choice, NamedTool):
+        return call_schema(tools)
+    mode = choice.allowed_tools.mode if isinstance(choice, ToolSubset) else choice
+    return call_schema(tools, several=parallel) if mode == "required" else None
 
 
 def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
@@ -82,12 +104,13 @@ def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
     extra["logprobs"] = (body.top_logprobs or 0) if body.logprobs else None
     constraint = format_constraint(body.response_format)
     extra |= structured(body, constraint, "response_format")
-    if forced(body.tool_choice):
+    # Small models that may call twice do so until they run out of tokens: only where it is said.
+    parallel = body.parallel_tool_calls and "parallel_tool_calls" in body.model_fields_set
+    calls = forced_calls(tools, body.tool_choice, parallel=parallel)
+    if calls is not None:
         if constraint is not None:
             raise invalid("response_format", "not together with a forced tool call")
-        extra |= structured(body, {"json": call_schema(tools)}, "tool_choice")
-    if body.prompt_logprobs is not None and "prompt_logprobs" in known_parameters():
-        raise unsupported("prompt_logprobs", "ask /v1/completions for them")
+        extra |= structured(body, {"json": calls}, "tool_choice")
     return extra
 
 
@@ -108,6 +131,8 @@ class ChatForm(Form):
         self.body, self.model, self.prompt = body, model, prompt
         self.tools, self.thoughts = tools, thoughts
         self.created = int(time.time())
+        last = body.messages[-1]
+        self._echo = last.plain_content if body.echo and last.role == "assistant" else ""
 
     def _reader(self) -> ReplyReader:
         return reply_reader(self.model, self.prompt, self.tools, thoughts=self.thoughts)
@@ -116,6 +141,10 @@ class ChatForm(Form):
         """The answer to a request that does not stream."""
         choices = [self._whole_choice(c) | self._ids(c.tokens) for c in run.choices.values()]
         whole = self._frame(choices, "chat.completion") | {"usage": run.usage()}
+        if self.body.prompt_logprobs is not None:
+            first = next(iter(run.choices.values()))
+            as_ids = self.body.return_tokens_as_token_ids
+            whole["prompt_logprobs"] = prompt_logprobs(self.model, first, as_ids=as_ids)
         return whole | ({"prompt_token_ids": self.prompt} if self.body.return_token_ids else {})
 
     def _ids(self, tokens: Sequence[int]) -> dict[str, Any]:
@@ -125,6 +154,8 @@ class ChatForm(Form):
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         reader = self._reader()
         thought, content = reader.push(choice.text, last=True)
+        reader.count_thoughts(choice)
+        content = self._echo + content
         calls = self._kept(reader.calls)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         message |= self._thought(thought)
@@ -138,10 +169,11 @@ class ChatForm(Form):
         """The role, then a chunk for each delta that says something, then the usage if asked."""
         readers = {c.index: self._reader() for c in run.choices.values()}
         for choice in run.choices.values():
-            yield self._chunk(run, choice, {"role": "assistant", "content": ""}, None)
+            yield self._chunk(run, choice, {"role": "assistant", "content": self._echo}, None)
         async for choice, delta in run:
             reader = readers[choice.index]
             message, called = self._message(delta, reader)
+            reader.count_thoughts(choice)
             logprobs = self._logprobs(delta.token_ids, delta.logprobs or ())
             ids = self._ids(delta.token_ids)
             if message or logprobs or delta.finish_reason or ids:
@@ -169,7 +201,8 @@ class ChatForm(Form):
     def _logprobs(self, tokens: Sequence[int], found: Sequence[Any]) -> dict[str, Any] | None:
         if not self.body.logprobs or not tokens:
             return None
-        return chat_logprobs(self.model, tokens, found, self.body.top_logprobs or 0)
+        top, as_ids = self.body.top_logprobs or 0, self.body.return_tokens_as_token_ids
+        return chat_logprobs(self.model, tokens, found, top, as_ids=as_ids)
 
     def _chunk(
         self,
@@ -212,4 +245,7 @@ class ChatForm(Form):
             "created": self.created,
             "model": self.model.name,
             "choices": choices,
+            "system_fingerprint": self.model.fingerprint,
+            # Said where it was asked for; there is one tier.
+            **({"service_tier": "default"} if self.body.service_tier else {}),
         }

@@ -123,6 +123,7 @@ def artifact_service(
     ]
     for model, artifact in zip(served, artifacts.values(), strict=True):
         _set_talk(model, artifact, talk)
+        model.fingerprint = f"fp_{str(artifact.manifest['digest'])[:12]}"
     return Service(Models(served), settings, metrics)
 
 

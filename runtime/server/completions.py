@@ -10,9 +10,17 @@ from ..engine import Delta, TokenLogprobs
 from .beams import BeamRun, beam_params
 from .errors import invalid, unsupported
 from .fields import CompletionBody
-from .generation import Choice, Run, completion_logprobs, encode, fitted, token_text
+from .generation import (
+    Choice,
+    Run,
+    completion_logprobs,
+    encode,
+    fitted,
+    prompt_logprobs,
+    token_text,
+)
 from .models import ServedModel
-from .parameters import format_constraint, known_parameters, sampling_params, structured
+from .parameters import format_constraint, sampling_params, structured
 from .service import Form, Service
 from .streams import Events, event
 
@@ -25,19 +33,42 @@ def routes(service: Service) -> APIRouter:
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Continue one prompt or several."""
         model = service.model(body.model)
-        extra: dict[str, Any] = {"max_tokens": body.max_tokens, "logprobs": body.logprobs}
-        if body.echo and body.logprobs is not None:
-            if "prompt_logprobs" not in known_parameters():
-                raise unsupported("echo", "this engine gives no logprobs of prompts")
-            extra["prompt_logprobs"] = body.logprobs
-        constraint = format_constraint(body.response_format)
-        extra |= structured(body, constraint, "response_format")
+        extra = _extra(body)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         prompts = await _prompts(model, body)
         form = CompletionForm(body, model, prompts)
-        return await service.answer(request, body, "cmpl", prompts, params, form)
+        if body.response_format is not None:
+            form.constraint = "response_format"
+        return await service.answer(request, body, "cmpl-", prompts, params, form)
 
     return router
+
+
+def _extra(body: CompletionBody) -> dict[str, Any]:
+    """The sampling parameters that this endpoint names otherwise."""
+    extra: dict[str, Any] = {"max_tokens": body.max_tokens, "logprobs": body.logprobs}
+    if body.max_tokens == 0:
+        if not body.echo or body.stream:
+            raise invalid("max_tokens", "0 asks for nothing without echo, and does not stream")
+        extra["max_tokens"] = 1
+    if body.echo and body.logprobs is not None:
+        extra["prompt_logprobs"] = body.logprobs
+    if body.best_of is not None:
+        extra |= _best_of(body, body.best_of)
+    constraint = format_constraint(body.response_format)
+    return extra | structured(body, constraint, "response_format")
+
+
+def _best_of(body: CompletionBody, count: int) -> dict[str, Any]:
+    if count < (body.n or 1):
+        raise invalid("best_of", f"given {count}, wanted n={body.n} or more")
+    if body.use_beam_search:
+        raise unsupported("best_of", "beam search has a width, n")
+    if count == (body.n or 1):
+        return {}
+    if body.stream:
+        raise invalid("best_of", "more than n does not stream: the best are known at the end")
+    return {"n": count, "logprobs": body.logprobs or 0}
 
 
 async def _prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
@@ -66,12 +97,17 @@ class CompletionForm(Form):
 
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
+        if self.body.max_tokens == 0:
+            for choice in run.choices.values():
+                choice.drop_output()
+        usage = run.usage()  # of all sequences, those that are not among the best, too
+        chosen = _best(list(run.choices.values()), self.body)
         choices = [
             self._choice(c, self._echo(c) + c.text, self._all_logprobs(c), whole=True)
             | self._ids(c, c.tokens, first=True)
-            for c in run.choices.values()
+            for c in chosen
         ]
-        return self._frame(choices) | {"usage": run.usage()}
+        return self._frame(choices) | {"usage": usage}
 
     async def events(self, run: Run) -> Events:
         """A chunk for each delta that says something, then the usage if it was asked for."""
@@ -101,6 +137,7 @@ class CompletionForm(Form):
             "created": self.created,
             "model": self.model.name,
             "choices": choices,
+            "system_fingerprint": self.model.fingerprint,
         }
 
     def _choice(
@@ -122,9 +159,9 @@ class CompletionForm(Form):
         return {"token_ids": list(tokens), "prompt_token_ids": prompt}
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None] | None:
-        if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:
+        if self.body.prompt_logprobs is None:
             return None
-        return [_by_id(self.model, at) if at else None for at in choice.prompt_logprobs]
+        return prompt_logprobs(self.model, choice, as_ids=self.body.return_tokens_as_token_ids)
 
     def _echo(self, choice: Choice) -> str:
         if not self.body.echo:
@@ -161,15 +198,20 @@ class CompletionForm(Form):
         if first and self.body.echo:
             tokens = [*self.prompts[choice.prompt], *tokens]
             all_found = [*(choice.prompt_logprobs or ()), *found]
-        return completion_logprobs(self.model, tokens, all_found, top, offset)
+        as_ids = self.body.return_tokens_as_token_ids
+        return completion_logprobs(self.model, tokens, all_found, top, offset, as_ids=as_ids)
 
 
-def _by_id(model: ServedModel, rivals: TokenLogprobs) -> dict[str, Any]:
-    return {
-        str(token): {
-            "logprob": max(known.logprob, -9999.0),
-            "rank": known.rank,
-            "decoded_token": token_text(model, token, known),
-        }
-        for token, known in rivals.items()
-    }
+def _best(choices: list[Choice], body: CompletionBody) -> list[Choice]:
+    """Of each prompt the `n` likeliest sequences of `best_of`, by their log probability a token."""
+    kept = body.n or 1
+    if body.best_of is None or body.best_of == kept:
+        return choices
+    found: list[Choice] = []
+    for prompt in sorted({c.prompt for c in choices}):
+        own = [c for c in choices if c.prompt == prompt]
+        best = sorted(own, key=lambda c: c.mean_logprob, reverse=True)[:kept]
+        for place, choice in enumerate(best):
+            choice.index = prompt * kept + place
+        found += best
+    return found

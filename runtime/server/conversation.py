@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..chat import ChatTemplate
 from ..errors import RequestError
 from .errors import invalid, refused
 from .fields import Message, Tool
@@ -18,12 +19,9 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _message(message: Message, number: int) -> dict[str, Any]:
     plain = message.model_dump(exclude_none=True, exclude={"annotations", "tool_calls"})
-    content = message.content
-    if isinstance(content, list):
-        content = "\n".join(part.text for part in content)
-    if content is None and message.role != "assistant":
+    if message.content is None and message.role != "assistant":
         raise invalid(f"messages[{number}].content", "missing", "missing_required_parameter")
-    plain["content"] = content if content is not None else ""
+    plain["content"] = message.plain_content
     if message.tool_calls:
         plain["tool_calls"] = [
             _call(call.id, call.function.name, call.function.arguments, number)
@@ -55,9 +53,14 @@ async def chat_prompt(
     continue_final_message: bool = False,
     add_special_tokens: bool = False,
     names: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> list[int]:
-    """The token ids of a conversation. The template writes its special tokens itself."""
+    """The token ids of a conversation. The template, the model's or that of a `source`, writes its
+    special tokens itself.
+    """
     template = model.tokenizer.template
+    if source is not None:
+        template = _own_template(model, source)
     if template is None:
         raise invalid("messages", f"the model {model.name!r} has no chat template: give a prompt")
     plain = template_messages(messages)
@@ -78,6 +81,13 @@ async def chat_prompt(
     if continue_final_message:
         text = _up_to(text, plain[-1]["content"])
     return await encode(model, text, add_special_tokens=add_special_tokens)
+
+
+def _own_template(model: ServedModel, source: str) -> ChatTemplate:
+    try:
+        return ChatTemplate(source, model.tokenizer.special_tokens)
+    except RequestError as error:
+        raise invalid("chat_template", str(error)) from error
 
 
 def _up_to(text: str, final: str) -> str:

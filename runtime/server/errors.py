@@ -16,7 +16,7 @@ _TYPES = {
     504: "timeout_error",
 }
 # A colon or an equals sign ends the name that a message of ours begins with.
-_NAMED = re.compile(r"^([a-z_][a-z_.]*)(?:=|: )")
+_NAMED = re.compile(r"^([a-z_][a-z_.]*)(?:\[\d+\])?(?:=|: )")
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unsupported_parameter"}
 
 
@@ -42,6 +42,12 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, "invalid_request_error")
         fields = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": fields}
+
+    def at(self, param: str, other: str) -> None:
+        """Name another field where this one, or a part of it, is said to be at fault."""
+        if self.param and param != other and self.param.partition(".")[0] == param:
+            self.message = self.message.replace(self.param, other, 1)
+            self.param = other
 
     @property
     def headers(self) -> dict[str, str]:
@@ -83,8 +89,10 @@ def failed(error: Exception) -> ApiError:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first fault that validation found; an unknown field goes before all others."""
-    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
+    """The first fault that validation found; a part of a type that is not known goes before all
+    others, then an unknown field.
+    """
+    first = min(errors, key=_precedence)
     if first["type"] == "json_invalid":
         why = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
@@ -92,6 +100,12 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "extra_forbidden" and param:
         return unsupported(param)
     return invalid(param, str(first["msg"]), _CODES.get(first["type"], "invalid_value"))
+
+
+def _precedence(error: Mapping[str, Any]) -> int:
+    if error["type"] == "literal_error" and error["loc"][-1] == "type":
+        return 0
+    return 1 if error["type"] == "extra_forbidden" else 2
 
 
 def _path(location: Sequence[object]) -> str:

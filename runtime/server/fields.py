@@ -35,6 +35,8 @@ class Whole(Body):
     @model_validator(mode="before")
     @classmethod
     def _is_unicode(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
         try:
             json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -47,6 +49,7 @@ class StreamOptions(Body):
 
     include_usage: StrictBool = False
     continuous_usage_stats: StrictBool = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class Sampling(Whole):
@@ -89,12 +92,14 @@ class Generation(Sampling):
     priority: StrictInt | None = None
     cache_salt: StrictStr | None = None
     return_token_ids: StrictBool = False
+    return_tokens_as_token_ids: StrictBool = False
     # What clients send by default and what is so here in any case: nothing is kept, there is one
     # tier and one cache, and special tokens have the spaces that the tokenizer gives them.
     store: StrictBool = False
     metadata: dict[str, StrictStr] | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: StrictStr | None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
     safety_identifier: StrictStr | None = None
     spaces_between_special_tokens: Literal[True] | None = None
     request_id: Annotated[str, Field(strict=True, min_length=1, max_length=128)] | None = None
@@ -104,18 +109,27 @@ class CompletionBody(Generation):
     """The body of /v1/completions."""
 
     prompt: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
-    max_tokens: Positive | None = 16
+    max_tokens: Count | None = 16
+    best_of: Choices | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=100)] | None = None
     echo: StrictBool = False
     add_special_tokens: StrictBool = True
 
 
 class TextPart(Body):
-    """A piece of a message's content."""
+    """A piece of a message's content; a refusal is text that a model once said."""
 
-    type: Literal["text", "input_text", "output_text"]
+    type: Literal["text", "input_text", "output_text", "refusal"]
     text: StrictStr
     annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("type") == "refusal" and "refusal" in values:
+            return {"text": values["refusal"]} | {k: values[k] for k in values if k != "refusal"}
+        return values
 
 
 class FunctionCall(Body):
@@ -145,6 +159,13 @@ class Message(Body):
     reasoning_content: StrictStr | None = None
     reasoning: StrictStr | None = None
     annotations: list[Any] | None = None
+
+    @property
+    def plain_content(self) -> str:
+        """The text of the content, its parts joined by line ends."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class Function(Body):
@@ -176,6 +197,20 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class AllowedTools(Body):
+    """Those of the tools that may be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class ToolSubset(Body):
+    """The choice of some tools, any or one of which is to be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class ChatBody(Generation):
     """The body of /v1/chat/completions."""
 
@@ -185,10 +220,13 @@ class ChatBody(Generation):
     logprobs: StrictBool = False
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | ToolSubset | None = None
     parallel_tool_calls: StrictBool = True
     reasoning_effort: StrictStr | None = None
     include_reasoning: StrictBool = True
+    echo: StrictBool = False
+    chat_template: StrictStr | None = None
+    verbosity: Literal["medium"] | None = None
     add_generation_prompt: StrictBool = True
     continue_final_message: StrictBool = False
     add_special_tokens: StrictBool = False

@@ -9,6 +9,7 @@ from typing import Any
 from ..engine import Delta, Logprob, TokenLogprobs
 from ..errors import RequestError
 from ..sampling import SamplingParams
+from ..text import TextStream
 from .errors import ApiError, failed, refused
 from .front import EngineFront, Record
 from .models import ServedModel
@@ -17,8 +18,8 @@ _INLINE = 4096  # characters that are tokenized at once; more would hold up the 
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id, such as chatcmpl-1f0e..."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    """A fresh id, such as chatcmpl-1f0e... for the prefix "chatcmpl-"."""
+    return f"{prefix}{uuid.uuid4().hex}"
 
 
 async def encode(model: ServedModel, prompt: str, *, add_special_tokens: bool) -> list[int]:
@@ -54,7 +55,7 @@ def fitted(model: ServedModel, tokens: list[int], last: int | None, param: str) 
 
 @dataclass(eq=False)
 class Choice:
-    """One sequence as far as it has come."""
+    """One sequence as far as it has come; `starts` is where the text of each token begins."""
 
     prompt: int
     index: int
@@ -64,9 +65,25 @@ class Choice:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    starts: list[int] = field(default_factory=list[int])
+    reasoning_tokens: int = 0
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log probability of its tokens, where they were asked for."""
+        pairs = zip(self.tokens, self.logprobs, strict=True)
+        values = [found[token].logprob for token, found in pairs]
+        return sum(values) / max(1, len(values))
+
+    def drop_output(self) -> None:
+        """Leave nothing but what is known of the prompt."""
+        self.text, self.finish_reason, self.stop_reason = "", "length", None
+        self.tokens.clear()
+        self.logprobs.clear()
 
     def take(self, delta: Delta) -> None:
         """Add what a step gave."""
+        self.starts += [len(self.text)] * len(delta.token_ids)
         self.text += delta.text
         self.tokens += delta.token_ids
         self.logprobs += delta.logprobs or ()
@@ -155,40 +172,59 @@ def usage_of(records: Iterable[Record], choices: Iterable[Choice]) -> dict[str, 
     """Counts of tokens as clients read them."""
     each = list(records)
     prompt = sum(record.prompt_tokens for record in each)
-    output = sum(len(choice.tokens) for choice in choices)
+    chosen = list(choices)
+    output = sum(len(choice.tokens) for choice in chosen)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in each)},
+        "completion_tokens_details": {"reasoning_tokens": sum(c.reasoning_tokens for c in chosen)},
     }
 
 
-def token_text(model: ServedModel, token: int, known: Logprob | None = None) -> str:
-    """A token as a client reads it; its id where the model has no tokenizer."""
+def token_text(
+    model: ServedModel, token: int, known: Logprob | None = None, *, as_id: bool = False
+) -> str:
+    """A token as a client reads it; its id where asked or where the model has no tokenizer."""
+    if as_id or model.text is None:
+        return f"token_id:{token}"
     if known is not None and known.decoded_token is not None:
         return known.decoded_token
-    if model.text is None:
-        return f"token_id:{token}"
     return model.text.decode([token], skip_special_tokens=False)
 
 
+def text_starts(stream: TextStream, tokens: Iterable[int]) -> list[int]:
+    """Where the text of each token begins in that of all."""
+    starts, end = [], 0
+    for token in tokens:
+        starts.append(end)
+        end += len(stream.push(token))
+    return starts
+
+
 def chat_logprobs(
-    model: ServedModel, tokens: Sequence[int], found: Sequence[TokenLogprobs], top: int
+    model: ServedModel,
+    tokens: Sequence[int],
+    found: Sequence[TokenLogprobs],
+    top: int,
+    *,
+    as_ids: bool = False,
 ) -> dict[str, Any]:
     """The chat form: an object for each token, with its `top` likeliest rivals."""
     content = []
     for token, rivals in zip(tokens, found, strict=True):
         likeliest = sorted(rivals.items(), key=lambda item: item[1].rank)[:top]
-        entry = _entry(model, token, rivals[token])
-        entry["top_logprobs"] = [_entry(model, t, known) for t, known in likeliest]
+        entry = _entry(model, token, rivals[token], as_ids)
+        entry["top_logprobs"] = [_entry(model, t, known, as_ids) for t, known in likeliest]
         content.append(entry)
     return {"content": content, "refusal": None}
 
 
-def _entry(model: ServedModel, token: int, known: Logprob) -> dict[str, Any]:
+def _entry(model: ServedModel, token: int, known: Logprob, as_id: bool) -> dict[str, Any]:
     text = token_text(model, token, known)
-    return {"token": text, "logprob": max(known.logprob, -9999.0), "bytes": list(text.encode())}
+    shown = token_text(model, token, known, as_id=as_id)
+    return {"token": shown, "logprob": max(known.logprob, -9999.0), "bytes": list(text.encode())}
 
 
 def completion_logprobs(
@@ -197,18 +233,20 @@ def completion_logprobs(
     found: Sequence[TokenLogprobs | None],
     top: int,
     offset: int,
+    *,
+    as_ids: bool = False,
 ) -> dict[str, Any]:
     """The older form: parallel lists; `offset` is where the first token's text begins."""
     texts, values, tops, offsets = [], [], [], []
     for token, rivals in zip(tokens, found, strict=True):
         known = rivals[token] if rivals is not None else None
-        texts.append(token_text(model, token, known))
+        texts.append(token_text(model, token, known, as_id=as_ids))
         values.append(max(known.logprob, -9999.0) if known else None)
         offsets.append(offset)
-        offset += len(texts[-1])
+        offset += len(token_text(model, token, known))
         likeliest = sorted((rivals or {}).items(), key=lambda item: item[1].rank)[:top]
         tops.append(
-            {token_text(model, t, k): max(k.logprob, -9999.0) for t, k in likeliest}
+            {token_text(model, t, k, as_id=as_ids): max(k.logprob, -9999.0) for t, k in likeliest}
             if rivals is not None
             else None
         )
@@ -217,4 +255,26 @@ def completion_logprobs(
         "token_logprobs": values,
         "top_logprobs": tops if top else None,
         "text_offset": offsets,
+    }
+
+
+def prompt_logprobs(
+    model: ServedModel, choice: Choice, *, as_ids: bool = False
+) -> list[dict[str, Any] | None] | None:
+    """Those of each token of a prompt, by token ids; None for the first, which nothing foretells,
+    and where they were not asked for.
+    """
+    if choice.prompt_logprobs is None:
+        return None
+    return [_by_id(model, at, as_ids) if at else None for at in choice.prompt_logprobs]
+
+
+def _by_id(model: ServedModel, rivals: TokenLogprobs, as_ids: bool) -> dict[str, Any]:
+    return {
+        str(token): {
+            "logprob": max(known.logprob, -9999.0),
+            "rank": known.rank,
+            "decoded_token": token_text(model, token, known, as_id=as_ids),
+        }
+        for token, known in rivals.items()
     }

@@ -31,6 +31,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope["state"] = {**scope.get("state", {}), "summary": {}, "key": None}
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET", "asked": "HEAD"}, _headless(send)
         started, status = time.monotonic(), 0
 
         async def sending(message: Message) -> None:
@@ -53,6 +55,8 @@ class Gate:
             await _answer(send, error)
         except ClientGone:
             return 499
+        except Exception:  # the answer is on its way: what is left is to tell of it
+            self._log.exception("fault")
         return None
 
     def _check(self, scope: Scope) -> None:
@@ -101,7 +105,7 @@ class Gate:
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         client = scope.get("client")
         fields = {
-            "method": scope["method"],
+            "method": scope.get("asked", scope["method"]),
             "path": scope["path"],
             "status": status,
             "seconds": round(seconds, 6),
@@ -126,6 +130,17 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def _headless(send: Send) -> Send:
+    """Sends the head of an answer alone."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return sending
 
 
 async def _answer(send: Send, error: ApiError) -> None:

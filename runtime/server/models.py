@@ -25,7 +25,7 @@ class ServedModel:
 
     `plan` is what /plan answers, `kernels` what /kernels does (None: no step was timed yet), and
     `config` how its engine was made; `max_context` counts prompt and output together. `sampling`
-    holds for requests that do not say otherwise.
+    holds for requests that do not say otherwise; `fingerprint` tells builds apart.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ServedModel:
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     config: Mapping[str, str] = field(default_factory=dict[str, str])
     kernels: Callable[[], dict[str, Any] | None] = field(default=lambda: None)
+    fingerprint: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -1,8 +1,10 @@
 """A reply as its parts: thoughts, answer and calls of functions."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from .fields import Tool
+from .generation import Choice
 from .models import ServedModel
 from .thoughts import ThoughtReader, thought_reader
 from .tools import Call, CallReader, reader_of
@@ -18,6 +20,11 @@ class ReplyReader:
     def calls(self) -> list[Call]:
         """The calls so far."""
         return self._calls.calls if self._calls else []
+
+    def count_thoughts(self, choice: Choice) -> None:
+        """Tell a choice how many of its tokens are thoughts; the marks around them count, too."""
+        size = self._thoughts.size if self._thoughts else 0
+        choice.reasoning_tokens = bisect_left(choice.starts, size)
 
     def push(self, text: str, *, last: bool) -> tuple[str, str]:
         """Add text; returns the thoughts and the answer that are certain now, all of them where it

@@ -1,360 +1,256 @@
-"""/v1/responses, without state: nothing is kept, so nothing can be continued by its id."""
+"""/v1/responses. What a response was stays here for a while, so that others can continue it."""
 
-import time
+import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, StrictBool, StrictStr
+from fastapi.responses import JSONResponse
 
-from .beams import BeamRun
-from .chat import forced, offered_tools
+from ..sampling import SamplingParams
+from .chat import forced_calls, offered_tools
 from .conversation import chat_prompt
-from .errors import invalid, unsupported
-from .fields import (
-    Body,
-    Function,
-    FunctionCall,
-    Generation,
-    Message,
-    NamedFunction,
-    NamedTool,
-    Number,
-    Positive,
-    TextPart,
-    Tool,
-    ToolCall,
-    Whole,
+from .errors import ApiError, failed, invalid, unsupported
+from .fields import Generation, Message, Tool
+from .generation import Run, fitted, new_id
+from .items import (
+    InputBody,
+    Item,
+    ResponseBody,
+    input_items,
+    messages_of,
+    nested_choice,
+    nested_tools,
 )
-from .generation import Choice, Run, fitted, new_id
+from .kept import Kept
 from .models import ServedModel
 from .parameters import format_constraint, sampling_params, structured
-from .replies import ReplyReader, reply_reader
-from .service import Form, Service
-from .streams import Events, event
-from .tools import Call, call_schema, shown_marks
+from .replies import reply_reader
+from .response_form import ResponseForm, asked_of
+from .service import Service
+from .streams import finite
+from .tools import shown_marks
 
 
-class FlatTool(Function):
-    """A function tool as this endpoint writes it: without nesting."""
+class _Asked(NamedTuple):
+    """What a body asks: the conversation as items, its tools and its prompt."""
 
-    type: Literal["function"]
-
-
-class FlatChoice(NamedFunction):
-    """A tool by name, without nesting."""
-
-    type: Literal["function"]
-
-
-class Item(Body):
-    """An item of the input: a message, a call that was made, or its output."""
-
-    type: Literal["message", "function_call", "function_call_output"] = "message"
-    role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: StrictStr | list[TextPart] | None = None
-    id: StrictStr | None = None
-    status: StrictStr | None = None
-    call_id: StrictStr | None = None
-    name: StrictStr | None = None
-    arguments: StrictStr | None = None
-    output: StrictStr | None = None
-
-
-class TextOptions(Body):
-    """The format of the text."""
-
-    format: dict[str, Any] | None = None
-
-
-class Reasoning(Body):
-    """How hard the model thinks, for templates that read it."""
-
-    effort: StrictStr | None = None
-
-
-class ResponseBody(Whole):
-    """The body of /v1/responses."""
-
-    model: StrictStr | None = None
-    input: StrictStr | Annotated[list[Item], Field(min_length=1)]
-    instructions: StrictStr | None = None
-    max_output_tokens: Positive | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    stream: StrictBool = False
-    store: StrictBool = False
-    tools: list[FlatTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
-    parallel_tool_calls: StrictBool = True
-    text: TextOptions | None = None
-    reasoning: Reasoning | None = None
-    metadata: dict[str, StrictStr] | None = None
-    user: StrictStr | None = None
-    # What clients send by default and what is so here in any case.
-    background: StrictBool = False
-    include: Annotated[list[StrictStr], Field(max_length=0)] | None = None
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    prompt_cache_key: StrictStr | None = None
-    safety_identifier: StrictStr | None = None
+    items: tuple[Item, ...]
+    tools: tuple[Tool, ...]
+    prompt: list[int]
 
 
 def routes(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+    """The endpoints over a service."""
     router = APIRouter(tags=["generation"])
 
     @router.post("/v1/responses")
     async def respond(body: ResponseBody, request: Request) -> Response:
         """Answer an input."""
         model = service.model(body.model)
-        for name in ("store", "background"):
-            if getattr(body, name):
-                raise unsupported(name, "this server keeps nothing")
-        tools = offered_tools(_nested(body), _choice(body))
-        names = {"reasoning_effort": body.reasoning.effort} if body.reasoning else {}
-        tokens = await chat_prompt(model, _messages(body), tools, names=names)
-        prompt = fitted(model, tokens, None, "input")
+        store = _stores(service, body)
+        asked = await _asked(service, model, body, request.state.key)
         generation = Generation(
-            model=body.model, temperature=body.temperature, top_p=body.top_p, stream=body.stream
+            model=body.model,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            stream=body.stream,
+            user=body.user,
+            priority=body.priority,
+            cache_salt=body.cache_salt,
+            request_id=body.request_id or new_id("resp_"),
         )
         split = service.settings.thoughts
-        extra = _extra(body, generation, tools) | shown_marks(model, tools, thoughts=split)
+        extra = _extra(body, generation, asked.tools)
+        extra |= shown_marks(model, asked.tools, thoughts=split)
         params = sampling_params(generation, model.sampling, **extra)
-        form = ResponseForm(body, model, reply_reader(model, prompt, tools, thoughts=split))
-        return await service.answer(request, generation, "resp", [prompt], params, form)
+        kept = _kept(body, asked, str(generation.request_id), request.state.key)
 
+        def keep(whole: dict[str, Any]) -> None:
+            kept.body = whole
+            if store:
+                service.kept.put(kept)
+
+        values = _sampling(params)
+        reader = reply_reader(model, asked.prompt, asked.tools, thoughts=split)
+        said = asked_of(body, store=store, sampling=values)
+        form = ResponseForm(body, model, reader, said, keep)
+        if body.background:
+            work = _Work(Run(model, params), form, kept)
+            options = service.options(request, generation)
+            return await work.start(service, asked.prompt, options)
+        return await service.answer(request, generation, "resp_", [asked.prompt], params, form)
+
+    @router.post("/v1/responses/input_tokens")
+    async def count(body: InputBody, request: Request) -> dict[str, Any]:
+        """How many tokens an input has."""
+        model = service.model(body.model)
+        asked = await _asked(service, model, body, request.state.key)
+        return {"object": "response.input_tokens", "input_tokens": len(asked.prompt)}
+
+    _add_kept(router, service)
     return router
+
+
+def _add_kept(router: APIRouter, service: Service) -> None:
+    @router.get("/v1/responses/{name}")
+    async def read(name: str, request: Request) -> JSONResponse:
+        """A response that was kept, or as far as it has come."""
+        if request.query_params.get("stream") == "true":
+            raise unsupported("stream", "a response that was kept is read whole")
+        return JSONResponse(service.kept.find(name, request.state.key).body)
+
+    @router.delete("/v1/responses/{name}")
+    async def remove(name: str, request: Request) -> dict[str, Any]:
+        """Forget a response."""
+        service.kept.remove(name, request.state.key)
+        return {"id": name, "object": "response", "deleted": True}
+
+    @router.post("/v1/responses/{name}/cancel")
+    async def cancel(name: str, request: Request) -> JSONResponse:
+        """End a response that runs in the background."""
+        kept = service.kept.find(name, request.state.key)
+        if not kept.body["background"]:
+            raise invalid(None, "only what runs in the background can be cancelled")
+        if not kept.is_over:
+            kept.body = kept.body | {"status": "cancelled"}
+            kept.close()
+        return JSONResponse(kept.body)
+
+    @router.get("/v1/responses/{name}/input_items")
+    async def list_items(
+        name: str, request: Request, limit: int = 20, order: str = "desc", after: str | None = None
+    ) -> dict[str, Any]:
+        """The items that a response answered, the last one first."""
+        if not 1 <= limit <= 100 or order not in ("asc", "desc"):
+            raise invalid("limit", "wanted 1 to 100, order asc or desc")
+        kept = service.kept.find(name, request.state.key)
+        items = list(kept.given if order == "asc" else reversed(kept.given))
+        names = [item["id"] for item in items]
+        begin = names.index(after) + 1 if after in names else 0
+        shown = items[begin : begin + limit]
+        return {
+            "object": "list",
+            "data": shown,
+            "first_id": shown[0]["id"] if shown else None,
+            "last_id": shown[-1]["id"] if shown else None,
+            "has_more": begin + limit < len(items),
+        }
+
+
+def _stores(service: Service, body: ResponseBody) -> bool:
+    room = service.settings.kept_responses > 0
+    if body.store and not room:
+        raise unsupported("store", "this server keeps nothing")
+    store = room if body.store is None else body.store
+    if body.background and not store:
+        raise invalid("background", "needs store: its response is read later")
+    if body.background and body.stream:
+        raise unsupported("stream", "not in the background")
+    return store
+
+
+async def _asked(
+    service: Service, model: ServedModel, body: InputBody, owner: int | None
+) -> _Asked:
+    before: tuple[Item, ...] = ()
+    if body.previous_response_id is not None:
+        kept = service.kept.find(body.previous_response_id, owner, "previous_response_id")
+        if not kept.is_over:
+            raise invalid("previous_response_id", "this response has not ended yet")
+        before = kept.conversation()
+    items = (*before, *service.kept.resolved(input_items(body), owner))
+    messages = messages_of(items)
+    if body.instructions:
+        messages.insert(0, Message(role="system", content=body.instructions))
+    if not messages:
+        raise invalid("input", "there is nothing to answer", "missing_required_parameter")
+    tools = offered_tools(nested_tools(body), nested_choice(body))
+    names = {"reasoning_effort": body.reasoning.effort} if body.reasoning else {}
+    names = {name: value for name, value in names.items() if value is not None}
+    while True:
+        prompt = await chat_prompt(model, messages, tools, names=names)
+        oldest = _droppable(messages)
+        fits = len(prompt) < model.max_context
+        if fits or body.truncation != "auto" or oldest is None:
+            return _Asked(items, tools, fitted(model, prompt, None, "input"))
+        del messages[oldest]
+
+
+def _droppable(messages: Sequence[Message]) -> int | None:
+    """The oldest message that may go where a conversation is truncated: none of the system's, and
+    not the last one.
+    """
+    found = (n for n, m in enumerate(messages[:-1]) if m.role not in ("system", "developer"))
+    return next(found, None)
 
 
 def _extra(body: ResponseBody, generation: Generation, tools: Sequence[Tool]) -> dict[str, Any]:
     extra: dict[str, Any] = {"max_tokens": body.max_output_tokens}
+    if "message.output_text.logprobs" in (body.include or ()):
+        extra["logprobs"] = body.top_logprobs or 0
+    elif body.top_logprobs:
+        raise invalid("top_logprobs", "needs include: message.output_text.logprobs")
     constraint = format_constraint(body.text.format if body.text else None)
     extra |= structured(generation, constraint, "text.format")
-    if forced(_choice(body)):
+    parallel = body.parallel_tool_calls and "parallel_tool_calls" in body.model_fields_set
+    calls = forced_calls(tools, nested_choice(body), parallel=parallel)
+    if calls is not None:
         if constraint is not None:
             raise invalid("text.format", "not together with a forced tool call")
-        extra |= structured(generation, {"json": call_schema(tools)}, "tool_choice")
+        extra |= structured(generation, {"json": calls}, "tool_choice")
     return extra
 
 
-def _nested(body: ResponseBody) -> list[Tool]:
-    return [
-        Tool(type="function", function=Function(**t.model_dump(exclude={"type"})))
-        for t in body.tools or ()
-    ]
+def _sampling(params: SamplingParams) -> dict[str, Any]:
+    return {"temperature": params.temperature, "top_p": params.top_p}
 
 
-def _choice(body: ResponseBody) -> str | NamedTool | None:
-    if isinstance(body.tool_choice, FlatChoice):
-        name = NamedFunction(name=body.tool_choice.name)
-        return NamedTool(type="function", function=name)
-    return body.tool_choice
+def _kept(body: ResponseBody, asked: _Asked, name: str, owner: int | None) -> Kept:
+    given = []
+    for item in input_items(body):
+        shown = item.model_dump(exclude_none=True)
+        if item.type == "message" and isinstance(item.content, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            shown["content"] = [{"type": kind, "text": item.content}]
+        prefix = {"message": "msg_", "reasoning": "rs_"}.get(item.type, "fc_")
+        given.append({"id": new_id(prefix), "status": "completed"} | shown)
+    return Kept(name, owner, asked.items, tuple(given), {"status": "in_progress"})
 
 
-def _messages(body: ResponseBody) -> list[Message]:
-    messages = [Message(role="system", content=body.instructions)] if body.instructions else []
-    if isinstance(body.input, str):
-        return [*messages, Message(role="user", content=body.input)]
-    return messages + [_message(item, number) for number, item in enumerate(body.input)]
+class _Work:
+    """A response in the background: it is queued at once, and read when it is there."""
 
+    def __init__(self, run: Run, form: ResponseForm, kept: Kept) -> None:
+        self._run, self._form, self._kept = run, form, kept
+        form.id = kept.id
 
-def _message(item: Item, number: int) -> Message:
-    where = f"input[{number}]"
-    if item.type == "message":
-        if item.role is None or item.content is None:
-            raise invalid(where, "a message has role and content", "missing_required_parameter")
-        return Message(role=item.role, content=item.content)
-    if item.call_id is None:
-        raise invalid(f"{where}.call_id", "missing", "missing_required_parameter")
-    if item.type == "function_call_output":
-        return Message(role="tool", content=item.output or "", tool_call_id=item.call_id)
-    function = FunctionCall(name=item.name or "", arguments=item.arguments or "{}")
-    call = ToolCall(id=item.call_id, type="function", function=function)
-    return Message(role="assistant", tool_calls=[call])
+    async def start(
+        self, service: Service, prompt: list[int], options: dict[str, Any]
+    ) -> JSONResponse:
+        """Queue it, and answer with what there is."""
+        await self._run.submit(self._kept.id, [prompt], options)
+        self._kept.body, self._kept.close = self._form.frame("queued"), self._close
+        service.kept.put(self._kept)
+        seconds = finite(service.settings.request_seconds)
+        self._kept.task = asyncio.create_task(self._finish(seconds))
+        return JSONResponse(self._kept.body)
 
+    def _close(self) -> None:
+        assert self._kept.task is not None, "it was started"
+        self._kept.task.cancel()
 
-class ResponseForm(Form):
-    """The form of responses: items, and a numbered event for everything that happens."""
-
-    ends = False
-
-    def __init__(self, body: ResponseBody, model: ServedModel, reader: ReplyReader) -> None:
-        self.body, self.model, self.reader = body, model, reader
-        self.created = int(time.time())
-        self.message_id, self.thought_id = new_id("msg"), new_id("rs")
-        self._number = -1
-        self._thought = ""
-
-    def whole(self, run: Run | BeamRun) -> dict[str, Any]:
-        """The answer to a request that does not stream."""
-        (choice,) = run.choices.values()
-        self._thought, text = self.reader.push(choice.text, last=True)
-        return self._response(run, choice, text)
-
-    async def events(self, run: Run) -> Events:
-        """Created, each item as it grows (thoughts, then the message), its calls, completed."""
-        (choice,) = run.choices.values()
-        yield self._event("response.created", response=self._frame("in_progress", []))
-        yield self._event("response.in_progress", response=self._frame("in_progress", []))
-        text, open_ = "", False
-        async for _, delta in run:
-            thought, piece = self.reader.push(delta.text, last=delta.finish_reason is not None)
-            if thought:
-                for line in self._thinking(thought):
-                    yield line
-                open_ = True
-            if open_ and (piece or self.reader.calls or delta.finish_reason):
-                for line in self._thought_through():
-                    yield line
-                open_ = False
-            if piece and not text:
-                for line in self._opening():
-                    yield line
-            if piece:
-                text += piece
-                yield self._event("response.output_text.delta", **self._place(), delta=piece)
-        for line in self._closing(text, self.reader.calls):
-            yield line
-        whole = self._response(run, choice, text)
-        kind = "incomplete" if whole["status"] == "incomplete" else "completed"
-        yield self._event(f"response.{kind}", response=whole)
-
-    def _thinking(self, thought: str) -> list[str]:
-        """More of the thoughts; the first of them begin their item."""
-        lines = []
-        if not self._thought:
-            item = self._thoughts("in_progress") | {"content": []}
-            lines.append(self._event("response.output_item.added", output_index=0, item=item))
-        self._thought += thought
-        place = {"item_id": self.thought_id, "output_index": 0, "content_index": 0}
-        return [*lines, self._event("response.reasoning_text.delta", **place, delta=thought)]
-
-    def _thought_through(self) -> list[str]:
-        place = {"item_id": self.thought_id, "output_index": 0, "content_index": 0}
-        item = self._thoughts("completed")
-        return [
-            self._event("response.reasoning_text.done", **place, text=self._thought),
-            self._event("response.output_item.done", output_index=0, item=item),
-        ]
-
-    def _thoughts(self, status: str) -> dict[str, Any]:
-        return {
-            "type": "reasoning",
-            "id": self.thought_id,
-            "status": status,
-            "summary": [],
-            "content": [{"type": "reasoning_text", "text": self._thought}],
-        }
-
-    @property
-    def _at(self) -> int:
-        """Where the message stands among the items."""
-        return int(bool(self._thought))
-
-    def _opening(self) -> list[str]:
-        item = self._message("", "in_progress") | {"content": []}
-        part = {"type": "output_text", "text": "", "annotations": []}
-        return [
-            self._event("response.output_item.added", output_index=self._at, item=item),
-            self._event("response.content_part.added", **self._place(logprobs=False), part=part),
-        ]
-
-    def _closing(self, text: str, calls: Sequence[Call]) -> list[str]:
-        lines = []
-        if text:
-            item = self._message(text, "completed")
-            (part,) = item["content"]
-            bare = self._place(logprobs=False)
-            lines.append(self._event("response.output_text.done", **self._place(), text=text))
-            lines.append(self._event("response.content_part.done", **bare, part=part))
-            done = self._event("response.output_item.done", output_index=self._at, item=item)
-            lines.append(done)
-        for index, call in enumerate(calls, start=self._at + int(bool(text))):
-            lines += self._call_events(index, call)
-        return lines
-
-    def _call_events(self, index: int, call: Call) -> list[str]:
-        done = _call_item(call)
-        begun = done | {"arguments": "", "status": "in_progress"}
-        place = {"output_index": index, "item_id": done["id"]}
-        argument = "response.function_call_arguments"
-        return [
-            self._event("response.output_item.added", output_index=index, item=begun),
-            self._event(f"{argument}.delta", **place, delta=call.arguments),
-            self._event(f"{argument}.done", **place, arguments=call.arguments, name=call.name),
-            self._event("response.output_item.done", output_index=index, item=done),
-        ]
-
-    def _place(self, *, logprobs: bool = True) -> dict[str, Any]:
-        place = {"item_id": self.message_id, "output_index": self._at, "content_index": 0}
-        return place | ({"logprobs": []} if logprobs else {})
-
-    def _event(self, kind: str, **fields: Any) -> str:
-        self._number += 1
-        return event({"type": kind, "sequence_number": self._number, **fields}, kind)
-
-    def _response(self, run: Run | BeamRun, choice: Choice, text: str) -> dict[str, Any]:
-        calls = self.reader.calls
-        status = "incomplete" if choice.finish_reason == "length" else "completed"
-        items = [self._message(text, status)] if text or not calls else []
-        thoughts = [self._thoughts("completed")] if self._thought else []
-        output = thoughts + items + [_call_item(call) for call in calls]
-        usage = run.usage()
-        return self._frame(status, output) | {
-            "usage": {
-                "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": usage["prompt_tokens_details"],
-                "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": usage["total_tokens"],
-            }
-        }
-
-    def _message(self, text: str, status: str) -> dict[str, Any]:
-        return {
-            "type": "message",
-            "id": self.message_id,
-            "role": "assistant",
-            "status": status,
-            "content": [{"type": "output_text", "text": text, "annotations": []}],
-        }
-
-    def _frame(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        body = self.body
-        choice = body.tool_choice
-        reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return {
-            "id": self.id,
-            "object": "response",
-            "created_at": self.created,
-            "model": self.model.name,
-            "status": status,
-            "error": None,
-            "incomplete_details": reason,
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
-            "metadata": body.metadata or {},
-            "output": output,
-            "parallel_tool_calls": body.parallel_tool_calls,
-            "previous_response_id": None,
-            "store": False,
-            "temperature": body.temperature,
-            "top_p": body.top_p,
-            "tool_choice": choice.model_dump()
-            if isinstance(choice, FlatChoice)
-            else choice or "auto",
-            "tools": [tool.model_dump() for tool in body.tools or ()],
-            "usage": None,
-        }
-
-
-def _call_item(call: Call) -> dict[str, Any]:
-    return {
-        "type": "function_call",
-        "id": f"fc_{call.id}",
-        "call_id": call.id,
-        "name": call.name,
-        "arguments": call.arguments,
-        "status": "completed",
-    }
+    async def _finish(self, seconds: float | None) -> None:
+        self._kept.body = self._kept.body | {"status": "in_progress"}
+        try:
+            async with asyncio.timeout(seconds):
+                await self._run.finish()
+            self._form.whole(self._run)
+        except TimeoutError:
+            self._form.fault(ApiError(504, "the response took too long", code="timeout"))
+        except ApiError as error:
+            self._form.fault(error)
+        except Exception as error:
+            self._form.fault(failed(error))
+        finally:
+            self._run.close()

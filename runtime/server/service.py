@@ -12,10 +12,11 @@ from .beams import BeamRun
 from .errors import ApiError, unsupported
 from .fields import Generation
 from .generation import Run, new_id
+from .kept import KeptResponses
 from .metrics import ServerMetrics
 from .models import Models, ServedModel
 from .settings import Settings
-from .streams import Events, EventStream, guarded, until_gone
+from .streams import Events, EventStream, event, guarded, until_gone
 from .traces import HEADERS
 
 
@@ -25,6 +26,7 @@ class Service:
     def __init__(self, models: Models, settings: Settings, metrics: ServerMetrics) -> None:
         self.models, self.settings, self.metrics = models, settings, metrics
         self.draining = False
+        self.kept = KeptResponses(settings.kept_responses)
 
     @property
     def is_ready(self) -> bool:
@@ -58,7 +60,9 @@ class Service:
     ) -> Response:
         """Run prompts and answer in the endpoint's form, whole or as a stream."""
         if body.store:
-            raise unsupported("store", "this server keeps nothing")
+            raise unsupported("store", "chats and completions are not kept")
+        if body.stream and body.prompt_logprobs is not None:
+            raise unsupported("prompt_logprobs", "not in a stream")
         model = self.models[body.model]
         run = Run(model, params) if isinstance(params, SamplingParams) else BeamRun(model, params)
         form.id = body.request_id or new_id(prefix)
@@ -70,17 +74,22 @@ class Service:
             request.state.summary.update(_summary(run))
 
         try:
-            await run.submit(form.id, prompts, self._options(request, body))
+            await run.submit(form.id, prompts, self.options(request, body))
             if body.stream and isinstance(run, Run):
-                return EventStream(guarded(form.events(run), ends=form.ends), seconds, close)
+                events = guarded(form.events(run), form.fault, ends=form.ends)
+                return EventStream(events, seconds, close, form.fault, ends=form.ends)
             await until_gone(run.finish(), request, seconds)
             close()
             return JSONResponse(form.whole(run))
+        except ApiError as error:
+            close()
+            error.at("structured_outputs", form.constraint)
+            raise
         except BaseException:
             close()
             raise
 
-    def _options(self, request: Request, body: Generation) -> dict[str, Any]:
+    def options(self, request: Request, body: Generation) -> dict[str, Any]:
         """What the engine is told beside the sampling parameters.
 
         Where the server has several keys each of them is a client: who shares tokens fairly does
@@ -96,10 +105,13 @@ class Service:
 
 
 class Form:
-    """How an endpoint writes what was generated; `ends` says that its streams end with [DONE]."""
+    """How an endpoint writes what was generated; `ends` says that its streams end with [DONE],
+    `constraint` is the field that constrains the output.
+    """
 
     id: str
     ends = True
+    constraint = "structured_outputs"
 
     def events(self, run: Run) -> Events:
         """The events of a stream."""
@@ -108,6 +120,10 @@ class Form:
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The body of an answer that is whole."""
         raise NotImplementedError
+
+    def fault(self, error: ApiError) -> str:
+        """The event of an error in the middle of a stream, as the status is long sent."""
+        return event(error.body)
 
 
 def _summary(run: Run | BeamRun) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def routes(service: Service) -> APIRouter:
         scores = (pairs * found[len(first) :]).sum(-1)
         data = [{"index": i, "object": "score", "score": float(s)} for i, s in enumerate(scores)]
         return {
-            "id": new_id("score"),
+            "id": new_id("score-"),
             "object": "list",
             "model": model.name,
             "data": data,
@@ -53,7 +53,7 @@ def routes(service: Service) -> APIRouter:
             for at in best
         ]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return {"id": new_id("rerank"), "model": model.name, "results": results, "usage": usage}
+        return {"id": new_id("rerank-"), "model": model.name, "results": results, "usage": usage}
 
     return router
 

@@ -16,6 +16,7 @@ from .errors import ApiError, failed, refused
 
 T = TypeVar("T")
 Events = AsyncGenerator[str, None]
+Fault = Callable[[ApiError], str]
 
 
 class ClientGone(Exception):
@@ -59,9 +60,18 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, seconds: float, close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        events: Events,
+        seconds: float,
+        close: Callable[[], None],
+        fault: Fault,
+        *,
+        ends: bool,
+    ) -> None:
         super().__init__()
         self._events, self._seconds, self._close = events, seconds, close
+        self._fault, self._ends = fault, ends
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
@@ -95,7 +105,8 @@ class EventStream(Response):
                 async for text in self._events:
                     await _send_text(send, text)
         except TimeoutError:
-            await _send_text(send, event(_too_late(self._seconds).body) + done())
+            last = done() if self._ends else ""
+            await _send_text(send, self._fault(_too_late(self._seconds)) + last)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -104,17 +115,19 @@ async def _send_text(send: Send, text: str) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def guarded(events: Events, *, ends: bool = True) -> Events:
-    """The events; an error among them becomes an event of its own, as the status is long sent."""
+async def guarded(events: Events, fault: Fault, *, ends: bool = True) -> Events:
+    """The events; an error among them becomes an event of its own, and [DONE] ends them if it is to
+    be so.
+    """
     try:
         async for text in events:
             yield text
     except ApiError as error:
-        yield event(error.body, None if ends else "error")
+        yield fault(error)
     except RequestError as error:
-        yield event(refused(error).body, None if ends else "error")
+        yield fault(refused(error))
     except Exception as error:
-        yield event(failed(error).body, None if ends else "error")
+        yield fault(failed(error))
     finally:
         await events.aclose()
     if ends:

@@ -36,15 +36,25 @@ class ThoughtReader:
         self._begun = opened is not None  # the beginning of thoughts or answer has been seen
         self._bare = self._begun  # nothing of the present part has been given out yet
         self._answer = False
+        self._given = 0  # characters pushed so far
+        self._end: int | None = None
 
     @property
     def thinking(self) -> bool:
         """Whether what comes next belongs to the thoughts."""
         return self._begun and not self._answer
 
+    @property
+    def size(self) -> int:
+        """Characters of the reply up to its answer: the thoughts and the tags around them."""
+        if self._end is not None:
+            return self._end
+        return self._given if self.thinking else 0
+
     def push(self, text: str) -> tuple[str, str]:
         """Add text; returns thoughts and answer that are certain now."""
         self._held += text
+        self._given += len(text)
         if not self._begun and not self._begin():
             return "", ""
         thought = self._thought() if self.thinking else ""
@@ -79,6 +89,7 @@ class ThoughtReader:
             return thought
         thought = self._held[:end]
         self._held = self._held[end + len(self._close) :]
+        self._end = self._given - len(self._held)
         self._answer = self._bare = True
         return thought
 

@@ -168,9 +168,9 @@ def shown_marks(model: ServedModel, tools: Sequence[Tool], *, thoughts: bool) ->
     return {"shown_special_ids": ids} if ids else {}
 
 
-def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """The JSON schema of one call of any of the tools, to force one."""
-    return {
+def call_schema(tools: Sequence[Tool], *, several: bool = False) -> dict[str, Any]:
+    """The JSON schema of one call of any of the tools, or of a list of them, to force one."""
+    one = {
         "anyOf": [
             {
                 "type": "object",
@@ -184,6 +184,7 @@ def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
             for tool in tools
         ]
     }
+    return {"type": "array", "items": one, "minItems": 1} if several else one
 
 
 def _begun_tag(text: str) -> int:
