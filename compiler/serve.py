@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -170,6 +171,21 @@ Thoughts = Annotated[
     ),
 ]
 
+Calls = Annotated[
+    str,
+    _option(
+        panel=LISTEN,
+        say="auto reads tool calls in the forms of all families; none leaves them in the text.",
+    ),
+]
+# What other servers have to be told, and what is so here in any case.
+AutoChoice = Annotated[bool, typer.Option("--enable-auto-tool-choice", hidden=True)]
+Chunked = Annotated[bool, typer.Option("--enable-chunked-prefill", hidden=True)]
+Seed = Annotated[
+    int | None,
+    _option(panel=ENGINE, say="Requests without a seed get theirs from this one, one by one."),
+]
+
 
 def serve(
     folders: Folders,
@@ -185,6 +201,8 @@ def serve(
     chat_template: Template = None,
     trust_request_chat_template: TrustTemplates = False,
     reasoning_parser: Thoughts = "auto",
+    tool_call_parser: Calls = "auto",
+    enable_auto_tool_choice: AutoChoice = True,
     generation_config: Defaults = "auto",
     otlp_traces_endpoint: TracesTo = None,
     max_waiting: Waiting = 256,
@@ -199,55 +217,72 @@ def serve(
     scheduling_policy: PolicyName = "fcfs",
     client_weight: Weights = None,
     enable_prefix_caching: Caching = True,
+    enable_chunked_prefill: Chunked = True,
+    seed: Seed = None,
     swap_memory: SwapMemory = None,
     swap_directory: SwapFolder = None,
     threads: Threads = None,
     kv_memory: CacheMemory = None,
 ) -> None:
     """Serve artifacts over the OpenAI API, with metrics and a page to try them on."""
+    _serve(SimpleNamespace(**locals()))
+
+
+def _serve(given: Any) -> None:
+    """Serve with the options of the command, by their names."""
     from ..runtime.server.command import Talk, serve_directories
     from .cli import _bytes
     from .explain import known_machine
 
-    limits = (max_waiting, max_body, request_timeout, drain_timeout)
-    keeping = (trust_request_chat_template, kept_responses)
     serve_directories(
-        folders,
-        names=served_model_name or (),
-        settings=_settings(api_key, limits, allowed_origin, reasoning_parser, keeping),
-        listen=_listen(host, port, uds, ssl_keyfile, ssl_certfile),
+        given.folders,
+        names=given.served_model_name or (),
+        settings=_settings(given),
+        listen=_listen(given.host, given.port, given.uds, given.ssl_keyfile, given.ssl_certfile),
         options=_engine_options(
-            policy=scheduling_policy,
-            weights=_weights(client_weight or ()),
-            prefix_caching=enable_prefix_caching,
-            swap_bytes=_bytes(swap_memory),
-            swap_directory=swap_directory,
-            max_batch=max_num_seqs,
-            max_context=max_model_len,
-            token_budget=max_num_batched_tokens,
-            pace=pace or None,
+            policy=given.scheduling_policy,
+            weights=_weights(given.client_weight or ()),
+            prefix_caching=given.enable_prefix_caching,
+            swap_bytes=_bytes(given.swap_memory),
+            swap_directory=given.swap_directory,
+            max_batch=given.max_num_seqs,
+            max_context=given.max_model_len,
+            token_budget=given.max_num_batched_tokens,
+            pace=given.pace or None,
+            seed=given.seed,
         ),
-        talk=Talk(chat_template, _defaults(generation_config)),
+        talk=Talk(given.chat_template, _one_of("--generation-config", given.generation_config)),
         machine_of=lambda artifact: known_machine(artifact.manifest),
-        traces=otlp_traces_endpoint,
-        threads=threads,
-        cache_bytes=_bytes(kv_memory),
+        traces=given.otlp_traces_endpoint,
+        threads=given.threads,
+        cache_bytes=_bytes(given.kv_memory),
     )
 
 
-def _settings(
-    keys: list[str] | None,
-    limits: tuple[int, int, float, float],
-    origins: list[str] | None,
-    parser: str,
-    keeping: tuple[bool, int],
-) -> Settings:
+def _settings(given: Any) -> Settings:
     from ..runtime.server.settings import Settings
 
-    if parser not in ("auto", "none"):
-        raise typer.BadParameter(f"--reasoning-parser is auto or none, not {parser!r}")
-    split = parser == "auto"
-    return Settings(tuple(keys or ()), *limits, tuple(origins or ()), split, *keeping)
+    return Settings(
+        api_keys=tuple(given.api_key or ()),
+        max_waiting=given.max_waiting,
+        max_body_bytes=given.max_body,
+        request_seconds=given.request_timeout,
+        drain_seconds=given.drain_timeout,
+        origins=tuple(given.allowed_origin or ()),
+        thoughts=_one_of("--reasoning-parser", given.reasoning_parser),
+        calls=_one_of("--tool-call-parser", given.tool_call_parser),
+        own_templates=given.trust_request_chat_template,
+        kept_responses=given.kept_responses,
+    )
+
+
+def _one_of(option: str, text: str) -> bool:
+    """Whether an option is auto, not none."""
+    if text not in ("auto", "none"):
+        raise typer.BadParameter(
+            f"{option} {text!r}: wanted auto, which knows all of them, or none"
+        )
+    return text == "auto"
 
 
 def _listen(
@@ -278,12 +313,6 @@ def _weights(texts: list[str] | tuple[()]) -> dict[str, float]:
         except ValueError:
             raise typer.BadParameter(f"{text!r}: wanted CLIENT=SHARE") from None
     return found
-
-
-def _defaults(text: str) -> bool:
-    if text not in ("auto", "none"):
-        raise typer.BadParameter(f"--generation-config {text!r}: wanted auto or none")
-    return text == "auto"
 
 
 def batch(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import count
 from operator import index
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 from .adjust import bad_word_tokens
@@ -69,7 +70,7 @@ class Engine:
     `token_budget` bounds the tokens of a step, `beside_decodes` those of prompts in a step where
     others decode; with a `pace` the latter follows what is measured, so that such a step takes at
     most so many times as long as one of decodes. `max_batch` and `max_context` are limits below
-    those of the runner.
+    those of the runner. With a `seed` requests without one get theirs from it, one after another.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Engine:
         pace: float | None = None,
         max_batch: int | None = None,
         max_context: int | None = None,
+        seed: int | None = None,
     ) -> None:
         if pace is not None and not pace > 1.0:
             raise ValueError(f"pace={pace}: wanted more than 1")
@@ -124,6 +126,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._tracks: dict[Scheduled, Track] = {}
         self._numbers = count()
+        self._seeds = None if seed is None else Random(seed)
 
     @property
     def has_work(self) -> bool:
@@ -203,6 +206,8 @@ class Engine:
         return self._requests[request_id].prompt
 
     def _request(self, name: str, tokens: list[int], params: SamplingParams) -> Request:
+        if params.seed is None and self._seeds is not None:
+            params = replace(params, seed=self._seeds.getrandbits(63))
         self._check_text(params)
         params.check_vocabulary(self.runner.vocabulary)
         ends = frozenset(params.stop_token_ids or ()) | (

@@ -32,6 +32,7 @@ class EngineOptions:
     token_budget: int | None = None
     beside_decodes: int | None = None
     pace: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -59,6 +60,7 @@ class EngineOptions:
             "token_budget": self.token_budget,
             "beside_decodes": self.beside_decodes,
             "pace": self.pace,
+            "seed": self.seed,
         }
 
 

@@ -32,7 +32,8 @@ def routes(service: Service) -> APIRouter:
         split = service.settings.thoughts
         if body.chat_template is not None and not service.settings.own_templates:
             raise unsupported("chat_template", "start with --trust-request-chat-template")
-        extra = _extra(body, tools) | shown_marks(model, tools, thoughts=split)
+        read = tools if service.settings.calls or _calls(body, tools) is not None else ()
+        extra = _extra(body, tools) | shown_marks(model, read, thoughts=split)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
         names = dict(body.chat_template_kwargs or {})
         names |= {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
@@ -48,7 +49,7 @@ def routes(service: Service) -> APIRouter:
             source=body.chat_template,
         )
         prompt = fitted(model, tokens, body.truncate_prompt_tokens, "messages")
-        form = ChatForm(body, model, tools, prompt, thoughts=split)
+        form = ChatForm(body, model, read, prompt, thoughts=split)
         if body.structured_outputs is None:
             form.constraint = "response_format" if body.response_format else "tools"
         return await service.answer(request, body, "chatcmpl-", [prompt], params, form)
@@ -91,6 +92,12 @@ def forced_calls(
     return call_schema(tools, several=parallel) if mode == "required" else None
 
 
+def _calls(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any] | None:
+    # Small models that may call twice do so until they run out of tokens: only where it is said.
+    parallel = body.parallel_tool_calls and "parallel_tool_calls" in body.model_fields_set
+    return forced_calls(tools, body.tool_choice, parallel=parallel)
+
+
 def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise invalid("max_tokens", "not together with max_completion_tokens")
@@ -104,9 +111,7 @@ def _extra(body: ChatBody, tools: Sequence[Tool]) -> dict[str, Any]:
     extra["logprobs"] = (body.top_logprobs or 0) if body.logprobs else None
     constraint = format_constraint(body.response_format)
     extra |= structured(body, constraint, "response_format")
-    # Small models that may call twice do so until they run out of tokens: only where it is said.
-    parallel = body.parallel_tool_calls and "parallel_tool_calls" in body.model_fields_set
-    calls = forced_calls(tools, body.tool_choice, parallel=parallel)
+    calls = _calls(body, tools)
     if calls is not None:
         if constraint is not None:
             raise invalid("response_format", "not together with a forced tool call")

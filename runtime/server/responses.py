@@ -62,7 +62,9 @@ def routes(service: Service) -> APIRouter:
         )
         split = service.settings.thoughts
         extra = _extra(body, generation, asked.tools)
-        extra |= shown_marks(model, asked.tools, thoughts=split)
+        forces = "structured_outputs" in extra and nested_choice(body) is not None
+        read = asked.tools if service.settings.calls or forces else ()
+        extra |= shown_marks(model, read, thoughts=split)
         params = sampling_params(generation, model.sampling, **extra)
         kept = _kept(body, asked, str(generation.request_id), request.state.key)
 
@@ -72,7 +74,7 @@ def routes(service: Service) -> APIRouter:
                 service.kept.put(kept)
 
         values = _sampling(params)
-        reader = reply_reader(model, asked.prompt, asked.tools, thoughts=split)
+        reader = reply_reader(model, asked.prompt, read, thoughts=split)
         said = asked_of(body, store=store, sampling=values)
         form = ResponseForm(body, model, reader, said, keep)
         if body.background:

@@ -9,9 +9,9 @@ class Settings:
     "*" is every page.
 
     `max_waiting` sequences may wait beside those that one step can run. `drain_seconds` is what
-    requests have to end once the server is asked to. `thoughts` are told from answers.
-    With `own_templates` requests may bring chat templates of their own. `kept_responses` are there
-    to be continued by their ids.
+    requests have to end once the server is asked to. `thoughts` are told from answers, tool `calls`
+    are read. With `own_templates` requests may bring chat templates of their own. `kept_responses`
+    are there to be continued by their ids.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -21,5 +21,6 @@ class Settings:
     drain_seconds: float = 30.0
     origins: tuple[str, ...] = ()
     thoughts: bool = True
+    calls: bool = True
     own_templates: bool = False
     kept_responses: int = 1024

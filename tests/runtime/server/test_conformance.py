@@ -210,3 +210,35 @@ def test_a_deep_body_is_refused(server):
 def test_special_tokens_as_text_are_no_special_tokens_by_chance(client):
     with pytest.raises(openai.BadRequestError):
         client.completions.create(model="fox", prompt=[BEGIN, 9999], max_tokens=1)
+
+
+def test_calls_stay_in_the_text_where_they_are_not_read(tokenizer):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with serving(tokenizer, settings=Settings(calls=False)) as running:
+        text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        running.runner.script["<reply>"] = text
+        (choice,) = chat(running, tools=tools)["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
+        running.runner.script["<reply>"] = '{"name": "f", "arguments": {}}'
+        (choice,) = chat(running, tools=tools, tool_choice="required")["choices"]
+        assert choice["message"]["tool_calls"][0]["function"]["name"] == "f"
+
+
+def test_several_calls_are_forced_where_it_is_said(server, script):
+    script["<reply>"] = '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]'
+    tools = [{"type": "function", "function": {"name": name}} for name in "fg"]
+    body = chat(server, tools=tools, tool_choice="required", parallel_tool_calls=True)
+    (choice,) = body["choices"]
+    assert [c["function"]["name"] for c in choice["message"]["tool_calls"]] == ["f", "g"]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_an_engines_seed_makes_requests_repeatable(tokenizer):
+    def texts():
+        with serving(tokenizer, seed=7) as running:
+            running.runner.sure = 0.0
+            found = [complete(running, temperature=1.0, return_token_ids=True) for _ in range(2)]
+            return [body["choices"][0]["token_ids"] for body in found]
+
+    first, second = texts()
+    assert first != second and [first, second] == texts()
