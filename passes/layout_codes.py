@@ -11,42 +11,67 @@ from ..ir.ops import quantized as q
 from ..ir.ops import tensor as t
 from .backends import Layout
 
+MULTIPLIERS = "n16k2"
+"""The layout of multipliers: two groups of a column in a byte."""
+
 
 @dataclass(frozen=True)
 class PackedCodes:
     """The codes, scales and zeros of a weight, packed: codes [.., N, J G] in `layout`, scales and
-    zeros [.., N, J] in the same columns, one j after another.
+    zeros [.., N, J] in the same columns, one j after another. With `multipliers` (theirs of
+    group_scales, in the layout MULTIPLIERS) the scales are of blocks.
     """
 
     codes: Node
     scale: Node
     layout: Layout
     zeros: Node | None = None
+    multipliers: Node | None = None
 
     @staticmethod
-    def of(codes: Node, scale: Node, layout: Layout, zeros: Node | None = None) -> PackedCodes:
-        """codes[.., N, J, G] and scale[.., N, J], packed."""
+    def of(
+        codes: Node, scale: Node, layout: Layout, zeros: Node | None = None, *, levels: bool = True
+    ) -> PackedCodes:
+        """codes[.., N, J, G] and scale[.., N, J], packed; with `levels` scales that are made in
+        two levels stay so.
+        """
         *lead, groups, length = codes.shape
-        flat = t.reshape(codes, shape=(*lead, groups * length))
+        flat = layout.packed(t.reshape(codes, shape=(*lead, groups * length)))
         columns = None if zeros is None else _columns(zeros, layout.columns)
-        return PackedCodes(layout.packed(flat), _columns(scale, layout.columns), layout, columns)
+        if scale.op is not q.group_scales or not levels:
+            return PackedCodes(flat, _columns(scale, layout.columns), layout, columns)
+        multipliers, blocks = scale.inputs
+        packed = _paired(multipliers, layout.columns)
+        return PackedCodes(flat, _columns(blocks, layout.columns), layout, None, packed)
 
     def linear(self, node: Node, *, integer: bool) -> Node:
-        """The quantized linear by packed codes; `integer` quantizes its x too, by row and group."""
-        x, _, codes, _, experts, _, bias = q.operands(node)
-        n, groups, length = (int(d) for d in codes.shape[-3:])
-        more = tuple(m for m in (experts, self.zeros, bias) if m is not None)
+        """The quantized linear by packed codes; `integer` quantizes its x too, by row and group (or
+        block of groups).
+        """
+        found = q.operands(node)
+        n, groups, length = (int(d) for d in found.codes.shape[-3:])
+        more = (found.experts, self.multipliers, self.zeros, found.bias)
+        more = tuple(m for m in more if m is not None)
         options = {"n": n, "offset": node["offset"], "layout": self.layout.word}
         if integer:
-            op = q.packed_integer_linear if experts is None else q.packed_integer_expert_linear
-            rows = _quantized_once(x, groups, length)
+            expert = found.experts is not None
+            op = q.packed_integer_expert_linear if expert else q.packed_integer_linear
+            blocks = int(self.scale.shape[-2])
+            rows = _quantized_once(found.x, blocks, groups // blocks * length)
             return op(*rows, self.codes, self.scale, *more, **options, dtype=node.dtype)
-        op = q.packed_quantized_linear if experts is None else q.packed_quantized_expert_linear
-        return op(x, self.codes, self.scale, *more, **options, group=length)
+        expert = found.experts is not None
+        op = q.packed_quantized_expert_linear if expert else q.packed_quantized_linear
+        return op(found.x, self.codes, self.scale, *more, **options, group=length)
 
     def views(self, codes: Node, scale: Node, zeros: Node | None) -> dict[Node, Node]:
         """What was packed as views of the packed, for whatever else reads it."""
-        found = {codes: self.unpacked_codes(codes), scale: self.unpacked(self.scale, scale)}
+        found = {codes: self.unpacked_codes(codes)}
+        if self.multipliers is not None:
+            multipliers, blocks = scale.inputs
+            found[blocks] = self.unpacked(self.scale, blocks)
+            found[multipliers] = self.unpacked_multipliers(self.multipliers, multipliers)
+        else:
+            found[scale] = self.unpacked(self.scale, scale)
         if zeros is not None and self.zeros is not None:
             found[zeros] = self.unpacked(self.zeros, zeros)
         return found
@@ -62,8 +87,14 @@ class PackedCodes:
 
     def unpacked(self, packed: Node, scale: Node) -> Node:
         """Scales (or zeros) [.., N, J] as a view of the packed ones."""
-        *lead, n, groups = (int(d) for d in scale.shape)
-        turned = _turned(packed, len(lead), (0, 2, 1))
+        return self._rows(_turned(packed, len(scale.shape) - 2, (0, 2, 1)), scale)
+
+    def unpacked_multipliers(self, packed: Node, multipliers: Node) -> Node:
+        """Multipliers [.., N, J] as a view of the packed ones."""
+        return self._rows(_turned(packed, len(multipliers.shape) - 2, (0, 2, 1, 3)), multipliers)
+
+    def _rows(self, turned: Node, like: Node) -> Node:
+        *lead, n, groups = (int(d) for d in like.shape)
         rows = int(turned.shape[len(lead)]) * self.layout.columns
         flat = t.reshape(turned, shape=(*lead, rows, groups))
         return flat if rows == n else t.slice_(flat, axis=len(lead), start=0, stop=n)
@@ -76,14 +107,25 @@ def _turned(x: Node, lead: int, order: tuple[int, ...]) -> Node:
 
 def _columns(scale: Node, columns: int) -> Node:
     """scale[.., N, J] as [.., ceil(N / columns), J, columns]."""
-    *lead, n, groups = (int(d) for d in scale.shape)
+    *lead, groups = (int(d) for d in scale.shape[:-2] + scale.shape[-1:])
+    return _turned(_blocks_of_rows(scale, columns, (groups,)), len(lead), (0, 2, 1))
+
+
+def _paired(multipliers: Node, columns: int) -> Node:
+    """multipliers[.., N, J] as [.., ceil(N / columns), J / 2, columns, 2]."""
+    *lead, groups = (int(d) for d in multipliers.shape[:-2] + multipliers.shape[-1:])
+    split = _blocks_of_rows(multipliers, columns, (groups // 2, 2))
+    return _turned(split, len(lead), (0, 2, 1, 3))
+
+
+def _blocks_of_rows(x: Node, columns: int, inner: tuple[int, ...]) -> Node:
+    """x[.., N, J] as [.., ceil(N / columns), columns, *inner], zeros at the end of N."""
+    *lead, n, _ = (int(d) for d in x.shape)
     blocks = -(-n // columns)
     if blocks * columns != n:
         none = (0,) * (len(lead) + 2)
-        after = (*none[2:], blocks * columns - n, 0)
-        scale = t.pad(scale, before=none, after=after, value=0.0)
-    split = t.reshape(scale, shape=(*lead, blocks, columns, groups))
-    return _turned(split, len(lead), (0, 2, 1))
+        x = t.pad(x, before=none, after=(*none[2:], blocks * columns - n, 0), value=0.0)
+    return t.reshape(x, shape=(*lead, blocks, columns, *inner))
 
 
 def _quantized_once(x: Node, groups: int, length: int) -> tuple[Node, Node]:

@@ -47,8 +47,9 @@ class LayoutWeights:
                 whole[node.inputs[1]] = unpacked(packed, layout, node.inputs[1])
                 mapping[node] = _packed_op(node, packed, layout)
             elif node.op in QUANTIZED and constant.issuperset(node.inputs[1:3]):
-                _, _, codes, scale, _, zeros, _ = quantized.operands(node)
-                made = PackedCodes.of(codes, scale, self._layout(graph, node), zeros)
+                found, layout = quantized.operands(node), self._layout(graph, node)
+                codes, scale, zeros = found.codes, found.scale, found.zeros
+                made = PackedCodes.of(codes, scale, layout, zeros, levels=self.integer)
                 whole |= made.views(codes, scale, zeros)
                 mapping[node] = made.linear(node, integer=self.integer)
         for weight, view in whole.items():

@@ -188,11 +188,22 @@ def _rows(node: Node, chosen: Format, coded: Coded) -> Node:
 
     def taken(part: Node) -> Node:
         rows = t.take(part, index, axis=0)
-        wide = t.cast(rows, dtype="f32") if rows.dtype != "f32" else rows
-        return wide if part is coded.codes else t.reshape(wide, shape=(*index.shape, groups, 1))
+        return t.cast(rows, dtype="f32") if rows.dtype != "f32" else rows
 
-    zero = t.scalar(float(chosen.offset), "f32") if coded.zeros is None else taken(coded.zeros)
-    wide = t.mul(t.sub(taken(coded.codes), zero), taken(coded.scale))
+    def columns(part: Node) -> Node:
+        """A part's rows beside the codes of all groups."""
+        count = int(part.shape[-1])
+        each = t.reshape(taken(part), shape=(*index.shape, count, 1))
+        if count == groups:
+            return each
+        shape = (*index.shape, count, groups // count)
+        return t.reshape(t.broadcast(each, shape=shape), shape=(*index.shape, groups, 1))
+
+    zero = t.scalar(float(chosen.offset), "f32") if coded.zeros is None else columns(coded.zeros)
+    wide = t.sub(taken(coded.codes), zero)
+    in_levels = coded.scale.op is q.group_scales
+    for factor in coded.scale.inputs if in_levels else (coded.scale,):
+        wide = t.mul(wide, columns(factor))
     flat = t.reshape(wide, shape=(*index.shape, groups * length))
     if groups * length != table.shape[1]:
         flat = t.slice_(flat, axis=len(index.shape), start=0, stop=table.shape[1])

@@ -56,13 +56,15 @@ def add_integers(
     g: Expr,
     steps: int,
     dot: Dot,
+    *,
+    first: int = 0,
 ) -> None:
     """The products of group g, so many steps of packed codes, of the rows `at` and the columns of
-    each block.
+    each block; the first of them is step `first` of what x has for g.
     """
 
     def add(to: Parts, s: Expr) -> None:
-        _step(linear, to, block, at, g, s, dot)
+        _step(linear, to, block, at, g, s + i64(first) if first else s, dot)
 
     if dot.narrow:
         _in_stretches(linear, parts, steps, dot, add)

@@ -10,6 +10,7 @@ multiplied by their scales once, at the group's end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -33,6 +34,7 @@ from .row_tiles import tile_spaces
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
 from .tiles import Panel, Steps, emit_whole
+from .two_levels import emit_unpacked, groups_per_block, over_blocks, unpack_block
 from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
@@ -41,6 +43,9 @@ GROUPS_ABOVE = 16
 """Rows up to which scaled groups go faster through registers than through tiles."""
 SCALES_AHEAD = 10 * LINE
 """AHEAD for the scales of groups of 32, which are an eighth as long as their codes."""
+UNPACKED = Tile(8, 3)
+"""The row tile over unpacked codes: its sums and a column vector's weights fill the registers."""
+UNPACKED_FROM = 64
 Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
 
 
@@ -63,12 +68,15 @@ def wide_tiles(isa: Isa) -> tuple[Tile, Tile, Tile]:
     return Tile(1, 2), Tile(2, 1), Tile(4, 1)
 
 
-def integer_tiles(isa: Isa, groups: int, pairs: int) -> tuple[Tile, Tile, Tile]:
+def integer_tiles(isa: Isa, node: Node) -> tuple[Tile, Tile, Tile]:
     """Row tiles for integer dots: the sums of rows leave the registers where they are touched
     once, and stay where they are touched for every group.
     """
+    groups = int(node.inputs[0].shape[-2])
     if isa.registers < 32:  # a column vector takes two registers
         return Tile(1, 4), Tile(2, 1), Tile(4, 1)
+    if operands(node).multipliers is not None:
+        return Tile(1, 1), Tile(4, 1), Tile(4, 2)
     return Tile(1, 1), Tile(4, 1), Tile(6, 4) if groups == 1 else Tile(4, 3)
 
 
@@ -169,12 +177,14 @@ def group_sums(x: Node) -> Node:
 def sums_below(kernel: Kernel, node: Node, x: Node | None = None) -> Node:
     """What the sums of each group begin with where all codes have one zero: minus the zero, less
     what the codes have lost, times the sum of x (the node's own, if none is given); with zeros
-    of their own it is minus that sum.
+    of their own it is minus that sum. [.., J], or [.., B, P] with multipliers.
     """
-    found = operands(node)
+    found, x = operands(node), operands(node).x if x is None else x
     lost = Dot(kernel.isa.integer_dot, found.codes.dtype).taken_off
     times = -1 if found.zeros is not None else lost - int(node["offset"])
-    return t.mul(group_sums(found.x if x is None else x), t.scalar(times, "i32"))
+    if (per := groups_per_block(node)) > 1:
+        x = t.reshape(x, shape=(*x.shape[:-1], per, int(x.shape[-1]) // per))
+    return t.mul(group_sums(x), t.scalar(times, "i32"))
 
 
 def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
@@ -182,17 +192,25 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     _check(node, DOT_WORDS, node.inputs[2])
     if not kernel.isa.integer_dot:
         raise CodegenError(f"{node.op.name} needs avx2 or better, which the target lacks")
-    pairs = Layout.parse(node["layout"]).pairs
     groups = int(node.inputs[0].shape[-2])
-    by_tiles = _by_tiles if kernel.isa.has_integer_tiles and _fits_tiles(node) else None
-    return Scheme(
-        integer_tiles(kernel.isa, groups, pairs),
-        _over_integer_groups,
-        _bias_from(node),
-        by_tiles,
-        tiles_above=0 if groups == 1 else GROUPS_ABOVE,
-        some=_some_rows(kernel.isa) if by_tiles is None else None,
-    )
+    tiles = integer_tiles(kernel.isa, node)
+    some = _some_rows(kernel.isa)
+    if kernel.isa.has_integer_tiles and _fits_tiles(node):
+        above = 0 if groups == 1 else GROUPS_ABOVE
+        return Scheme(tiles, _over_integer_groups, _bias_from(node), _by_tiles, above)
+    if some is not None and unpacks(kernel.isa, node):
+        many = partial(emit_unpacked, tile=UNPACKED)
+        return Scheme(tiles, _over_integer_groups, _bias_from(node), many, some.rows, some=some)
+    return Scheme(tiles, _over_integer_groups, _bias_from(node), some=some)
+
+
+def unpacks(isa: Isa, node: Node) -> bool:
+    """Whether many rows go by codes that are unpacked once: worth it where whole numbers are
+    summed over so many k that scaling them is little beside it.
+    """
+    found = operands(node)
+    far = int(found.x.shape[-1]) >= UNPACKED_FROM
+    return isa.integer_dot == "vnni512" and found.codes.dtype == "u4" and not found.zeros and far
 
 
 def _fits_tiles(node: Node) -> bool:
@@ -211,6 +229,8 @@ def _over_integer_groups(
     linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]]
 ) -> None:
     node, kernel = linear.node, linear.kernel
+    if operands(node).multipliers is not None:
+        return over_blocks(linear, tile, sums, block, at, sums_below(kernel, node))
     groups, length = (int(d) for d in node.inputs[0].shape[-2:])
     steps = length // (linear.layout.depth * linear.layout.pairs)
     below = kernel.places[sums_below(kernel, node)]
@@ -240,7 +260,13 @@ def _by_tiles(linear: Linear, rows: Expr) -> None:
     if groups == 1 and linear.codes.dtype == "u8":
         steps = Steps(groups, length, size=64, width=1)
         return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
-    if linear.kernel.isa.sums_by_tiles and linear.node.dtype == "bf16" and length % 32 == 0:
+    one_level = operands(linear.node).multipliers is None
+    if (
+        one_level
+        and linear.kernel.isa.sums_by_tiles
+        and linear.node.dtype == "bf16"
+        and length % 32 == 0
+    ):
         wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
         steps = Steps(groups, length, size=32, width=2, together=True)
         return emit_widened(linear, rows, steps, wide)
@@ -296,8 +322,12 @@ def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], No
 
 
 def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """A group's codes less their zeros, as signed bytes, run of four k after run of four."""
+    """A group's codes less their zeros, as signed bytes, run of four k after run of four; those of
+    a block of groups times their multipliers.
+    """
     offset, block = panel.vectors[vector]
+    if operands(panel.linear.node).multipliers is not None:
+        return unpack_block(panel.linear, block + i64(offset // LANES), group, put)
     less = _zero_bytes(panel.linear, block + i64(offset // LANES), group)
 
     def signed(run: Expr, codes: Expr) -> None:
@@ -381,9 +411,11 @@ def _wide_spaces(node: Node, target: Target) -> tuple[Space, ...]:
 
 
 def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:
-    isa, pairs = isa_of(target), Layout.parse(node["layout"]).pairs
+    isa = isa_of(target)
     by_tiles = isa.has_integer_tiles and _fits_tiles(node)
-    tiles = integer_tiles(isa, int(node.inputs[0].shape[-2]), pairs)
+    tiles = integer_tiles(isa, node)
+    if not by_tiles and unpacks(isa, node):
+        tiles = (*tiles[:2], UNPACKED)
     return tile_spaces(node, target, tiles, "i8", by_tiles=by_tiles)
 
 

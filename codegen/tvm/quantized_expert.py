@@ -10,7 +10,6 @@ from dataclasses import replace
 from ...ir.node import Node
 from ...ir.ops.quantized import operands
 from ...ir.target import Target
-from ..backend import Layout
 from ..space import Space
 from .function import Anchor, Kernel
 from .isa import isa_of
@@ -29,7 +28,7 @@ from .routed import Stack, emit_routed, routed_spaces, unspread
 def _stack(node: Node) -> Stack:
     found = operands(node)
     assert found.experts is not None, node
-    weights = (found.codes, found.scale, found.zeros)
+    weights = (found.codes, found.scale, found.multipliers, found.zeros)
     return Stack(tuple(w for w in weights if w is not None), found.experts)
 
 
@@ -72,9 +71,7 @@ def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 
 def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:
-    pairs = Layout.parse(node["layout"]).pairs
-    tiles = integer_tiles(isa_of(target), int(node.inputs[0].shape[-2]), pairs)
-    return routed_spaces(node, target, tiles, "i8")
+    return routed_spaces(node, target, integer_tiles(isa_of(target), node), "i8")
 
 
 QUANTIZED_EXPERT = Anchor(

@@ -23,6 +23,13 @@ def weight(q: Tensor, scale: Tensor, zeros: Tensor | int, k: int) -> Tensor:
     return ((q.to(wide.dtype) - zero) * wide[..., None]).flatten(-2)[..., :k]
 
 
+def group_scales(context: Context, multipliers: Tensor, scale: Tensor) -> Tensor:
+    """Each group's multiplier times the scale of its block."""
+    per = multipliers.shape[-1] // scale.shape[-1]
+    wide = scale if scale.dtype == torch.float64 else scale.float()
+    return (multipliers.to(wide.dtype) * wide.repeat_interleave(per, -1)).to(scale.dtype)
+
+
 def _split(more: Sequence[Tensor], offset: int) -> tuple[Tensor | int, list[Tensor]]:
     """The zeros (the offset where there are none), and a list of the bias."""
     if more and more[0].dtype == torch.uint8:
@@ -112,9 +119,10 @@ def packed_integer_linear(
     dtype: str,
 ) -> Tensor:
     """packed_quantized_linear of x times x_scale, in float64."""
-    options = {"n": n, "group": x.shape[-1], "offset": offset, "layout": layout}
+    group, scales, more = _one_level(x.shape[-1], scale.double(), more)
+    options = {"n": n, "group": group, "offset": offset, "layout": layout}
     wide = _wide(x, x_scale, more)
-    result = packed_quantized_linear(context, wide[0], q, scale.double(), *wide[1:], **options)
+    result = packed_quantized_linear(context, wide[0], q, scales, *wide[1:], **options)
     return result.to(context.dtype(dtype))
 
 
@@ -132,13 +140,27 @@ def packed_integer_expert_linear(
     dtype: str,
 ) -> Tensor:
     """packed_quantized_expert_linear of x times x_scale, in float64."""
-    options = {"n": n, "group": x.shape[-1], "offset": offset, "layout": layout}
+    group, scales, more = _one_level(x.shape[-1], scale.double(), more)
+    options = {"n": n, "group": group, "offset": offset, "layout": layout}
     wide = _wide(x, x_scale, more)
-    scales = scale.double()
     result = packed_quantized_expert_linear(
         context, wide[0], q, scales, index, *wide[1:], **options
     )
     return result.to(context.dtype(dtype))
+
+
+def _one_level(
+    length: int, scale: Tensor, more: Sequence[Tensor]
+) -> tuple[int, Tensor, Sequence[Tensor]]:
+    """The codes of a group, scales of groups [.., B, P, 16] as packed, and what follows, given the
+    codes of a block, its scales [.., B, 16] and what may begin with multipliers [.., J / 2, 16, 2].
+    """
+    if not more or more[0].dtype != torch.uint8 or more[0].shape == scale.shape:
+        return length, scale, more
+    multipliers = more[0].transpose(-1, -2).flatten(-3, -2)
+    per = multipliers.shape[-2] // scale.shape[-2]
+    scales = multipliers.to(scale.dtype) * scale.repeat_interleave(per, -2)
+    return length // per, scales, more[1:]
 
 
 def _wide(x: Tensor, x_scale: Tensor, more: Sequence[Tensor]) -> list[Tensor]:
@@ -148,6 +170,7 @@ def _wide(x: Tensor, x_scale: Tensor, more: Sequence[Tensor]) -> list[Tensor]:
 
 
 TABLE: Mapping[str, Callable[..., Any]] = {
+    "group_scales": group_scales,
     "quantized_linear": quantized_linear,
     "quantized_expert_linear": quantized_expert_linear,
     "packed_quantized_linear": packed_quantized_linear,

@@ -17,13 +17,16 @@ from ..types import TensorType
 
 
 class Operands(NamedTuple):
-    """The inputs of a quantized linear of any kind, by name; None where it has no such input."""
+    """The inputs of a quantized linear of any kind, by name; None where it has no such input.
+    With multipliers the scales are those of blocks of groups.
+    """
 
     x: Node
     x_scale: Node | None
     codes: Node
     scale: Node
     experts: Node | None
+    multipliers: Node | None
     zeros: Node | None
     bias: Node | None
 
@@ -35,8 +38,10 @@ def operands(node: Node) -> Operands:
     x_scale = left.pop(0) if node.op.name.startswith("packed_integer") else None
     codes, scale = left.pop(0), left.pop(0)
     experts = left.pop(0) if node.op.name.endswith("expert_linear") else None
+    multipliers = left.pop(0) if left and left[0].dtype == "u4" else None
     zeros = left.pop(0) if left and left[0].dtype == "u8" else None
-    return Operands(x, x_scale, codes, scale, experts, zeros, left[0] if left else None)
+    bias = left[0] if left else None
+    return Operands(x, x_scale, codes, scale, experts, multipliers, zeros, bias)
 
 
 def _codes(q: TensorType, scale: TensorType) -> None:
@@ -53,11 +58,21 @@ def _extras(more: tuple[TensorType, ...], scale: TensorType, offset: int) -> Non
         raise IRError(f"zeros like {scale} and offset 0 were wanted, not {zeros}, offset {offset}")
 
 
+def _without_multipliers(more: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    if not more or more[0].dtype != "u4":
+        return more
+    if len(more) > 1 and more[1].dtype == "u8":
+        raise IRError(f"multipliers or zeros were wanted, not both: {more}")
+    return more[1:]
+
+
 def _covers(x: TensorType, q: TensorType, scale: TensorType) -> None:
-    """Whether q[..., N, J, G] and scale[..., N, J] cover the last dim of x."""
+    """Whether q[..., N, J, G] and scale[..., N, J] cover the last dim of x: the last groups may be
+    empty where blocks of groups are filled up.
+    """
     j, g, k = q.shape[-2], q.shape[-1], x.shape[-1]
     sized = isinstance(j, int) and isinstance(g, int) and isinstance(k, int)
-    if not equal(j, scale.shape[-1]) or not sized or not (j - 1) * g < k <= j * g:
+    if not equal(j, scale.shape[-1]) or not sized or not k <= j * g < 2 * (k + g):
         raise IRError(f"groups of {q} with {scale} do not cover the last dim of {x}")
 
 
@@ -69,6 +84,21 @@ def _routes(index: TensorType, rows: Shape) -> None:
 def _integers(x: TensorType, x_scale: TensorType) -> None:
     if x.dtype != "i8" or x_scale.dtype != "f32" or x.rank != x_scale.rank + 1:
         raise IRError(f"x i8[..., J, G] and scales f32[..., J] were wanted, not {x}, {x_scale}")
+
+
+@op()
+def group_scales(multipliers: TensorType, scale: TensorType) -> TensorType:
+    """The scales of groups in two levels: y[..., j] = multipliers[..., j] scale[..., j // P], where
+    multipliers are u4[..., J] and scale is [..., B], one for each block of P = J / B groups.
+    """
+    groups, blocks = multipliers.shape[-1], scale.shape[-1]
+    sized = isinstance(groups, int) and isinstance(blocks, int)
+    rows = equal_shapes(multipliers.shape[:-1], scale.shape[:-1])
+    if not sized or multipliers.dtype != "u4" or not rows or not scale.is_float or groups % blocks:
+        raise IRError(
+            f"multipliers u4[..., J] and scale[..., B] were wanted, not {multipliers}, {scale}"
+        )
+    return scale.with_shape(multipliers.shape)
 
 
 @op("contraction")
@@ -165,10 +195,12 @@ def packed_integer_linear(
     """packed_quantized_linear of x = x[..., J, G] x_scale[..., J], codes i8 with scales f32.
 
     y[n] = sum over j of x_scale[j] scale[n, j] (sum over i of x[j, i] (q[n, j, i] - offset)),
-    the inner sums in whole numbers; rounded to dtype once.
+    the inner sums in whole numbers; rounded to dtype once. `more` may begin with multipliers u4 of
+    group_scales, packed: x is then i8[..., B, P G] with a scale for each block, as w has, and the
+    sums of a group are times its multiplier in whole numbers.
     """
     _codes(q, scale)
-    _extras(more, scale, offset)
+    _extras(_without_multipliers(more), scale, offset)
     _integers(x, x_scale)
     return TensorType(dtype, (*x.shape[:-2], n))
 
@@ -188,7 +220,7 @@ def packed_integer_expert_linear(
 ) -> TensorType:
     """packed_integer_linear of each row by the codes, scales, zeros and bias of its expert."""
     _codes(q, scale)
-    _extras(more, scale, offset)
+    _extras(_without_multipliers(more), scale, offset)
     _integers(x, x_scale)
     _routes(index, x.shape[:-2])
     return TensorType(dtype, (*x.shape[:-2], n))

@@ -42,6 +42,12 @@ CASES = (
     ("int8-asym", "long"),
     ("int8-g64-asym", "long"),
     ("int4-g32-asym", "long"),
+    ("int4", "plain"),
+    ("int4", "gated"),
+    ("int4", "residual"),
+    ("int4", "long"),
+    ("int4-g16-b32", "long"),
+    ("int4-g64-b256", "gated"),
 )
 
 
@@ -58,14 +64,11 @@ class Maker:
         codes, scale, zeros = self.format.quantized(given("weight", "f32", n, k))
         more = bias if zeros is None else (zeros, *bias)
         plain = quantized.quantized_linear(x, codes, scale, *more, offset=self.format.offset)
-        packed = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype], zeros)
-        q = given("q", codes.dtype, *packed.codes.shape)
-        s = given("s", scale.dtype, *packed.scale.shape)
-        z = () if packed.zeros is None else (given("z", "u8", *packed.zeros.shape),)
+        packed, q, s, z = self.packed(codes, scale, zeros)
         if not self.backend.integer_dots:
-            y = PackedCodes(q, s, packed.layout, *z).linear(plain, integer=False)
-            return (q, s, *z), y
-        groups, length = (int(d) for d in codes.shape[1:])
+            return (q, s, *z), packed.linear(plain, integer=False)
+        groups = int(packed.scale.shape[-2])
+        length = codes.shape[1] * codes.shape[2] // groups
         a = given("a", "i8", *x.shape[:-1], groups, length)
         f = given("f", "f32", *x.shape[:-1], groups)
         y = quantized.packed_integer_linear(
@@ -74,21 +77,30 @@ class Maker:
         )  # fmt: skip
         return (a, f, q, s, *z), y
 
+    def packed(
+        self, codes: Node, scale: Node, zeros: Node | None
+    ) -> tuple[PackedCodes, Node, Node, tuple[Node, ...]]:
+        """Packed codes that are inputs of a body: codes, scales, and zeros or multipliers."""
+        levels = self.backend.integer_dots
+        made = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype], zeros, levels=levels)
+        q = given("q", codes.dtype, *made.codes.shape)
+        s = given("s", scale.dtype, *made.scale.shape)
+        z = None if made.zeros is None else given("z", "u8", *made.zeros.shape)
+        m = None if made.multipliers is None else given("m", "u4", *made.multipliers.shape)
+        more = tuple(n for n in (m, z) if n is not None)
+        return PackedCodes(q, s, made.layout, z, m), q, s, more
+
     def experts(self, n: int, k: int, *, biased: bool) -> Graph:
         """Two rows of each token through weights of five experts."""
         shape = (T, 2, k)
         x, index = given("x", self.dtype, *shape), given("index", "i32", T, 2)
         codes, scale, zeros = self.format.quantized(given("weight", "f32", 5, n, k))
-        packed = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype], zeros)
-        z = () if packed.zeros is None else (given("z", "u8", *packed.zeros.shape),)
+        packed, q, s, z = self.packed(codes, scale, zeros)
         bias = (given("b", self.dtype, 5, n),) if biased else ()
-        q = given("q", codes.dtype, *packed.codes.shape)
-        s = given("s", scale.dtype, *packed.scale.shape)
         more = bias if zeros is None else (zeros, *bias)
         plain = quantized.quantized_expert_linear(
             x, codes, scale, index, *more, offset=self.format.offset
         )
-        packed = PackedCodes(q, s, packed.layout, *z)
         y = packed.linear(plain, integer=self.backend.integer_dots)
         return Graph("experts", (x, index, q, s, *z, *bias), (y,))
 
@@ -130,7 +142,10 @@ def test_values(target: str, dtype: str) -> None:
             library.check(name, {"z": below(16)}, T=rows)
 
 
-EXACT = ("int8", "int8-asym", "int8-g64", "int8-g64-asym", "int4-g32", "int4-g32-asym", "int4-g128")
+EXACT = (
+    "int8", "int8-asym", "int8-g64", "int8-g64-asym", "int4-g32", "int4-g32-asym", "int4-g128",
+    "int4",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -163,7 +178,13 @@ def filled(value: int) -> Make:
     return lambda shape: torch.full(shape, value)
 
 
-EXPERTS = (("int8", 96, 40), ("int4-g32", 37, 72), ("int8-g16-asym", 70, 40), ("int4-asym", 48, 64))
+EXPERTS = (
+    ("int8", 96, 40),
+    ("int4-g32", 37, 72),
+    ("int8-g16-asym", 70, 40),
+    ("int4-asym", 48, 64),
+    ("int4", 80, 200),
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -139,6 +139,11 @@ GOOD = [
      'n = 5, group = 8, offset = 128, layout = "n16"', "bf16[T, 5]"),
     ("packed_integer_linear", "%x: i8[T, 2, 8], %a: f32[T, 2], %q: u8[40], %s: f32[9], %b: f16[5]",
      'n = 5, offset = 128, layout = "n16k4", dtype = "f16"', "f16[T, 5]"),
+    ("packed_integer_linear",
+     "%x: i8[T, 2, 8], %a: f32[T, 2], %q: u4[1, 2, 16, 4, 2], %s: bf16[1, 2, 16], "
+     "%m: u4[1, 2, 16, 2], %b: f16[5]",
+     'n = 5, offset = 8, layout = "n16k4x2", dtype = "f16"', "f16[T, 5]"),
+    ("group_scales", "%m: u4[5, 8], %s: bf16[5, 2]", "", "bf16[5, 8]"),
     ("packed_linear", "%x: f32[T, 8], %w: u8[40], %b: f32[5]", 'n = 5, layout = "rows"',
      "f32[T, 5]"),
     ("packed_expert_linear",
@@ -281,6 +286,11 @@ BAD = [
     ("quantized_expert_linear",
      "%x: f32[T, 16], %q: u8[4, 5, 2, 8], %s: f32[4, 6, 2], %i: i64[T]", "offset = 128",
      r"q\[E, N, J, G\]"),
+    ("group_scales", "%m: u4[5, 8], %s: bf16[5, 3]", "", "multipliers"),
+    ("group_scales", "%m: u8[5, 8], %s: bf16[5, 2]", "", "multipliers"),
+    ("packed_integer_linear",
+     "%x: i8[T, 2, 8], %a: f32[T, 2], %q: u4[40], %s: f32[9], %m: u4[9], %z: u8[9]",
+     'n = 5, offset = 0, layout = "n16k4", dtype = "f32"', "not both"),
     ("packed_integer_linear", "%x: i8[T, 16], %a: f32[T, 2], %q: u8[40], %s: f32[9]",
      'n = 5, offset = 128, layout = "n16k4", dtype = "f32"', "were wanted"),
 ]  # fmt: skip

@@ -76,7 +76,8 @@ def test_a_shared_table_is_stored_once():
     done = Quantize("int4").run(parse_graph(TIED))
     step, _ = split_preparation(LayoutWeights(layouts, integer=True).run(done))
     stored = [n.dtype for n in step.parameters()]
-    assert sorted(stored) == ["bf16", "bf16", "f32", "u4", "u4"]  # two weights, one bias
+    # Two weights, each codes, multipliers and scales of blocks; one bias.
+    assert sorted(stored) == ["bf16", "bf16", "f32", "u4", "u4", "u4", "u4"]
 
 
 def test_rules_choose_by_name_and_what_is_left_is_listed():

@@ -1,0 +1,328 @@
+"""Codes whose scales come in two levels: a multiplier of four bits for each group, a scale for each
+block of groups. The products of a block are whole numbers.
+
+Few rows: a group's sums are times its multiplier, in registers. Many rows: the codes of a panel of
+columns are unpacked once for all of them, as bytes times their multipliers; what a byte is too much
+by is taken off with the sum of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.node import Node
+from ...ir.ops.quantized import operands
+from . import amx
+from .dots import Dot
+from .fetch import LINE
+from .group_steps import Parts, add_integers, codes_at, fresh_vector
+from .isa import LANES, Tile
+from .linear import AHEAD, Linear, Sums, ask_ahead, load_vector, store_rows
+from .loops import Work, flat_index
+from .row_tiles import MANY
+from .values import Expr, bind, i64
+
+BYTES = 4 * LANES
+"""Codes of sixteen columns by four k, unpacked."""
+MIDDLE = 128
+"""What an unpacked byte has for 0 where it was multiplied: (q - 8) m lies in [-120, 105]."""
+_UNROLL = 4  # fours of k written out of a panel's loop
+
+
+def groups_per_block(node: Node) -> int:
+    """Groups that share a scale: 1 without multipliers."""
+    found = operands(node)
+    if found.multipliers is None:
+        return 1
+    return 2 * int(found.multipliers.shape[-3]) // int(found.scale.shape[-2])
+
+
+# -- few rows
+
+
+def over_blocks(
+    linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]], below: Node
+) -> None:
+    """Fill a tile's sums; `below` is what the sums of each group begin with, [.., B, P]."""
+    node, kernel = linear.node, linear.kernel
+    found, per = operands(node), groups_per_block(node)
+    blocks, length = (int(d) for d in found.x.shape[-2:])
+    steps = length // per // (linear.layout.depth * linear.layout.pairs)
+    dot = Dot(kernel.isa.integer_dot, linear.codes.dtype)
+    assert found.x_scale is not None
+    first, factors = kernel.places[below], kernel.places[found.x_scale]
+    scales = kernel.places[found.scale]
+    lanes = T.ramp(0, 1, LANES)
+    with T.serial(i64(0), i64(blocks)) as g:
+        wholes: Parts = {}
+        for p in range(per):
+            begin = [T.broadcast(bind(first.read([*row, g, i64(p)])), LANES) for row in at]
+            parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
+            add_integers(linear, parts, block, at, g, steps, dot, first=p * steps)
+            times = {
+                (o, c): _multipliers(linear, b + i64(o // LANES), g, p)
+                for o in linear.offsets
+                for c, b in enumerate(block)
+            }
+            for (o, r, c), part in parts.items():
+                whole = part[lanes] * times[o, c]
+                if p == 0:
+                    wholes[o, r, c] = fresh_vector("int32", whole)
+                else:
+                    total = wholes[o, r, c]
+                    T.buffer_store(total, total[lanes] + whole, [lanes])
+        x_scale = [bind(factors.read([*row, g])) for row in at]
+        for o in linear.offsets:
+            for c, b in enumerate(block):
+                place = (b + i64(o // LANES), g)
+                _ask_beside(linear, scales.buffer, (*place, i64(0)))
+                scale = load_vector(scales, place, "float32")
+                for r in range(tile.rows):
+                    _gather(sums.parts[o, r, c][0], wholes[o, r, c], scale, x_scale[r])
+
+
+def _ask_beside(linear: Linear, buffer: tirx.Buffer, at: tuple[Expr, ...]) -> None:
+    """Ask for what goes with the codes that are asked for, as far ahead as they are."""
+    codes = linear.kernel.places[linear.codes].buffer
+    share = _block_bytes(buffer) / _block_bytes(codes)
+    ask_ahead(linear, buffer, at, max(1, round(AHEAD * share / LINE)))
+
+
+def _block_bytes(buffer: tirx.Buffer) -> float:
+    """Bytes of a block of columns."""
+    count = 1
+    for extent in buffer.shape[1:]:
+        count *= int(extent)
+    return count * tvm.DataType(buffer.dtype).bits / 8
+
+
+def _multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
+    """The multipliers of the p-th group of a block of groups, sixteen columns, as int32."""
+    node = linear.node
+    found, per = operands(node), groups_per_block(node)
+    assert found.multipliers is not None
+    buffer = linear.kernel.places[found.multipliers].buffer
+    pair = bind(g * i64(per // 2) + i64(p // 2))
+    if p == 0:
+        _ask_beside(linear, buffer, (block, pair, i64(0), i64(0)))
+    both = tirx.Cast(f"int32x{LANES}", buffer[_bytes_of_pair(buffer, block, pair)])
+    four = tirx.IntImm("int32", 4 if p % 2 else 15)
+    take = tirx.op.shift_right if p % 2 else tirx.op.bitwise_and
+    return bind(take(both, T.broadcast(four, LANES)))
+
+
+def _bytes_of_pair(buffer: tirx.Buffer, block: Expr, pair: Expr) -> tuple[Expr, ...]:
+    """Sixteen bytes, each the multipliers of two groups of a column."""
+    return (block, pair, i64(0), T.ramp(i64(0), i64(1), LANES))
+
+
+def _gather(total: tirx.Buffer, part: tirx.Buffer, scale: Expr, factor: Expr) -> None:
+    lanes = T.ramp(0, 1, LANES)
+    value = tirx.Cast(f"float32x{LANES}", part[lanes])
+    both = scale * T.broadcast(factor, LANES)
+    T.buffer_store(total, total[lanes] + value * both, [lanes])
+
+
+# -- many rows
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A panel at work: its column vectors as (offset, block), their codes unpacked as bytes
+    [k / 4, vector, 64], and what the sums of a block of groups begin with, [rows, B].
+    """
+
+    linear: Linear
+    tile: Tile
+    vectors: tuple[tuple[int, Expr], ...]
+    held: tirx.Buffer
+    begin: tirx.Buffer
+    rows: Expr
+
+    @property
+    def fours(self) -> int:
+        """Fours of k in a block of groups."""
+        return int(operands(self.linear.node).x.shape[-1]) // 4
+
+
+def emit_unpacked(linear: Linear, rows: Expr, tile: Tile) -> None:
+    """All rows of a linear over 4-bit codes with one zero, panel of columns by panel."""
+    tile = linear.kernel.chosen(MANY.name, tile)
+    blocks = -(-linear.columns // LANES)
+    wide = min(blocks, max(1, tile.columns // len(linear.offsets)))
+    panels = -(-blocks // wide)
+    node = linear.node
+    count, length = (int(d) for d in operands(node).x.shape[-2:])
+    begin = _begin(linear, rows)
+    with T.parallel(i64(0), i64(panels)) as group:
+        vectors = tuple(
+            (o, bind(tirx.min(group * i64(wide) + i64(c), i64(blocks - 1))))
+            for o in linear.offsets
+            for c in range(wide)
+        )
+        held = amx.buffer((count * length // 4, len(vectors), BYTES), "uint8")
+        panel = _Panel(linear, replace(tile, columns=wide), vectors, held, begin, rows)
+        _unpack(panel)
+        tiles = bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
+        with T.serial(i64(0), tiles) as t:
+            work = linear.kernel.work().within(group, 0, panels)
+            _row_tile(panel, replace(work, parallel=False), group, bind(t * i64(tile.rows)))
+
+
+def _begin(linear: Linear, rows: Expr) -> tirx.Buffer:
+    """Minus the zero of unpacked bytes times the sum of each row's block of groups, [rows, B]."""
+    node = linear.node
+    x = operands(node).x
+    blocks, length = (int(d) for d in x.shape[-2:])
+    zero = MIDDLE if operands(node).multipliers is not None else int(node["offset"])
+    made = T.alloc_buffer((rows, i64(blocks)), "int32")
+    ones = T.broadcast(tirx.IntImm("uint8", 1), BYTES)
+    dot = Dot("vnni512", "u8")
+    source = linear.kernel.places[linear.x].buffer
+    whole, rest = divmod(length, BYTES)
+    with T.parallel(i64(0), rows) as r:
+        row = flat_index(linear.kernel.work(), r, linear.rows)
+        with T.serial(i64(0), i64(blocks)) as g:
+            none = T.broadcast(tirx.IntImm("int32", 0), LANES)
+            total = fresh_vector("int32", none)
+            lanes = T.ramp(0, 1, LANES)
+            for s in range(whole):
+                x64 = source[(*row, g, T.ramp(i64(s * BYTES), i64(1), BYTES))]
+                T.buffer_store(total, dot.sum(total[lanes], (ones,), x64), [lanes])
+            value = T.call_llvm_pure_intrin(
+                "int32", f"llvm.vector.reduce.add.v{LANES}i32", total[lanes]
+            )
+            for k in range(rest):
+                at = source[(*row, g, i64(whole * BYTES + k))]
+                value = value + tirx.Cast("int32", at)
+            T.buffer_store(made, value * tirx.IntImm("int32", -zero), [r, g])
+    return made
+
+
+def _unpack(panel: _Panel) -> None:
+    """The codes of all of k, as bytes without a sign."""
+    linear, per = panel.linear, groups_per_block(panel.linear.node)
+    blocks, length = (int(d) for d in operands(linear.node).x.shape[-2:])
+    steps = length // per // 8
+    dot = Dot("vnni512", "u4")
+    with T.serial(i64(0), i64(blocks)) as g:
+        for v, (offset, b) in enumerate(panel.vectors):
+            for p in range(per):
+                times = byte_multipliers(linear, b + i64(offset // LANES), g, p)
+                with T.serial(i64(0), i64(steps)) as s:
+                    step = bind((g * i64(per) + i64(p)) * i64(steps) + s)
+                    (codes,) = codes_at(linear, dot, b + i64(offset // LANES), step)
+                    for half in range(2):
+                        value = multiplied(dot.nibbles(codes, half), times)
+                        at = [step * i64(2) + i64(half), i64(v), T.ramp(i64(0), i64(1), BYTES)]
+                        T.buffer_store(panel.held, value, at)
+
+
+def unpack_block(linear: Linear, block: Expr, g: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """A block of groups' codes less their zero, times their multipliers, as signed bytes: put(run,
+    bytes), run of four k after run of four.
+    """
+    per = groups_per_block(linear.node)
+    steps = int(operands(linear.node).x.shape[-1]) // per // 8
+    dot = Dot("vnni512", "u4")
+    for p in range(per):
+        times = byte_multipliers(linear, block, g, p, zero=0)
+        with T.serial(i64(0), i64(steps)) as s:
+            run = bind(i64(p * steps) + s)
+            (codes,) = codes_at(linear, dot, block, bind(g * i64(per * steps) + run))
+            for half in range(2):
+                value = bind(multiplied(dot.nibbles(codes, half), times))
+                put(bind(run * i64(2) + i64(half)), tirx.op.reinterpret(f"int8x{BYTES}", value))
+
+
+def byte_multipliers(
+    linear: Linear, block: Expr, g: Expr, p: int, zero: int = MIDDLE
+) -> tuple[Expr, Expr] | None:
+    """A group's multipliers in 16 bits, twice a column, and what makes `zero` of the zero of
+    multiplied bytes, four times a column; None without multipliers.
+    """
+    node = linear.node
+    if operands(node).multipliers is None:
+        return None
+    m = _multipliers(linear, block, g, p)
+    twice = m * T.broadcast(tirx.IntImm("int32", 0x00010001), LANES)
+    middle = T.broadcast(tirx.IntImm("int32", zero), LANES)
+    add = middle - m * T.broadcast(tirx.IntImm("int32", int(node["offset"])), LANES)
+    low = tirx.op.bitwise_and(add, T.broadcast(tirx.IntImm("int32", 255), LANES))
+    four = low * T.broadcast(tirx.IntImm("int32", 0x01010101), LANES)
+    words = bind(tirx.op.reinterpret(f"uint16x{2 * LANES}", bind(twice)))
+    return words, bind(tirx.op.reinterpret(f"uint8x{BYTES}", bind(four)))
+
+
+def multiplied(codes: Expr, times: tuple[Expr, Expr] | None) -> Expr:
+    """Bytes q as q m + (zero - offset m). Both bytes of 16 bits are multiplied at once: a product
+    is 225 at most, so that nothing is carried from the lower into the upper one.
+    """
+    if times is None:
+        return codes
+    words = bind(tirx.op.reinterpret(f"uint16x{2 * LANES}", codes))
+    product = bind(words * times[0])
+    return bind(tirx.op.reinterpret(f"uint8x{BYTES}", product) + times[1])
+
+
+def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr) -> None:
+    """The results of a tile of rows in a panel's columns."""
+    linear, rows = panel.linear, panel.rows
+    numbers = [bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(panel.tile.rows)]
+    at = [flat_index(work, n, linear.rows) for n in numbers]
+    zero = T.broadcast(tirx.FloatImm("float32", 0.0), LANES)
+    keys = [(r, v) for r in range(panel.tile.rows) for v in range(len(panel.vectors))]
+    sums = {key: fresh_vector("float32", zero) for key in keys}
+    found = operands(linear.node)
+    assert found.x_scale is not None
+    scales, factors = (linear.kernel.places[n] for n in (found.scale, found.x_scale))
+    with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
+        parts = _block_sums(panel, at, numbers, g)
+        x_scale = [bind(factors.read([*row, g])) for row in at]
+        for v, (offset, b) in enumerate(panel.vectors):
+            scale = load_vector(scales, (b + i64(offset // LANES), g), "float32")
+            for r in range(panel.tile.rows):
+                _gather(sums[r, v], parts[r, v], scale, x_scale[r])
+    wide = panel.tile.columns
+    for c in range(wide):
+        sides: dict[int, tirx.Buffer] = {}
+        for i, o in enumerate(linear.offsets):
+            sides[o] = T.alloc_buffer((panel.tile.rows, LANES), "float32")
+            for r in range(panel.tile.rows):
+                value = sums[r, i * wide + c][T.ramp(0, 1, LANES)]
+                T.buffer_store(sides[o], value, [i64(r), T.ramp(i64(0), i64(1), LANES)])
+        within = group * i64(wide) + i64(c) if c else None
+        span = (start, panel.tile.rows, rows)
+        store_rows(linear, work, sides, span, panel.vectors[c][1], within=within)
+
+
+def _block_sums(
+    panel: _Panel, at: list[list[Expr]], numbers: list[Expr], g: Expr
+) -> dict[tuple[int, int], tirx.Buffer]:
+    """The whole numbers of a block of groups."""
+    x = panel.linear.kernel.places[panel.linear.x].buffer
+    dot, vectors = Dot("vnni512", "u8"), range(len(panel.vectors))
+    parts: dict[tuple[int, int], tirx.Buffer] = {}
+    for r, n in enumerate(numbers):
+        first = T.broadcast(bind(panel.begin[n, g]), LANES)
+        parts |= {(r, v): fresh_vector("int32", first) for v in vectors}
+
+    def four(k: Expr) -> None:
+        step = bind(g * i64(panel.fours) + k)
+        codes = [bind(panel.held[step, i64(v), T.ramp(i64(0), i64(1), BYTES)]) for v in vectors]
+        for r, row in enumerate(at):
+            value = x[(*row, g, T.ramp(k * i64(4), i64(1), 4))]
+            word = bind(tirx.op.reinterpret("int32", value))
+            for v in vectors:
+                dot.add(parts[r, v], 0, (codes[v],), word)
+
+    unroll = next(u for u in (_UNROLL, 2, 1) if panel.fours % u == 0)
+    with T.serial(i64(0), i64(panel.fours // unroll)) as outer:
+        for u in range(unroll):
+            four(bind(outer * i64(unroll) + i64(u)))
+    return parts
