@@ -28,7 +28,7 @@ from ferrule.runtime.text import Text
 from ferrule.runtime.weights import Weights
 
 FLOATS = ("float32", "bfloat16", "float16")
-DEFAULT = "float32,bfloat16,int8,int4-g32,int4-g32-asym,int4-g64,int4-g128"
+DEFAULT = "float32,bfloat16,int8,int4,int4-g32,int4-g32-asym,int4-g64,int4-g128"
 
 
 class Measured(NamedTuple):

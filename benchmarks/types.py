@@ -41,7 +41,7 @@ from .stacks import ROOT
 if TYPE_CHECKING:
     from torch import nn
 
-FORMATS = {"bf16": None, "int8": "int8", "int4": "int4-g32"}
+FORMATS = {"bf16": None, "int8": "int8", "int4": "int4"}
 CONTEXT, TOKENS = 512, 24
 
 

@@ -8,7 +8,8 @@ value in common.
 
 Movement and casts cost nothing where they are read: each kernel does those that it needs itself,
 and they are written to memory only for a kernel that cannot, or as a result. So does a kernel with
-what is spread out of smaller values, where its template says that it can.
+what is spread out of smaller values, where its template says that it can. A cast to fewer bits of
+what rows compute is theirs: memory holds the smaller value.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from ..ir.dims import dim_text
 from ..ir.graph import Graph
 from ..ir.node import Node
-from ..ir.types import TensorType, TupleType
+from ..ir.types import BITS, TensorType, TupleType
 from .anchor_groups import FREE, GIVEN, Anchors
 from .follow_rows import follow
 from .spread_values import spread_values
@@ -37,7 +38,7 @@ class Rows:
 
     def __init__(self, graph: Graph, anchors: Anchors) -> None:
         self.graph, self.anchors = graph, anchors
-        self.redone = spread_values(graph, anchors.heads(), _is_cheap)
+        self.redone = spread_values(graph, anchors.heads(), self._is_cheap)
         self.written = self._written()
         self.stage: dict[Node, int] = {}
         members = [n for n in graph.nodes() if self._is_member(n)]
@@ -51,7 +52,7 @@ class Rows:
         """
         if node.op.name in FREE or node.op.name == "item":
             return True
-        cheap = _is_cheap(node) or node in self.redone
+        cheap = self._is_cheap(node) or node in self.redone
         return cheap and node not in self.written and node not in self.anchors.group
 
     def sources(self, node: Node) -> list[Node]:
@@ -75,7 +76,7 @@ class Rows:
         ]
         found: set[Node] = set()
         for node in (*wanted, *self.graph.outputs):
-            if _is_cheap(node) and not self._is_view(node) and node not in self.anchors.group:
+            if self._is_cheap(node) and not self._is_view(node) and node not in self.anchors.group:
                 found.add(node)
         return frozenset(found)
 
@@ -87,7 +88,7 @@ class Rows:
         stack = list(anchor.inputs)
         while stack:
             node = stack.pop()
-            if (_is_cheap(node) or node in self.redone) and node.op.name in prologue:
+            if (self._is_cheap(node) or node in self.redone) and node.op.name in prologue:
                 stack.extend(node.inputs)
             else:
                 found.append(node)
@@ -97,7 +98,18 @@ class Rows:
         """Whether the node is a kernel's result as it lies in memory, in another shape."""
         while node.op.name == "reshape":
             node = node.inputs[0]
-        return node in self.anchors.group or not (_is_cheap(node) or node.op.name in GIVEN | FREE)
+        cheap = self._is_cheap(node) or node.op.name in GIVEN | FREE
+        return node in self.anchors.group or not cheap
+
+    def _is_cheap(self, node: Node) -> bool:
+        """Movement, or a cast that saves no memory where rows make what is cast."""
+        if node.op.name != "cast":
+            return node.op.has("movement")
+        source = node.inputs[0]
+        while source.op.has("movement"):
+            source = source.inputs[0]
+        made = source.op.name not in GIVEN | FREE | {"item"} and source not in self.anchors.group
+        return not made or BITS[node.dtype] >= BITS[node.inputs[0].dtype]
 
     def _is_member(self, node: Node) -> bool:
         given = node.op.name in GIVEN | FREE | {"item"}
@@ -157,10 +169,6 @@ class Rows:
         for node in nodes:
             found.setdefault(root(node), []).append(node)
         return [tuple(g) for g in found.values()]
-
-
-def _is_cheap(node: Node) -> bool:
-    return node.op.has("movement") or node.op.name == "cast"
 
 
 def _rows(node: Node) -> str:

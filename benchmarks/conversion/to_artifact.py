@@ -11,7 +11,7 @@ import sys
 
 from ..workers.protocol import peak_bytes
 
-QUANTIZE = {"bf16": None, "int8": "int8", "int4": "int4-g32"}
+QUANTIZE = {"bf16": None, "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:

@@ -34,7 +34,13 @@ from .row_tiles import tile_spaces
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
 from .tiles import Panel, Steps, emit_whole
-from .two_levels import emit_unpacked, groups_per_block, over_blocks, unpack_block
+from .two_levels import (
+    begin_of_blocks,
+    emit_unpacked,
+    groups_per_block,
+    over_blocks,
+    unpack_block,
+)
 from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
@@ -187,6 +193,12 @@ def sums_below(kernel: Kernel, node: Node, x: Node | None = None) -> Node:
     return t.mul(group_sums(x), t.scalar(times, "i32"))
 
 
+def block_sums_below(kernel: Kernel, node: Node, x: Node | None = None) -> Node:
+    """sums_below of whole blocks of groups."""
+    below = sums_below(kernel, node, x)
+    return begin_of_blocks(below) if operands(node).multipliers is not None else below
+
+
 def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     """How integer dot products are summed."""
     _check(node, DOT_WORDS, node.inputs[2])
@@ -199,7 +211,8 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
         above = 0 if groups == 1 else GROUPS_ABOVE
         return Scheme(tiles, _over_integer_groups, _bias_from(node), _by_tiles, above)
     if some is not None and unpacks(kernel.isa, node):
-        many = partial(emit_unpacked, tile=UNPACKED)
+        begin = block_sums_below(kernel, node)
+        many = partial(emit_unpacked, tile=UNPACKED, begin=begin)
         return Scheme(tiles, _over_integer_groups, _bias_from(node), many, some.rows, some=some)
     return Scheme(tiles, _over_integer_groups, _bias_from(node), some=some)
 
@@ -403,6 +416,7 @@ def _wide_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     needed = {node.inputs[0]: "i8", node.inputs[1]: "f32", sums_below(kernel, node): "i32"}
+    needed |= {block_sums_below(kernel, node): "i32"}
     return needed | ({group_sums(node.inputs[0]): "i32"} if kernel.isa.has_integer_tiles else {})
 
 

@@ -15,6 +15,7 @@ from .function import Anchor, Kernel
 from .isa import isa_of
 from .loops import Place
 from .quantized import (
+    block_sums_below,
     integer_scheme,
     integer_tiles,
     sums_below,
@@ -54,6 +55,7 @@ def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
     beside = {
         node.inputs[1]: places[x_scale],
         sums_below(kernel, node): places[sums_below(kernel, node, x)],
+        block_sums_below(kernel, node): places[block_sums_below(kernel, node, x)],
     }
     inner = replace(kernel, places={**places, **beside})
     scheme = integer_scheme(kernel, node)
@@ -67,7 +69,8 @@ def _integer_operands(node: Node) -> tuple[Node, Node]:
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     x, x_scale = _integer_operands(node)
-    return {x: "i8", x_scale: "f32", sums_below(kernel, node, x): "i32"}
+    below = {sums_below(kernel, node, x): "i32", block_sums_below(kernel, node, x): "i32"}
+    return {x: "i8", x_scale: "f32"} | below
 
 
 def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:

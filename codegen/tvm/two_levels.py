@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
+from ...ir.ops import tensor as t
 from ...ir.ops.quantized import operands
 from . import amx
 from .dots import Dot
@@ -23,7 +24,7 @@ from .fetch import LINE
 from .group_steps import Parts, add_integers, codes_at, fresh_vector
 from .isa import LANES, Tile
 from .linear import AHEAD, Linear, Sums, ask_ahead, load_vector, store_rows
-from .loops import Work, flat_index
+from .loops import Place, Work, flat_index
 from .row_tiles import MANY
 from .values import Expr, bind, i64
 
@@ -48,34 +49,17 @@ def groups_per_block(node: Node) -> int:
 def over_blocks(
     linear: Linear, tile: Tile, sums: Sums, block: list[Expr], at: list[list[Expr]], below: Node
 ) -> None:
-    """Fill a tile's sums; `below` is what the sums of each group begin with, [.., B, P]."""
+    """Fill a tile's sums; `below` is what the sums of each group begin with, [.., B, P].
+
+    The sums of a group of one row are multiplied; for more rows its codes are.
+    """
     node, kernel = linear.node, linear.kernel
-    found, per = operands(node), groups_per_block(node)
-    blocks, length = (int(d) for d in found.x.shape[-2:])
-    steps = length // per // (linear.layout.depth * linear.layout.pairs)
-    dot = Dot(kernel.isa.integer_dot, linear.codes.dtype)
+    found = operands(node)
+    whole = _summed if tile.rows == 1 or not _multiplies_codes(linear) else _by_multiplied
     assert found.x_scale is not None
-    first, factors = kernel.places[below], kernel.places[found.x_scale]
-    scales = kernel.places[found.scale]
-    lanes = T.ramp(0, 1, LANES)
-    with T.serial(i64(0), i64(blocks)) as g:
-        wholes: Parts = {}
-        for p in range(per):
-            begin = [T.broadcast(bind(first.read([*row, g, i64(p)])), LANES) for row in at]
-            parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
-            add_integers(linear, parts, block, at, g, steps, dot, first=p * steps)
-            times = {
-                (o, c): _multipliers(linear, b + i64(o // LANES), g, p)
-                for o in linear.offsets
-                for c, b in enumerate(block)
-            }
-            for (o, r, c), part in parts.items():
-                whole = part[lanes] * times[o, c]
-                if p == 0:
-                    wholes[o, r, c] = fresh_vector("int32", whole)
-                else:
-                    total = wholes[o, r, c]
-                    T.buffer_store(total, total[lanes] + whole, [lanes])
+    factors, scales = kernel.places[found.x_scale], kernel.places[found.scale]
+    with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
+        wholes = whole(linear, sums, block, at, g, below)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for o in linear.offsets:
             for c, b in enumerate(block):
@@ -84,6 +68,80 @@ def over_blocks(
                 scale = load_vector(scales, place, "float32")
                 for r in range(tile.rows):
                     _gather(sums.parts[o, r, c][0], wholes[o, r, c], scale, x_scale[r])
+
+
+def _multiplies_codes(linear: Linear) -> bool:
+    """Whether dot products take codes of eight bits without a sign as they are."""
+    return linear.kernel.isa.integer_dot == "vnni512"
+
+
+def begin_of_blocks(below: Node) -> Node:
+    """What the sums of blocks begin with whose bytes have MIDDLE for 0, [.., B], from what those of
+    groups do whose codes have 8.
+    """
+    total = t.reduce_sum(below, axes=(len(below.shape) - 1,))
+    return t.mul(total, t.scalar(MIDDLE // 8, "i32"))
+
+
+def _steps(linear: Linear) -> int:
+    """Steps of packed codes in a group."""
+    node = linear.node
+    return int(operands(node).x.shape[-1]) // groups_per_block(node) // 8
+
+
+def _summed(
+    linear: Linear, sums: Sums, block: list[Expr], at: list[list[Expr]], g: Expr, below: Node
+) -> Parts:
+    """A block's whole numbers, the sums of each group times its multiplier."""
+    first, lanes = linear.kernel.places[below], T.ramp(0, 1, LANES)
+    dot = Dot(linear.kernel.isa.integer_dot, linear.codes.dtype)
+    wholes: dict[tuple[int, int, int], tirx.Buffer] = {}
+    for p in range(groups_per_block(linear.node)):
+        begin = [T.broadcast(bind(first.read([*row, g, i64(p)])), LANES) for row in at]
+        parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
+        add_integers(linear, parts, block, at, g, _steps(linear), dot, first=p * _steps(linear))
+        times = {
+            (o, c): _multipliers(linear, b + i64(o // LANES), g, p)
+            for o in linear.offsets
+            for c, b in enumerate(block)
+        }
+        for (o, r, c), part in parts.items():
+            whole = part[lanes] * times[o, c]
+            if p == 0:
+                wholes[o, r, c] = fresh_vector("int32", whole)
+            else:
+                total = wholes[o, r, c]
+                T.buffer_store(total, total[lanes] + whole, [lanes])
+    return wholes
+
+
+def _by_multiplied(
+    linear: Linear, sums: Sums, block: list[Expr], at: list[list[Expr]], g: Expr, below: Node
+) -> Parts:
+    """A block's whole numbers, by codes that are multiplied in registers for all rows."""
+    first = linear.kernel.places[begin_of_blocks(below)]
+    begin = [T.broadcast(bind(first.read([*row, g])), LANES) for row in at]
+    parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
+    columns = [(o, c, b + i64(o // LANES)) for o in linear.offsets for c, b in enumerate(block)]
+    dot, packed = Dot("vnni512", "u8"), Dot("vnni512", "u4")
+    x = linear.kernel.places[linear.x].buffer
+    per, steps = groups_per_block(linear.node), _steps(linear)
+    for p in range(per):
+        times = [byte_multipliers(linear, b, g, p) for *_, b in columns]
+        for s in range(steps):
+            step = bind(g * i64(per * steps) + i64(p * steps + s))
+            codes = [codes_at(linear, packed, b, step)[0] for *_, b in columns]
+            for half in range(2):
+                k = i64(4 * (2 * (p * steps + s) + half))
+                words = [
+                    bind(tirx.op.reinterpret("int32", x[(*row, g, T.ramp(k, i64(1), 4))]))
+                    for row in at
+                ]
+                for (o, c, _), word, m in zip(columns, codes, times, strict=True):
+                    value = bind(multiplied(packed.nibbles(word, half), m))
+                    for r, four in enumerate(words):
+                        dot.add(parts[o, r, c], 0, (value,), four)
+    return parts
 
 
 def _ask_beside(linear: Linear, buffer: tirx.Buffer, at: tuple[Expr, ...]) -> None:
@@ -134,14 +192,14 @@ def _gather(total: tirx.Buffer, part: tirx.Buffer, scale: Expr, factor: Expr) ->
 @dataclass(frozen=True)
 class _Panel:
     """A panel at work: its column vectors as (offset, block), their codes unpacked as bytes
-    [k / 4, vector, 64], and what the sums of a block of groups begin with, [rows, B].
+    [k / 4, vector, 64], and where what the sums of a block of groups begin with is.
     """
 
     linear: Linear
     tile: Tile
     vectors: tuple[tuple[int, Expr], ...]
     held: tirx.Buffer
-    begin: tirx.Buffer
+    begin: Place
     rows: Expr
 
     @property
@@ -150,15 +208,17 @@ class _Panel:
         return int(operands(self.linear.node).x.shape[-1]) // 4
 
 
-def emit_unpacked(linear: Linear, rows: Expr, tile: Tile) -> None:
-    """All rows of a linear over 4-bit codes with one zero, panel of columns by panel."""
+def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
+    """All rows of a linear over 4-bit codes with one zero, panel of columns by panel; `begin` is
+    what the sums of blocks (or of groups, without multipliers) begin with, [.., B].
+    """
     tile = linear.kernel.chosen(MANY.name, tile)
     blocks = -(-linear.columns // LANES)
     wide = min(blocks, max(1, tile.columns // len(linear.offsets)))
     panels = -(-blocks // wide)
     node = linear.node
     count, length = (int(d) for d in operands(node).x.shape[-2:])
-    begin = _begin(linear, rows)
+    first = linear.kernel.places[begin]
     with T.parallel(i64(0), i64(panels)) as group:
         vectors = tuple(
             (o, bind(tirx.min(group * i64(wide) + i64(c), i64(blocks - 1))))
@@ -166,42 +226,12 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile) -> None:
             for c in range(wide)
         )
         held = amx.buffer((count * length // 4, len(vectors), BYTES), "uint8")
-        panel = _Panel(linear, replace(tile, columns=wide), vectors, held, begin, rows)
+        panel = _Panel(linear, replace(tile, columns=wide), vectors, held, first, rows)
         _unpack(panel)
         tiles = bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
-        with T.serial(i64(0), tiles) as t:
+        with T.serial(i64(0), tiles) as number:
             work = linear.kernel.work().within(group, 0, panels)
-            _row_tile(panel, replace(work, parallel=False), group, bind(t * i64(tile.rows)))
-
-
-def _begin(linear: Linear, rows: Expr) -> tirx.Buffer:
-    """Minus the zero of unpacked bytes times the sum of each row's block of groups, [rows, B]."""
-    node = linear.node
-    x = operands(node).x
-    blocks, length = (int(d) for d in x.shape[-2:])
-    zero = MIDDLE if operands(node).multipliers is not None else int(node["offset"])
-    made = T.alloc_buffer((rows, i64(blocks)), "int32")
-    ones = T.broadcast(tirx.IntImm("uint8", 1), BYTES)
-    dot = Dot("vnni512", "u8")
-    source = linear.kernel.places[linear.x].buffer
-    whole, rest = divmod(length, BYTES)
-    with T.parallel(i64(0), rows) as r:
-        row = flat_index(linear.kernel.work(), r, linear.rows)
-        with T.serial(i64(0), i64(blocks)) as g:
-            none = T.broadcast(tirx.IntImm("int32", 0), LANES)
-            total = fresh_vector("int32", none)
-            lanes = T.ramp(0, 1, LANES)
-            for s in range(whole):
-                x64 = source[(*row, g, T.ramp(i64(s * BYTES), i64(1), BYTES))]
-                T.buffer_store(total, dot.sum(total[lanes], (ones,), x64), [lanes])
-            value = T.call_llvm_pure_intrin(
-                "int32", f"llvm.vector.reduce.add.v{LANES}i32", total[lanes]
-            )
-            for k in range(rest):
-                at = source[(*row, g, i64(whole * BYTES + k))]
-                value = value + tirx.Cast("int32", at)
-            T.buffer_store(made, value * tirx.IntImm("int32", -zero), [r, g])
-    return made
+            _row_tile(panel, replace(work, parallel=False), group, bind(number * i64(tile.rows)))
 
 
 def _unpack(panel: _Panel) -> None:
@@ -282,7 +312,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr) -> None:
     assert found.x_scale is not None
     scales, factors = (linear.kernel.places[n] for n in (found.scale, found.x_scale))
     with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
-        parts = _block_sums(panel, at, numbers, g)
+        parts = _block_sums(panel, at, g)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for v, (offset, b) in enumerate(panel.vectors):
             scale = load_vector(scales, (b + i64(offset // LANES), g), "float32")
@@ -301,15 +331,13 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr) -> None:
         store_rows(linear, work, sides, span, panel.vectors[c][1], within=within)
 
 
-def _block_sums(
-    panel: _Panel, at: list[list[Expr]], numbers: list[Expr], g: Expr
-) -> dict[tuple[int, int], tirx.Buffer]:
+def _block_sums(panel: _Panel, at: list[list[Expr]], g: Expr) -> dict[tuple[int, int], tirx.Buffer]:
     """The whole numbers of a block of groups."""
     x = panel.linear.kernel.places[panel.linear.x].buffer
     dot, vectors = Dot("vnni512", "u8"), range(len(panel.vectors))
     parts: dict[tuple[int, int], tirx.Buffer] = {}
-    for r, n in enumerate(numbers):
-        first = T.broadcast(bind(panel.begin[n, g]), LANES)
+    for r, row in enumerate(at):
+        first = T.broadcast(bind(panel.begin.read([*row, g])), LANES)
         parts |= {(r, v): fresh_vector("int32", first) for v in vectors}
 
     def four(k: Expr) -> None:
