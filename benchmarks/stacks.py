@@ -17,6 +17,7 @@ FORMATS = ("bf16", "int8", "int4")
 AVX2 = "cpu:x86-64-v3"
 _WHOLE = Layout(16)
 _GROUPS_OF_32 = Layout(4, 32, 16)
+_BLOCKS_OF_128 = Layout(4, 128, 16 + 4 * 4)  # a scale, and multipliers of four groups
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Stack:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-_FERRULE = {"bf16": _WHOLE, "int8": Layout(8), "int4": _GROUPS_OF_32}
+_FERRULE = {"bf16": _WHOLE, "int8": Layout(8), "int4": _BLOCKS_OF_128}
 _LLAMA_CPP = {"bf16": _WHOLE, "int8": Layout(8, 32, 16), "int4": _GROUPS_OF_32}
 _LLAMA_NEEDS = ("llama_cpp", "gguf")
 STACKS: Mapping[str, Stack] = {

@@ -9,7 +9,7 @@ multiplied by their scales once, at the group's end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from tvm import tirx
@@ -22,25 +22,16 @@ from ...ir.target import Target
 from ..backend import Layout
 from ..errors import CodegenError
 from ..space import Space
-from .amx import ROWS
 from .dots import Dot, nibbles
 from .fetch import LINE
 from .function import Anchor, Kernel
-from .group_steps import Parts, add_integers, codes_at, fresh_vector, over_steps
+from .group_steps import Parts, add_integers, fresh_vector, over_steps
 from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, ask_ahead, emit_scheme, load_vector
-from .loops import Place, flat_index
+from .loops import Place
+from .quantized_tiles import Vectors, by_tiles, fits_tiles, group_sums, zeros_of
 from .row_tiles import tile_spaces
-from .tiled_codes import Wide, emit_widened
-from .tiled_groups import Codes, emit_groups
-from .tiles import Panel, Steps, emit_whole
-from .two_levels import (
-    begin_of_blocks,
-    emit_unpacked,
-    groups_per_block,
-    over_blocks,
-    unpack_block,
-)
+from .two_levels import begin_of_blocks, emit_unpacked, groups_per_block, over_blocks
 from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
@@ -52,7 +43,6 @@ SCALES_AHEAD = 10 * LINE
 UNPACKED = Tile(8, 3)
 """The row tile over unpacked codes: its sums and a column vector's weights fill the registers."""
 UNPACKED_FROM = 64
-Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
 
 
 def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
@@ -124,7 +114,7 @@ def _over_wide_groups(
             key: fresh_vector("float32", T.broadcast(const(0, "float32"), LANES))
             for key in sums.parts
         }
-        zeros = {key: _widened(z) for key, z in _zeros(linear, block, g).items()}
+        zeros = {key: _widened(z) for key, z in zeros_of(linear, block, g).items()}
         over_steps(steps, lambda s, _: _wide_step(linear, parts, block, at, g, s, zeros))
         for o, c, scale in _scales(linear, node.inputs[2], block, g):
             for r in range(tile.rows):
@@ -175,11 +165,6 @@ def _widened(value: Expr) -> Expr:
 # -- integer dot products
 
 
-def group_sums(x: Node) -> Node:
-    """The sum of each group of x, by which the codes' offset is taken off."""
-    return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
-
-
 def sums_below(kernel: Kernel, node: Node, x: Node | None = None) -> Node:
     """What the sums of each group begin with where all codes have one zero: minus the zero, less
     what the codes have lost, times the sum of x (the node's own, if none is given); with zeros
@@ -207,9 +192,9 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     groups = int(node.inputs[0].shape[-2])
     tiles = integer_tiles(kernel.isa, node)
     some = _some_rows(kernel.isa)
-    if kernel.isa.has_integer_tiles and _fits_tiles(node):
+    if kernel.isa.has_integer_tiles and fits_tiles(node):
         above = 0 if groups == 1 else GROUPS_ABOVE
-        return Scheme(tiles, _over_integer_groups, _bias_from(node), _by_tiles, above)
+        return Scheme(tiles, _over_integer_groups, _bias_from(node), by_tiles, above)
     if some is not None and unpacks(kernel.isa, node):
         begin = block_sums_below(kernel, node)
         many = partial(emit_unpacked, tile=UNPACKED, begin=begin)
@@ -224,12 +209,6 @@ def unpacks(isa: Isa, node: Node) -> bool:
     found = operands(node)
     far = int(found.x.shape[-1]) >= UNPACKED_FROM
     return isa.integer_dot == "vnni512" and found.codes.dtype == "u4" and not found.zeros and far
-
-
-def _fits_tiles(node: Node) -> bool:
-    """Whether codes less their zeros are signed bytes, or the zeros can wait for the row's end."""
-    found = operands(node)
-    return found.zeros is None or found.codes.dtype == "u4" or int(node.inputs[0].shape[-2]) == 1
 
 
 def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
@@ -252,7 +231,7 @@ def _over_integer_groups(
     less, one_zero = T.broadcast(const(dot.taken_off, "int32"), LANES), operands(node).zeros is None
     with T.serial(i64(0), i64(groups)) as g:
         first = [T.broadcast(bind(below.read([*row, g])), LANES) for row in at]
-        zeros = {} if one_zero else _zeros(linear, block, g)
+        zeros = {} if one_zero else zeros_of(linear, block, g)
         parts = {
             (o, r, c): fresh_vector("int32", first[r] * (zeros[o, c] - less) if zeros else first[r])
             for o, r, c in sums.parts
@@ -265,126 +244,7 @@ def _over_integer_groups(
                 _gather(sums, (o, r, c), parts[o, r, c], both)
 
 
-# -- many rows by tiles
-
-
-def _by_tiles(linear: Linear, rows: Expr) -> None:
-    groups, length = (int(d) for d in linear.node.inputs[0].shape[-2:])
-    if groups == 1 and linear.codes.dtype == "u8":
-        steps = Steps(groups, length, size=64, width=1)
-        return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
-    one_level = operands(linear.node).multipliers is None
-    if (
-        one_level
-        and linear.kernel.isa.sums_by_tiles
-        and linear.node.dtype == "bf16"
-        and length % 32 == 0
-    ):
-        wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
-        steps = Steps(groups, length, size=32, width=2, together=True)
-        return emit_widened(linear, rows, steps, wide)
-    size = 64 if length % 64 == 0 else 32
-    codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
-    return emit_groups(linear, rows, Steps(groups, length, size, width=1, together=True), codes)
-
-
-def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
-    """A sum less the codes' offset, times the scales of its row and column."""
-    linear = panel.linear
-    node, places = linear.node, linear.kernel.places
-    row = flat_index(
-        linear.kernel.work(),
-        bind(tirx.min(tile * i64(ROWS) + r, panel.rows - i64(1))),
-        linear.rows,
-    )
-    offset, block = panel.vectors[vector]
-    at = [block + i64(offset // LANES), i64(0), lane]
-    zeros = operands(node).zeros
-    zero = const(node["offset"], "int32") if zeros is None else places[zeros].read(at)
-    total = bind(places[group_sums(node.inputs[0])].read([*row, i64(0)]))
-    factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
-    scale = places[node.inputs[3]].read(at)
-    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
-    whole = whole - total * tirx.Cast("int32", zero)
-    return tirx.Cast("float32", whole) * (scale * factor)
-
-
-def _tile_scale(panel: Panel, vector: int, group: Expr) -> Expr:
-    offset, block = panel.vectors[vector]
-    place = panel.linear.kernel.places[panel.linear.node.inputs[3]]
-    return load_vector(place, (block + i64(offset // LANES), group), "float32")
-
-
-def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
-    place = linear.kernel.places[linear.node.inputs[1]]
-    return lambda row, group: place.read([*row, group])
-
-
-def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """A group's codes as bytes, run of four k after run of four."""
-    linear = panel.linear
-    offset, block = panel.vectors[vector]
-    pairs, dot = linear.layout.pairs, Dot("vnni512", linear.codes.dtype)
-    steps = panel.steps.length // (4 * pairs)
-    with T.serial(i64(0), i64(steps)) as s:
-        step = bind(group * i64(steps) + s)
-        (codes,) = codes_at(linear, dot, block + i64(offset // LANES), step)
-        for half in range(pairs):
-            part = codes if pairs == 1 else dot.nibbles(codes, half)
-            put(bind(s * i64(pairs) + i64(half)), part)
-
-
-def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """A group's codes less their zeros, as signed bytes, run of four k after run of four; those of
-    a block of groups times their multipliers.
-    """
-    offset, block = panel.vectors[vector]
-    if operands(panel.linear.node).multipliers is not None:
-        return unpack_block(panel.linear, block + i64(offset // LANES), group, put)
-    less = _zero_bytes(panel.linear, block + i64(offset // LANES), group)
-
-    def signed(run: Expr, codes: Expr) -> None:
-        put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes - less))
-
-    _runs(panel, vector, group, signed)
-
-
-def _zero_columns(panel: Panel, vector: int, group: Expr) -> Expr:
-    offset, block = panel.vectors[vector]
-    return _zeros(panel.linear, [block], group)[offset, 0]
-
-
-def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:
-    """What a group's codes have for 0, four times for each of sixteen columns."""
-    zeros = operands(linear.node).zeros
-    if zeros is None:
-        return T.broadcast(const(linear.node["offset"], "uint8"), 4 * LANES)
-    buffer = linear.kernel.places[zeros].buffer
-    each = tirx.Cast(f"uint32x{LANES}", buffer[(block, group, T.ramp(i64(0), i64(1), LANES))])
-    four = each * T.broadcast(tirx.IntImm("uint32", 0x01010101), LANES)
-    return bind(tirx.op.reinterpret(f"uint8x{4 * LANES}", bind(four)))
-
-
 # -- what both share
-
-
-def _zeros(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
-    """What a group's codes have for 0, sixteen columns at a time, in int32."""
-    zeros = operands(linear.node).zeros
-    if zeros is None:
-        offset = tirx.IntImm("int32", linear.node["offset"])
-        every = T.broadcast(offset, LANES)
-        return {(o, c): every for o in linear.offsets for c in range(len(block))}
-    buffer = linear.kernel.places[zeros].buffer
-    return {
-        (o, c): bind(
-            tirx.Cast(
-                f"int32x{LANES}", buffer[(b + i64(o // LANES), g, T.ramp(i64(0), i64(1), LANES))]
-            )
-        )
-        for o in linear.offsets
-        for c, b in enumerate(block)
-    }
 
 
 def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tuple[int, int, Expr]]:
@@ -426,11 +286,11 @@ def _wide_spaces(node: Node, target: Target) -> tuple[Space, ...]:
 
 def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:
     isa = isa_of(target)
-    by_tiles = isa.has_integer_tiles and _fits_tiles(node)
+    in_tiles = isa.has_integer_tiles and fits_tiles(node)
     tiles = integer_tiles(isa, node)
-    if not by_tiles and unpacks(isa, node):
+    if not in_tiles and unpacks(isa, node):
         tiles = (*tiles[:2], UNPACKED)
-    return tile_spaces(node, target, tiles, "i8", by_tiles=by_tiles)
+    return tile_spaces(node, target, tiles, "i8", by_tiles=in_tiles)
 
 
 QUANTIZED = Anchor(_wide_needs, emit_wide, _wide_spaces)

@@ -150,8 +150,8 @@ def packed_integer_expert_linear(
 
 
 def _one_level(
-    length: int, scale: Tensor, more: Sequence[Tensor]
-) -> tuple[int, Tensor, Sequence[Tensor]]:
+    length: int, scale: Tensor, more: tuple[Tensor, ...]
+) -> tuple[int, Tensor, tuple[Tensor, ...]]:
     """The codes of a group, scales of groups [.., B, P, 16] as packed, and what follows, given the
     codes of a block, its scales [.., B, 16] and what may begin with multipliers [.., J / 2, 16, 2].
     """

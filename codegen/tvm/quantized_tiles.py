@@ -1,0 +1,155 @@
+"""Integer linears over quantized weights by AMX tiles: which of the forms of tiles.py takes them,
+and what a group's codes are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...ir.node import Node
+from ...ir.ops import tensor as t
+from ...ir.ops.quantized import operands
+from .amx import ROWS
+from .dots import Dot
+from .group_steps import codes_at
+from .isa import LANES
+from .linear import Linear, load_vector
+from .loops import flat_index
+from .tiled_codes import Wide, emit_widened
+from .tiled_groups import Codes, emit_groups
+from .tiles import Panel, Steps, emit_whole
+from .two_levels import unpack_block
+from .values import Expr, bind, const, i64
+
+Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
+
+
+def fits_tiles(node: Node) -> bool:
+    """Whether codes less their zeros are signed bytes, or the zeros can wait for the row's end."""
+    found = operands(node)
+    return found.zeros is None or found.codes.dtype == "u4" or int(node.inputs[0].shape[-2]) == 1
+
+
+def group_sums(x: Node) -> Node:
+    """The sum of each group of x, by which the codes' offset is taken off."""
+    return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
+
+
+def by_tiles(linear: Linear, rows: Expr) -> None:
+    """All rows of an integer linear by tiles, in the form that its codes want."""
+    groups, length = (int(d) for d in linear.node.inputs[0].shape[-2:])
+    if groups == 1 and linear.codes.dtype == "u8":
+        steps = Steps(groups, length, size=64, width=1)
+        return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
+    one_level = operands(linear.node).multipliers is None
+    if (
+        one_level
+        and linear.kernel.isa.sumsby_tiles
+        and linear.node.dtype == "bf16"
+        and length % 32 == 0
+    ):
+        wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
+        steps = Steps(groups, length, size=32, width=2, together=True)
+        return emit_widened(linear, rows, steps, wide)
+    size = 64 if length % 64 == 0 else 32
+    codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
+    return emit_groups(linear, rows, Steps(groups, length, size, width=1, together=True), codes)
+
+
+def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
+    """A sum less the codes' offset, times the scales of its row and column."""
+    linear = panel.linear
+    node, places = linear.node, linear.kernel.places
+    row = flat_index(
+        linear.kernel.work(),
+        bind(tirx.min(tile * i64(ROWS) + r, panel.rows - i64(1))),
+        linear.rows,
+    )
+    offset, block = panel.vectors[vector]
+    at = [block + i64(offset // LANES), i64(0), lane]
+    zeros = operands(node).zeros
+    zero = const(node["offset"], "int32") if zeros is None else places[zeros].read(at)
+    total = bind(places[group_sums(node.inputs[0])].read([*row, i64(0)]))
+    factor = bind(places[node.inputs[1]].read([*row, i64(0)]))
+    scale = places[node.inputs[3]].read(at)
+    whole = panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
+    whole = whole - total * tirx.Cast("int32", zero)
+    return tirx.Cast("float32", whole) * (scale * factor)
+
+
+def _tile_scale(panel: Panel, vector: int, group: Expr) -> Expr:
+    offset, block = panel.vectors[vector]
+    place = panel.linear.kernel.places[panel.linear.node.inputs[3]]
+    return load_vector(place, (block + i64(offset // LANES), group), "float32")
+
+
+def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
+    place = linear.kernel.places[linear.node.inputs[1]]
+    return lambda row, group: place.read([*row, group])
+
+
+def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """A group's codes as bytes, run of four k after run of four."""
+    linear = panel.linear
+    offset, block = panel.vectors[vector]
+    pairs, dot = linear.layout.pairs, Dot("vnni512", linear.codes.dtype)
+    steps = panel.steps.length // (4 * pairs)
+    with T.serial(i64(0), i64(steps)) as s:
+        step = bind(group * i64(steps) + s)
+        (codes,) = codes_at(linear, dot, block + i64(offset // LANES), step)
+        for half in range(pairs):
+            part = codes if pairs == 1 else dot.nibbles(codes, half)
+            put(bind(s * i64(pairs) + i64(half)), part)
+
+
+def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """A group's codes less their zeros, as signed bytes, run of four k after run of four; those of
+    a block of groups times their multipliers.
+    """
+    offset, block = panel.vectors[vector]
+    if operands(panel.linear.node).multipliers is not None:
+        return unpack_block(panel.linear, block + i64(offset // LANES), group, put)
+    less = _zero_bytes(panel.linear, block + i64(offset // LANES), group)
+
+    def signed(run: Expr, codes: Expr) -> None:
+        put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes - less))
+
+    _runs(panel, vector, group, signed)
+
+
+def _zero_columns(panel: Panel, vector: int, group: Expr) -> Expr:
+    offset, block = panel.vectors[vector]
+    return zeros_of(panel.linear, [block], group)[offset, 0]
+
+
+def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:
+    """What a group's codes have for 0, four times for each of sixteen columns."""
+    zeros = operands(linear.node).zeros
+    if zeros is None:
+        return T.broadcast(const(linear.node["offset"], "uint8"), 4 * LANES)
+    buffer = linear.kernel.places[zeros].buffer
+    each = tirx.Cast(f"uint32x{LANES}", buffer[(block, group, T.ramp(i64(0), i64(1), LANES))])
+    four = each * T.broadcast(tirx.IntImm("uint32", 0x01010101), LANES)
+    return bind(tirx.op.reinterpret(f"uint8x{4 * LANES}", bind(four)))
+
+
+def zeros_of(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
+    """What a group's codes have for 0, sixteen columns at a time, in int32."""
+    zeros = operands(linear.node).zeros
+    if zeros is None:
+        offset = tirx.IntImm("int32", linear.node["offset"])
+        every = T.broadcast(offset, LANES)
+        return {(o, c): every for o in linear.offsets for c in range(len(block))}
+    buffer = linear.kernel.places[zeros].buffer
+    return {
+        (o, c): bind(
+            tirx.Cast(
+                f"int32x{LANES}", buffer[(b + i64(o // LANES), g, T.ramp(i64(0), i64(1), LANES))]
+            )
+        )
+        for o in linear.offsets
+        for c, b in enumerate(block)
+    }
