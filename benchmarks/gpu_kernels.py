@@ -93,7 +93,7 @@ class Alone:
         scratch = driver.allocate(max(table.scratch_bytes, 256))
         plan = Plan({"main": Entry((Call("k", tuple(arguments)),))}, {})
         binding = Binding(plan, table, lambda a: addresses[str(a.name)], scratch)
-        recorded = driver.record(binding.bind("main", dims))
+        recorded = driver.record(driver.pack(binding.bind("main", dims)))
 
         def replay() -> None:
             driver.replay(recorded)

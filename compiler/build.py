@@ -19,7 +19,7 @@ from torch import nn
 from ..codegen.backend import Backend, KernelBody, KernelReport, backend_of
 from ..ir.errors import IRError
 from ..ir.graph import Graph
-from ..ir.launches import LAUNCHES, SCRATCH_ALIGNMENT, LaunchTable
+from ..ir.launches import FEED, LAUNCHES, SCRATCH_ALIGNMENT, LaunchTable
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..ir.text import print_graph
@@ -323,7 +323,7 @@ class Kernels:
             reports = (
                 write_library(self.bodies, target, folder, records)
                 if target.kind == "cpu"
-                else write_binaries(self.bodies, target, folder, machine_code=machine_code)
+                else write_binaries(self.bodies, self.plan, target, folder, machine_code)
             )
         plan = named_plan(self.plan, reports)
         if target.kind == "cpu":
@@ -351,14 +351,19 @@ def write_library(
 
 
 def write_binaries(
-    bodies: Mapping[str, KernelBody], target: Target, folder: Path, *, machine_code: bool
+    bodies: Mapping[str, KernelBody], plan: Plan, target: Target, folder: Path, machine_code: bool
 ) -> dict[str, KernelReport]:
-    """Write a GPU's binaries and launches; raises CompileError where Triton is not installed."""
+    """Write a GPU's binaries and launches, with those that feed a step tokens of the one before
+    where the plan is a language model's; raises CompileError where Triton is not installed.
+    """
     try:
         from ..codegen.triton.build import build_kernels
+        from ..codegen.triton.feed import feed_body
     except ImportError as error:
         raise CompileError(f"target {target}: kernels need triton ({error}): install it") from error
-    return build_kernels(bodies, target, folder, machine_code=machine_code)
+    feed = {FEED: KernelBody(feed_body(plan.dims))} if "decode" in plan.entries else {}
+    reports = build_kernels({**bodies, **feed}, target, folder, machine_code=machine_code)
+    return {name: reports[name] for name in bodies}
 
 
 def with_scratch(plan: Plan, folder: Path) -> Plan:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,11 @@ class InterpretedDriver:
         """Copy into the file."""
         self.bytes[address : address + data.nbytes] = data.reshape(-1).view(np.uint8)
 
+    def upload(self, parts: Iterable[tuple[int, Array]]) -> None:
+        """Copy into the file, one after another."""
+        for address, data in parts:
+            self.write(address, data)
+
     def read(self, address: int, data: Array) -> None:
         """Copy out of the file."""
         data.reshape(-1).view(np.uint8)[:] = self.bytes[address : address + data.nbytes]
@@ -110,34 +115,50 @@ class InterpretedDriver:
     def load(self, binaries: Sequence[tuple[str, Binary, bytes]]) -> None:
         """Nothing: sources are read when they are launched."""
 
-    def run(self, launches: Sequence[Prepared]) -> None:
-        """Interpret one launch after another."""
-        for each in launches:
-            request = {
-                "launch": [str(self._folder / each.source), each.launch.entry],
-                "grid": list(each.grid),
-                "arguments": [list(g) for g in each.arguments],
-                "constants": dict(each.launch.constants),
-            }
-            self._ask(request)
-
-    def time(self, groups: Sequence[Sequence[Prepared]]) -> list[float]:
-        """Interpret group after group; the seconds are the interpreter's."""
-        found: list[float] = []
-        for launches in groups:
-            begin = time.perf_counter()
-            self.run(launches)
-            found.append(time.perf_counter() - begin)
-        return found
-
-    def record(self, launches: Sequence[Prepared]) -> object:
+    def pack(self, launches: Sequence[Prepared]) -> object:
         """The launches themselves."""
         return tuple(launches)
 
+    def run(self, packed: object) -> None:
+        """Interpret one launch after another."""
+        assert isinstance(packed, tuple), packed
+        for each in packed:
+            self.interpret(each)
+
+    def interpret(self, each: Prepared) -> None:
+        """Interpret a launch."""
+        request = {
+            "launch": [str(self._folder / each.source), each.launch.entry],
+            "grid": list(each.grid),
+            "arguments": [list(g) for g in each.arguments],
+            "constants": dict(each.launch.constants),
+        }
+        self._ask(request)
+
+    def time(self, groups: Sequence[object]) -> list[float]:
+        """Interpret group after group; the seconds are the interpreter's."""
+        found: list[float] = []
+        for packed in groups:
+            begin = time.perf_counter()
+            self.run(packed)
+            found.append(time.perf_counter() - begin)
+        return found
+
+    def record(self, packed: object, times: int = 1) -> object:
+        """The launches themselves, so many times."""
+        assert isinstance(packed, tuple), packed
+        return packed * times
+
     def replay(self, recorded: object) -> None:
         """Run what was recorded."""
-        assert isinstance(recorded, tuple), recorded
         self.run(recorded)
+
+    def mark(self, mark: object = None) -> object:
+        """Nothing runs behind the caller's back."""
+        return mark or "mark"
+
+    def wait(self, mark: object) -> None:
+        """Nothing runs behind the caller's back."""
 
     def synchronize(self) -> None:
         """Nothing runs behind the caller's back."""

@@ -14,6 +14,11 @@ from .plan import Expr, PlanError, evaluate_dim
 
 FORMAT = 1
 LAUNCHES = "launches.json"
+FEED = "feed_tokens"
+"""The function that puts tokens of the step before in the place of a step's own, where it is there:
+tokens[i] = max(argmax[fed[i]], 0) where fed[i] is 0 or more. Its arguments: tokens i32[T],
+fed i32[T], argmax i32[R], and tokens again."""
+FED = "fed"
 SCRATCH_ALIGNMENT = 256
 """Bytes of which the start of a scratch buffer is a multiple."""
 

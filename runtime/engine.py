@@ -3,6 +3,9 @@
 A step is a transaction: the scheduler plans it and reserves blocks, the executor runs it, and it
 is committed or rolled back. Where a step of several requests fails they are run one by one, so
 that the request that cannot be served ends alone. An engine belongs to one thread at a time.
+
+A runner that can is given the next step while one runs (see flight.py); what the tokens of that one
+become, texts and ends, is found out beside the device's work.
 """
 
 import time
@@ -18,6 +21,7 @@ from .adjust import bad_word_tokens
 from .blocks import BlockPool
 from .errors import QueueFullError, RequestError
 from .executor import Batch, StepRunner
+from .flight import Flight, Flights
 from .grammar import GrammarConstraint, Grammars
 from .logprobs import Decode
 from .memory import BlockMemory
@@ -123,8 +127,12 @@ class Engine:
             states=runner.states,
         )
         self.steps = self.prompt_tokens = self.generated_tokens = 0
+        self._ended = 0.0
         self._requests: dict[str, Request] = {}
         self._tracks: dict[Scheduled, Track] = {}
+        self._flights = Flights(
+            runner, self.scheduler, self._batch, self._tracks.__contains__, self._may_guess
+        )
         self._numbers = count()
         self._seeds = None if seed is None else Random(seed)
 
@@ -265,47 +273,64 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Run one step and return what each of its requests got; empty where nothing is to run."""
-        step = self.scheduler.next_step()
-        if step is None:
-            return []
+        flight = self._flights.first
+        if flight is None:
+            step = self.scheduler.next_step()
+            if step is None:
+                return []
+            try:
+                flight = self._flights.begin(step)
+            except Exception as error:
+                return self._one_by_one(step, error)
+        self._flights.begin_next()
         try:
-            rows = self._run(step)
+            rows = self._collect(flight)
         except Exception as error:
-            return self._one_by_one(step, error)
+            return self._lost(flight, error)
         return self._advance(rows)
 
     def _run(self, step: Step) -> list[_Rows]:
-        start = time.monotonic()
-        try:
-            argmax, logits = self.runner.step(self._batch(step))
-        except BaseException:
-            self.scheduler.roll_back(step)
-            raise
-        rows, at = [], 0
-        for part in step.parts:
-            end = at + part.rows
-            begin = part.sequence.computed
-            rows.append(_Rows(part.sequence, begin, argmax[at:end], logits[at:end]))
-            at = end
-        self.scheduler.commit(step)
-        self.steps += 1
-        self._note_times(step, start)
-        return rows
+        return self._collect(self._flights.begin(step))
 
-    def _batch(self, step: Step) -> Batch:
+    def _collect(self, flight: Flight) -> list[_Rows]:
+        argmax, logits = self._flights.collect(flight)
+        self.steps += 1
+        self._note_times(flight)
+        return [
+            _Rows(p.sequence, p.begin, argmax[p.first : p.end], logits[p.first : p.end])
+            for p in flight.places
+        ]
+
+    def _lost(self, flight: Flight, error: Exception) -> list[Delta]:
+        """What becomes of a step whose results did not come; where another one was to follow it,
+        nothing can be done again.
+        """
+        if not flight.committed:
+            return self._one_by_one(flight.step, error)
+        parts = self._flights.drop()
+        return [self._fail(self._tracks[s], error) for s in parts if s in self._tracks]
+
+    def _may_guess(self, sequence: Scheduled) -> bool:
+        request = self._tracks[sequence].request
+        return request.forked or request.params.n == 1
+
+    def _batch(self, step: Step, fed: Sequence[int]) -> Batch:
         """The step's tokens, and whether any of its sequences reads more of logits than argmax."""
         tracks = (self._tracks.get(part.sequence) for part in step.parts if part.rows)
         wants = any(t is not None and t.reads_logits for t in tracks)
-        return replace(step.batch(self.runner.block), wants_logits=wants)
+        return replace(step.batch(self.runner.block), wants_logits=wants, fed=fed)
 
-    def _note_times(self, step: Step, start: float) -> None:
-        prompt = sum(part.count for part in step.parts if part.count > 1)
-        decodes = sum(part.count == 1 for part in step.parts)
-        self.memory.costs.see_step(prompt, decodes, time.monotonic() - start)
-        for part in step.parts:
-            request = self._tracks[part.sequence].request
-            if request.started is None:
-                request.started = start
+    def _note_times(self, flight: Flight) -> None:
+        parts, now = flight.step.parts, time.monotonic()
+        prompt = sum(part.count for part in parts if part.count > 1)
+        decodes = sum(part.count == 1 for part in parts)
+        # A step that was begun behind another one ran from the end of that one on.
+        self.memory.costs.see_step(prompt, decodes, now - max(flight.start, self._ended))
+        self._ended = now
+        for part in parts:
+            track = self._tracks.get(part.sequence)
+            if track is not None and track.request.started is None:
+                track.request.started = flight.start
 
     def _one_by_one(self, failed: Step, error: Exception) -> list[Delta]:
         """Serve the parts of a failed step alone, and end those that fail again."""
@@ -443,7 +468,7 @@ class Engine:
 
     def check(self) -> None:
         """Raise AssertionError unless every block, sequence and request is accounted for."""
-        self.scheduler.check()
+        self.scheduler.check(self._flights.sequences())
         scheduled = set(self.scheduler.sequences())
         tracked = {s: t.request.name for s, t in self._tracks.items()}
         assert scheduled == set(tracked), f"{scheduled ^ set(tracked)} is scheduled or asked alone"

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,7 +24,8 @@ class Batch:
     tokens up to and including this step; slots are places in the cache; logit_rows say which
     tokens get logits. Where a model has recurrent states, that of sequence n is read at
     state_from[n] (below 0: it begins) and written to state_to[n]. Where nobody looks at logits but
-    for their argmax, an executor may leave them where they are and give zeros.
+    for their argmax, an executor may leave them where they are and give zeros. A token whose
+    number in `fed` is 0 or more is not the one given but the argmax of that row of the step before.
     """
 
     tokens: Sequence[int]
@@ -37,6 +38,7 @@ class Batch:
     state_from: Sequence[int] = ()
     state_to: Sequence[int] = ()
     wants_logits: bool = True
+    fed: Sequence[int] = ()
 
     @property
     def is_decode(self) -> bool:
@@ -83,6 +85,25 @@ class StepRunner(Protocol):
 
     def write_state(self, state: int, content: tuple[Array, ...]) -> None:
         """Put what `read_state` gave into a state."""
+        ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A runner that can be given a step while the one before runs, and takes tokens of that one by
+    itself; `feeds` says whether it can. Steps end in the order in which they were given.
+    """
+
+    feeds: bool
+
+    def submit(self, batch: Batch) -> object:
+        """Begin a step, which may still run when this returns."""
+        ...
+
+    def collect(self, flight: object) -> tuple[Array, Array]:
+        """What `step` gives of a step that was begun; good until the second step after it begins,
+        logits until the next that wants any.
+        """
         ...
 
 

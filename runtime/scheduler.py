@@ -7,7 +7,7 @@ The one that goes first never gives way, and the engine refuses what the whole p
 so every sequence ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 
@@ -417,10 +417,12 @@ class Scheduler:
         yield from self.running
         yield from self.waiting
 
-    def check(self) -> None:
-        """Raise AssertionError unless every block and every sequence is accounted for."""
+    def check(self, begun: Container[Sequence] = ()) -> None:
+        """Raise AssertionError unless every block and every sequence is accounted for; `begun` are
+        those of steps that run.
+        """
         self.pool.check(s.held for s in self.sequences())
-        self.states.check(self.sequences())
+        self.states.check(self.sequences(), begun)
         held = [s.id for s in self.waiting if s.blocks or s.computed]
         assert not held, f"waiting sequences hold blocks or computed tokens: {held}"
         for sequence in self.running:

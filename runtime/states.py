@@ -5,7 +5,7 @@ pool of their own. A sequence alone with its state has it updated in place. A st
 share, or that the prefix cache knows, is left as it is: the step reads it and writes another.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from collections.abc import Sequence as Keys
 
 from .blocks import BlockPool
@@ -100,15 +100,16 @@ class States:
                 return count
         return 0
 
-    def check(self, sequences: Iterable[Sequence]) -> None:
+    def check(self, sequences: Iterable[Sequence], begun: Container[Sequence] = ()) -> None:
         """Raise AssertionError unless every state is accounted for, and is where computed tokens
-        are.
+        are; those that a step is to write belong to sequences of steps that are `begun`.
         """
         held: list[list[int]] = []
         for s in sequences:
-            assert s.next_state == NO_BLOCK, f"{s.id}: state {s.next_state} reserved between steps"
-            held.append([] if s.state == NO_BLOCK else [s.state])
-            wanted = bool(self.pool and s.computed)
-            assert bool(held[-1]) == wanted, f"{s.id}: {s.computed} computed, state {s.state}"
+            free = s.next_state == NO_BLOCK or s in begun
+            assert free, f"{s.id}: state {s.next_state} reserved between steps"
+            held.append(sorted({s.state, s.next_state} - {NO_BLOCK}))
+            has, wanted = s.state != NO_BLOCK, bool(self.pool and s.computed)
+            assert has == wanted, f"{s.id}: {s.computed} computed, state {s.state}"
         if self.pool is not None:
             self.pool.check(held)

@@ -75,7 +75,7 @@ class Interpreted:
         places = dict(zip((a.name for a in arguments), addresses, strict=True))
         plan = Plan({"main": Entry((call,))}, {})
         binding = Binding(plan, self.table, lambda a: places[a.name], scratch)
-        self.driver.run(binding.bind("main", dims))
+        self.driver.run(self.driver.pack(binding.bind("main", dims)))
         found = [
             as_torch(place(self.driver.bytes, at, a.dtype, a.shape).copy(), a)
             for at, a in zip(addresses, arguments, strict=True)

@@ -1,6 +1,6 @@
 """What running on a GPU asks of whoever drives it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -51,8 +51,16 @@ class Driver(Protocol):
         """Copy contiguous host memory to the device; done by the time a later launch runs."""
         ...
 
+    def upload(self, parts: Iterable[tuple[int, Array]]) -> None:
+        """Copy much host memory to addresses, one contiguous array after another; done when this
+        returns.
+        """
+        ...
+
     def read(self, address: int, data: Array) -> None:
-        """Copy device memory to host memory; done by the time `synchronize` returns."""
+        """Copy device memory to host memory; done by the time `synchronize` returns, or `wait` for
+        a later mark.
+        """
         ...
 
     def copy(self, target: int, source: int, size: int) -> None:
@@ -67,20 +75,34 @@ class Driver(Protocol):
         """Load machine code, by name."""
         ...
 
-    def run(self, launches: Sequence[Prepared]) -> None:
-        """Launch one after another."""
+    def pack(self, launches: Sequence[Prepared]) -> object:
+        """Launches made ready to run again and again."""
         ...
 
-    def time(self, groups: Sequence[Sequence[Prepared]]) -> list[float]:
-        """Launch group after group; gives the seconds that the device takes for each."""
+    def run(self, packed: object) -> None:
+        """Launch what `pack` gave, one after another."""
         ...
 
-    def record(self, launches: Sequence[Prepared]) -> object:
-        """Launches as one thing that can be run again and again with the same arguments."""
+    def time(self, groups: Sequence[object]) -> list[float]:
+        """Launch what `pack` gave, group after group; gives the seconds that the device takes for
+        each.
+        """
+        ...
+
+    def record(self, packed: object, times: int = 1) -> object:
+        """What `pack` gave, so many times, as one thing that can be run again and again."""
         ...
 
     def replay(self, recorded: object) -> None:
         """Run what was recorded."""
+        ...
+
+    def mark(self, mark: object = None) -> object:
+        """A mark behind all that was asked for so far; an old one moves there."""
+        ...
+
+    def wait(self, mark: object) -> None:
+        """Wait until all before a mark is done."""
         ...
 
     def synchronize(self) -> None:

@@ -3,15 +3,20 @@
 Everything lies in one arena. Inputs are written to fixed places, so that decode steps of one size
 are recorded once, as a CUDA graph, and replayed: a batch is filled up to a bucket with sequences of
 one token whose slots are -1, which write nothing.
+
+A step is begun and collected apart: the next one's inputs are written to page-locked memory of
+their own while it runs, and its tokens are copied out behind it, up to a mark that is waited for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ...ir.launches import LaunchTable
-from ...ir.plan import CacheSpec, Plan, PlanError, evaluate_dim, evaluate_shape
+from ...ir.launches import FED, FEED, LaunchTable
+from ...ir.plan import Argument, CacheSpec, Call, Plan, PlanError, evaluate_dim, evaluate_shape
+from ..errors import ArtifactError
 from ..executor import Batch, bound_of, context_limit, state_blocks, step_sample
 from ..kernel_times import StepSample
 from ..pools import Pools, pools_for
@@ -28,10 +33,30 @@ _INPUTS = (
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+@dataclass
+class _Slot:
+    """Page-locked memory of a step: its inputs as they lie in the arena, its argmax; and the mark
+    behind its last use.
+    """
+
+    inputs: Array
+    argmax: Array
+    mark: object = None
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that was begun: its slot, its rows, whether its logits are copied out."""
+
+    slot: _Slot
+    rows: int
+    logits: bool
+
+
 class CudaExecutor:
     """A causal language model on a device, with a cache of so many blocks and states.
 
-    `step` returns argmax i32[R] and logits f32[R, V] in host memory that the next step overwrites,
+    `step` returns argmax i32[R] and logits f32[R, V] in host memory that later steps overwrite,
     zeros where the batch does not want them. Whoever wants to know what kernels take sets
     `samples`: the next step is timed call by call, and is `sample` then.
     """
@@ -70,66 +95,103 @@ class CudaExecutor:
         self._write_weights(weights)
         scratch = self._base + self.arena.scratch
         self._binding = Binding(plan, table, lambda a: self.arena.address(self._base, a), scratch)
-        sizes = step_sizes(plan)
-        self._host = {n: driver.host(sizes[n]) for n in ("argmax", "logits")}
+        self.feeds = FEED in table.functions
+        sizes = step_sizes(plan, table)
+        self._small = self.arena.steps.get("block_table", self._results()) - self.arena.inputs
+        self._slots = [self._slot(sizes["argmax"]) for _ in range(2)]
+        self._turn = 0
+        self._logits = driver.host(sizes["logits"])
         self._decode: dict[int, object] = {}
-        self._bound: dict[tuple[int, ...], list[Prepared]] = {}
+        self._bound: dict[tuple[int, ...], object] = {}
         self.samples = False
         self.sample: StepSample | None = None
 
+    def _results(self) -> int:
+        """Where inputs end."""
+        return min(self.arena.steps["argmax"], self.arena.steps["logits"])
+
+    def _slot(self, argmax: int) -> _Slot:
+        inputs = self._results() - self.arena.inputs
+        return _Slot(self.driver.host(inputs), self.driver.host(argmax))
+
     def _write_weights(self, weights: Weights | Mapping[str, Array]) -> None:
-        for name, argument in self.plan.weights().items():
-            array = (
-                weights.select(name, argument.dtype, evaluate_shape(argument.shape, {}))
-                if isinstance(weights, Weights)
-                else weights[name]
-            )
-            self.driver.write(self._base + self.arena.weights[name], np.ascontiguousarray(array))
-        self.driver.synchronize()
+        def parts() -> Iterable[tuple[int, Array]]:
+            for name, argument in self.plan.weights().items():
+                array = (
+                    weights.select(name, argument.dtype, evaluate_shape(argument.shape, {}))
+                    if isinstance(weights, Weights)
+                    else weights[name]
+                )
+                yield self._base + self.arena.weights[name], np.ascontiguousarray(array)
+
+        self.driver.upload(parts())
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step; raises `StepError` where the device does."""
-        rows = len(batch.logit_rows)
-        if self.samples:
-            self.samples, self.sample = False, self._sampled(batch)
-        elif batch.is_decode:
-            self._run_decode(batch)
-        else:
-            dims = self._dims(len(batch.tokens), len(batch.context_length), rows)
-            self._check(dims)
-            self._fill(batch, dims)
-            self.driver.run(self._launches("mixed", dims))
-        argmax = self._result("argmax", rows)
-        # Half a megabyte a row: what nobody reads stays on the device.
-        wanted = batch.wants_logits
-        logits = (
-            self._result("logits", rows)
-            if wanted
-            else np.broadcast_to(np.float32(0), (rows, self.vocabulary))
-        )
-        self.driver.synchronize()
-        return argmax, logits
+        return self.collect(self.submit(batch))
 
-    def _sampled(self, batch: Batch) -> StepSample:
-        """A step timed call by call, launched as it is: no graph, nothing filled up."""
-        entry = "decode" if batch.is_decode else "mixed"
-        dims = self._dims(len(batch.tokens), len(batch.context_length), len(batch.logit_rows))
+    def submit(self, batch: Batch) -> Flight:
+        """Begin a step; raises `StepError` where the device refuses it."""
+        dims = self._dims(batch)
         self._check(dims)
-        self._fill(batch, dims)
-        seconds = self.driver.time(self._binding.by_call(entry, dims))
+        slot, self._turn = self._slots[self._turn], 1 - self._turn
+        if slot.mark is not None:
+            self.driver.wait(slot.mark)
+        if self.samples:
+            self.samples, self.sample = False, self._sampled(batch, dims, slot)
+        elif batch.is_decode:
+            self._run_decode(batch, dims, slot)
+        else:
+            self._fill(batch, dims, slot)
+            self.driver.run(self._launches(dims, fed=bool(batch.fed)))
+        rows = len(batch.logit_rows)
+        self._read("argmax", slot.argmax, rows)
+        # Half a megabyte a row: what nobody reads stays on the device.
+        if batch.wants_logits:
+            self._read("logits", self._logits, rows)
+        slot.mark = self.driver.mark(slot.mark)
+        return Flight(slot, rows, batch.wants_logits)
+
+    def collect(self, flight: object) -> tuple[Array, Array]:
+        """What a step that was begun gives, once it is there."""
+        assert isinstance(flight, Flight), flight
+        self.driver.wait(flight.slot.mark)
+        argmax = self._placed("argmax", flight.slot.argmax, flight.rows)
+        if flight.logits:
+            return argmax, self._placed("logits", self._logits, flight.rows)
+        return argmax, np.broadcast_to(np.float32(0), (flight.rows, self.vocabulary))
+
+    def _sampled(self, batch: Batch, dims: Mapping[str, int], slot: _Slot) -> StepSample:
+        """A step timed call by call, launched as it is: no graph, nothing filled up."""
+        self._fill(batch, dims, slot)
+        if batch.fed:
+            self.driver.run(self.driver.pack(self._feed(dims)))
+        calls = self._binding.by_call("decode" if batch.is_decode else "mixed", dims)
+        seconds = self.driver.time([self.driver.pack(launches) for launches in calls])
         return step_sample(batch, self.table_width, bool(self.states), seconds)
 
-    def _dims(self, tokens: int, sequences: int, rows: int) -> dict[str, int]:
-        width = self.table_width
-        pools = {"C": self.blocks, "Z": self.states}
-        return {"T": tokens, "N": sequences, "R": rows, "M": width, **pools}
+    def _dims(self, batch: Batch) -> dict[str, int]:
+        sizes = {"T": batch.tokens, "N": batch.context_length, "R": batch.logit_rows}
+        fixed = {"M": self.table_width, "C": self.blocks, "Z": self.states}
+        return {**{n: len(v) for n, v in sizes.items()}, **fixed}
 
-    def _launches(self, entry: str, dims: Mapping[str, int]) -> list[Prepared]:
-        key = (dims["T"], dims["N"], dims["R"])
+    def _feed(self, dims: Mapping[str, int]) -> list[Prepared]:
+        """What puts tokens of the step before in their places."""
+        if not self.feeds:
+            raise PlanError(f"tokens to be fed, and no {FEED!r} among the launches")
+        tokens, fed = (Argument("input", n, 0, "i32", ("T",)) for n in ("tokens", FED))
+        arguments = (tokens, fed, Argument("result", "argmax", 0, "i32", ("R",)), tokens)
+        return self._binding.of_call(Call(FEED, arguments), {**dims, "R": self.max_rows})
+
+    def _launches(self, dims: Mapping[str, int], *, fed: bool) -> object:
+        """The launches of a mixed step, those of the sizes last seen kept."""
+        key = (dims["T"], dims["N"], dims["R"], int(fed))
         if key not in self._bound:
             if len(self._bound) >= 64:
                 self._bound.pop(next(iter(self._bound)))
-            self._bound[key] = self._binding.bind(entry, dims)
+            feed = self._feed(dims) if fed else []
+            launches = [*feed, *self._binding.bind("mixed", dims)]
+            self._bound[key] = self.driver.pack(launches)
         return self._bound[key]
 
     def bucket(self, sequences: int) -> int:
@@ -141,13 +203,15 @@ class CudaExecutor:
         fitting = (b for b in BUCKETS if sequences <= b <= self.max_batch)
         return next(fitting, self.max_batch)
 
-    def _run_decode(self, batch: Batch) -> None:
+    def _run_decode(self, batch: Batch, dims: Mapping[str, int], slot: _Slot) -> None:
         size = self.bucket(len(batch.tokens))
-        dims = self._dims(size, size, size)
+        dims = {**dims, "T": size, "N": size, "R": size}
         self._check(dims)
-        self._fill(filled_up(batch, size), dims)
         if size not in self._decode:
-            self._decode[size] = self.driver.record(self._binding.bind("decode", dims))
+            feed = self._feed(dims) if self.feeds else []
+            launches = [*feed, *self._binding.bind("decode", dims)]
+            self._decode[size] = self.driver.record(self.driver.pack(launches))
+        self._fill(filled_up(batch, size), dims, slot)
         self.driver.replay(self._decode[size])
 
     def _check(self, dims: Mapping[str, int]) -> None:
@@ -157,25 +221,37 @@ class CudaExecutor:
                     f"a step with {name} = {dims[name]}: the plan has {least} to {greatest}"
                 )
 
-    def _fill(self, batch: Batch, dims: Mapping[str, int]) -> None:
+    def _fill(self, batch: Batch, dims: Mapping[str, int], slot: _Slot) -> None:
+        """Write the inputs to the slot and from there to the device, in two copies: the table of
+        blocks, which few steps fill, behind the others.
+        """
         for name in _INPUTS:
-            self._set(name, np.asarray(getattr(batch, name), np.int32))
-        table = np.zeros((dims["N"], dims["M"]), np.int32)
-        for row, blocks in zip(table, batch.block_table, strict=True):
-            row[: len(blocks)] = blocks
-        self._set("block_table", table)
+            self._set(slot, name, getattr(batch, name))
+        self._set(slot, FED, batch.fed or [-1] * dims["T"])
+        base = self._base + self.arena.inputs
+        self.driver.write(base, slot.inputs[: self._small])
+        if "block_table" in self.arena.steps:
+            table = self._input(slot, "block_table", (dims["N"], dims["M"]))
+            for row, blocks in zip(table, batch.block_table, strict=True):
+                row[: len(blocks)] = blocks
+                row[len(blocks) :] = 0
+            end = self._small + table.nbytes
+            self.driver.write(base + self._small, slot.inputs[self._small : end])
 
-    def _set(self, name: str, values: Array) -> None:
+    def _input(self, slot: _Slot, name: str, shape: tuple[int, ...]) -> Array:
+        return place(slot.inputs, self.arena.steps[name] - self.arena.inputs, "i32", shape)
+
+    def _set(self, slot: _Slot, name: str, values: Sequence[int]) -> None:
         # A model whose step does not read an input has no memory for it.
         if name in self.arena.steps:
-            self.driver.write(self._base + self.arena.steps[name], values)
+            self._input(slot, name, (len(values),))[:] = values
 
-    def _result(self, name: str, rows: int) -> Array:
+    def _read(self, name: str, memory: Array, rows: int) -> None:
+        self.driver.read(self._base + self.arena.steps[name], self._placed(name, memory, rows))
+
+    def _placed(self, name: str, memory: Array, rows: int) -> Array:
         spec = self._specs[name]
-        shape = evaluate_shape(spec.shape, {"R": rows})
-        array = place(self._host[name], 0, spec.dtype, shape)
-        self.driver.read(self._base + self.arena.steps[name], array)
-        return array
+        return place(memory, 0, spec.dtype, evaluate_shape(spec.shape, {"R": rows}))
 
     def _parts(self, block: int) -> list[tuple[int, int]]:
         """Where a block lies in each cache, and how many bytes it has there."""
@@ -210,6 +286,7 @@ class CudaExecutor:
         for at, rows in enumerate(content):
             for row, block in zip(rows, blocks, strict=True):
                 self.driver.write(self._parts(block)[at][0], np.ascontiguousarray(row))
+        self.driver.synchronize()
 
     def read_state(self, state: int) -> tuple[Array, ...]:
         """Copies of a sequence's state, one array a layer that has one."""
@@ -225,6 +302,7 @@ class CudaExecutor:
         """Put what `read_state` gave into a state."""
         for (_, address), array in zip(self._state_places(state), content, strict=True):
             self.driver.write(address, np.ascontiguousarray(array))
+        self.driver.synchronize()
 
     def _state_places(self, state: int) -> list[tuple[CacheSpec, int]]:
         return [
@@ -234,7 +312,7 @@ class CudaExecutor:
         ]
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Give the device's memory back, once it has done with it."""
         self.driver.release(self._base)
 
 
@@ -243,7 +321,8 @@ def filled_up(batch: Batch, size: int) -> Batch:
     more = size - len(batch.tokens)
     if not more:
         return batch
-    return Batch(
+    return replace(
+        batch,
         tokens=[*batch.tokens, *[0] * more],
         positions=[*batch.positions, *[0] * more],
         query_start=range(size + 1),
@@ -251,15 +330,22 @@ def filled_up(batch: Batch, size: int) -> Batch:
         block_table=[*batch.block_table, *[[0]] * more],
         slots=[*batch.slots, *[-1] * more],
         logit_rows=range(size),
-        wants_logits=batch.wants_logits,
+        fed=[*batch.fed, *[-1] * more] if batch.fed else (),
     )
 
 
 def pools_that_fit(plan: Plan, table: LaunchTable, free: int, budget: int | None) -> Pools:
     """Blocks of cache and states in the memory that is left beside everything else, or in a budget;
-    no more than a full batch can use. Raises ArtifactError where no block fits.
+    no more than a full batch can use. Raises ArtifactError where no block fits, or the budget does
+    not.
     """
     fixed = Arena.of(plan, table, Pools(0, 0)).size
     # Each cache begins at an aligned place, for which some bytes are left.
     room = free - fixed - len(plan.caches) * ALIGNMENT
-    return pools_for(plan, max(room, 0) if budget is None else budget, free)
+    pools = pools_for(plan, max(room, 0) if budget is None else budget, free)
+    if pools.nbytes(plan) > max(room, 0):
+        raise ArtifactError(
+            f"KV cache: {pools.nbytes(plan)} bytes, as asked, beside {fixed} of weights and "
+            f"workspace; the device has {free} free"
+        )
+    return pools

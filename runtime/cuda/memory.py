@@ -5,7 +5,7 @@ results and caches, laid out before anything is allocated.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...ir.launches import LaunchTable
+from ...ir.launches import FED, FEED, LaunchTable
 from ...ir.plan import Argument, Plan, PlanError, TensorSpec, tensor_bytes
 from ..pools import Pools
 
@@ -15,12 +15,14 @@ ALIGNMENT = 256
 @dataclass(frozen=True)
 class Arena:
     """Where everything lies, as offsets in bytes: weights, steps (inputs and results) and caches by
-    name. The scratch that calls share is the end of the workspace.
+    name. The scratch that calls share is the end of the workspace. Inputs lie side by side, from
+    `inputs` on, the block table last.
     """
 
     size: int
     workspace: int
     scratch: int
+    inputs: int
     weights: Mapping[str, int]
     steps: Mapping[str, int]
     caches: Mapping[str, int]
@@ -35,14 +37,15 @@ class Arena:
         }
         workspace = layout.take(plan.workspace_bytes)
         scratch = workspace + plan.workspace_bytes - table.scratch_bytes
-        steps = {n: layout.take(size) for n, size in step_sizes(plan).items()}
+        inputs = layout.end
+        steps = {n: layout.take(size) for n, size in step_sizes(plan, table).items()}
         caches = {
             c.name: layout.take(
                 tensor_bytes(c.dtype, c.array(pools.blocks, plan.block, pools.states))
             )
             for c in plan.caches
         }
-        return Arena(layout.end, workspace, scratch, weights, steps, caches)
+        return Arena(layout.end, workspace, scratch, inputs, weights, steps, caches)
 
     def address(self, base: int, argument: Argument) -> int:
         """Where an argument of a call lies, for an arena that begins at `base`."""
@@ -77,11 +80,18 @@ def step_specs(plan: Plan) -> dict[str, TensorSpec]:
     }
 
 
-def step_sizes(plan: Plan) -> dict[str, int]:
-    """Bytes of each input and result at its largest, over all entries."""
+def step_sizes(plan: Plan, table: LaunchTable) -> dict[str, int]:
+    """Bytes of each input and result at its largest, over all entries: inputs first, the block
+    table last of them; what feeds tokens is an input that no entry names.
+    """
     sizes: dict[str, int] = {}
-    for entry in plan.entries.values():
-        for spec in (*entry.signature("input"), *entry.signature("result")):
-            size = tensor_bytes(spec.dtype, plan.largest(spec.shape))
-            sizes[spec.name] = max(size, sizes.get(spec.name, 0))
+    for kind in ("input", "result"):
+        for entry in plan.entries.values():
+            for spec in entry.signature(kind):
+                size = tensor_bytes(spec.dtype, plan.largest(spec.shape))
+                sizes[spec.name] = max(size, sizes.get(spec.name, 0))
+        if kind == "input":
+            if FEED in table.functions:
+                sizes[FED] = sizes["tokens"]
+            sizes |= {n: sizes.pop(n) for n in ("block_table",) if n in sizes}
     return sizes

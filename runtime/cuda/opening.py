@@ -11,6 +11,10 @@ from .device import CudaDevice
 from .driver import Driver
 from .executor import CudaExecutor, pools_that_fit
 
+SPARE = 1 << 30
+"""Bytes of a device, a sixteenth of a small one's, for what the driver takes: machine code, graphs,
+stacks."""
+
 
 def open_device(arch: str) -> CudaDevice:
     """The device at hand, which must run machine code for an architecture; raises ArtifactError
@@ -69,5 +73,6 @@ def open_executor(
     """
     table = read_launches(folder)
     if pools is None:
-        pools = pools_that_fit(plan, table, driver.free_bytes(), cache_bytes)
+        free = driver.free_bytes()
+        pools = pools_that_fit(plan, table, free - min(free // 16, SPARE), cache_bytes)
     return CudaExecutor(plan, table, weights, pools, driver, folder)

@@ -12,6 +12,7 @@ from ferrule.compiler.interpreted import interpret
 from ferrule.passes.weight_formats import Format
 from ferrule.runtime.engine import Engine
 from ferrule.runtime.pools import Pools
+from on_double import Double
 from torch import nn
 
 import ferrule
@@ -32,6 +33,20 @@ OPTIONS = Options(
 def test_interpreted_launches_give_the_tokens_of_eager(name: str, tmp_path: Path):
     model, prompts = zoo.build(name), prompts_of(3 if name == "llama" else 2)
     assert tokens(model, OPTIONS, prompts, tmp_path) == greedy(model, prompts)
+
+
+def test_a_whole_engine_on_a_driver_that_holds_to_the_rules(tmp_path: Path):
+    model, prompts = zoo.build("llama"), prompts_of(3)
+    interpret(model, tmp_path, OPTIONS, Pools(1, 0)).driver.close()
+    double = Double(tmp_path, Pools(12, 4))
+    engine = Engine(double.executor)
+    # The third comes later: its prompt is computed beside decodes, whose tokens are not known then.
+    wanted = greedy(model, prompts, 5)
+    assert generated(engine, prompts, 5, late=2) == [*wanted[:2], wanted[2][:2]]
+    calls = double.cuda.calls
+    assert calls.count("cuGraphInstantiateWithFlags") == 2  # of 2 and 4 sequences
+    assert calls.count("cuGraphLaunch") >= 4 and calls.count("cuStreamSynchronize") < 3
+    double.close()
 
 
 def test_one_sequence_alone(tmp_path: Path):
@@ -72,14 +87,25 @@ def tokens(
         executor.driver.close()
 
 
-def generated(engine: Engine, prompts: list[list[int]], count: int = COUNT) -> list[list[int]]:
+def generated(
+    engine: Engine, prompts: list[list[int]], count: int = COUNT, late: int | None = None
+) -> list[list[int]]:
+    """What an engine gives for prompts, those from `late` on asked after two steps, and for three
+    tokens less.
+    """
     sampling = ferrule.SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
     found: dict[str, list[int]] = {f"r{i}": [] for i in range(len(prompts))}
-    for name, prompt in zip(found, prompts, strict=True):
+    asked = list(zip(found, prompts, strict=True))
+    for name, prompt in asked[:late]:
         engine.submit(prompt, sampling, name)
+    steps = 0
     while engine.has_work:
         for delta in engine.step():
             assert delta.error is None, delta.error
             found[delta.request_id] += delta.token_ids
+        steps += 1
+        if steps == 2 and late is not None:
+            for name, prompt in asked[late:]:
+                engine.submit(prompt, replace(sampling, max_tokens=count - 3), name)
     engine.check()
     return list(found.values())
