@@ -43,7 +43,7 @@ class Scheme:
     tile's sums, and which inputs come before the bias; `by_tiles` does more than
     `tiles_above` rows, where the target has tile registers. Up to `few_until` rows few's tile is
     taken by itself, however many of it they make; 0: up to its own rows. `some` is a tile for more
-    rows than few's, up to its own.
+    rows than few's, up to `some_until`.
     """
 
     tiles: tuple[Tile, Tile, Tile]
@@ -53,6 +53,7 @@ class Scheme:
     tiles_above: int = 0
     few_until: int = 0
     some: Tile | None = None
+    some_until: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def _emit_variants(linear: Linear) -> None:
     by_tiles = linear.scheme.by_tiles
     above = linear.scheme.tiles_above if by_tiles is not None else None
     scheme = linear.scheme
-    limited, many = variants(linear.kernel, scheme.tiles, above, scheme.few_until, scheme.some)
+    some = None if scheme.some is None else (scheme.some, scheme.some_until)
+    limited, many = variants(linear.kernel, scheme.tiles, above, scheme.few_until, some)
     if isinstance(count, int):
         limited = [(limit, tile) for limit, tile in limited if count <= limit][:1]
 

@@ -43,6 +43,9 @@ SCALES_AHEAD = 10 * LINE
 UNPACKED = Tile(8, 3)
 """The row tile over unpacked codes: its sums and a column vector's weights fill the registers."""
 UNPACKED_FROM = 64
+"""Codes with one scale from which on unpacking them once is worth it."""
+UNPACKED_ABOVE = 24
+"""Rows up to which unpacking codes in registers, for eight rows at a time, costs less."""
 
 
 def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
@@ -198,8 +201,12 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     if some is not None and unpacks(kernel.isa, node):
         begin = block_sums_below(kernel, node)
         many = partial(emit_unpacked, tile=UNPACKED, begin=begin)
-        return Scheme(tiles, _over_integer_groups, _bias_from(node), many, some.rows, some=some)
-    return Scheme(tiles, _over_integer_groups, _bias_from(node), some=some)
+        until = UNPACKED_ABOVE
+        return Scheme(
+            tiles, _over_integer_groups, _bias_from(node), many, until, some=some, some_until=until
+        )
+    until = 0 if some is None else some.rows
+    return Scheme(tiles, _over_integer_groups, _bias_from(node), some=some, some_until=until)
 
 
 def unpacks(isa: Isa, node: Node) -> bool:

@@ -46,7 +46,11 @@ class Panels:
 
 
 def variants(
-    kernel: Kernel, tiles: Tiles, above: int | None, few_until: int = 0, some: Tile | None = None
+    kernel: Kernel,
+    tiles: Tiles,
+    above: int | None,
+    few_until: int = 0,
+    some: tuple[Tile, int] | None = None,
 ) -> tuple[Limited, Tile]:
     """The row variants of a linear's code: (most rows, tile) in order, and the tile of more rows.
 
@@ -60,10 +64,10 @@ def variants(
     if SOME.name in kernel.choices:
         found.append((16, kernel.chosen(SOME.name, many)))
     elif some is not None:
-        found.append((some.rows, some))
+        found.append((some[1], some[0]))
     elif few_until > limit:
         found.append((few_until, few))
-    if above is not None and above > found[-1][0]:
+    if above is not None and above > found[-1][0] and some is None:
         found.append((above, many))
     return found, many if above is not None else kernel.chosen(MANY.name, many)
 

@@ -20,7 +20,7 @@ from ...ir.ops import tensor as t
 from ...ir.ops.quantized import operands
 from . import amx
 from .dots import Dot
-from .fetch import LINE
+from .fetch import LINE, fetch
 from .group_steps import Parts, add_integers, codes_at, fresh_vector
 from .isa import LANES, Tile
 from .linear import AHEAD, Linear, Sums, ask_ahead, load_vector, store_rows
@@ -32,7 +32,7 @@ BYTES = 4 * LANES
 """Codes of sixteen columns by four k, unpacked."""
 MIDDLE = 128
 """What an unpacked byte has for 0 where it was multiplied: (q - 8) m lies in [-120, 105]."""
-_UNROLL = 4  # fours of k written out of a panel's loop
+_UNROLL = 2  # fours of k written out of a panel's loop
 
 
 def groups_per_block(node: Node) -> int:
@@ -231,22 +231,24 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
         tiles = bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
         with T.serial(i64(0), tiles) as number:
             work = linear.kernel.work().within(group, 0, panels)
-            _row_tile(panel, replace(work, parallel=False), group, bind(number * i64(tile.rows)))
+            share = bind(tirx.floordiv(_lines(linear) + tiles - i64(1), tiles))
+            part = (bind(number * share), share)
+            start = bind(number * i64(tile.rows))
+            _row_tile(panel, replace(work, parallel=False), group, start, part)
 
 
 def _unpack(panel: _Panel) -> None:
-    """The codes of all of k, as bytes without a sign."""
-    linear, per = panel.linear, groups_per_block(panel.linear.node)
-    blocks, length = (int(d) for d in operands(linear.node).x.shape[-2:])
-    steps = length // per // 8
-    dot = Dot("vnni512", "u4")
-    with T.serial(i64(0), i64(blocks)) as g:
-        for v, (offset, b) in enumerate(panel.vectors):
+    """The codes of all of k, as bytes without a sign: of each column vector as they lie."""
+    linear, per = replace(panel.linear, streams=True), groups_per_block(panel.linear.node)
+    steps, dot = _steps(linear), Dot("vnni512", "u4")
+    for v, (offset, b) in enumerate(panel.vectors):
+        block = bind(b + i64(offset // LANES))
+        with T.serial(i64(0), i64(int(operands(linear.node).x.shape[-2]))) as g:
             for p in range(per):
-                times = byte_multipliers(linear, b + i64(offset // LANES), g, p)
-                with T.serial(i64(0), i64(steps)) as s:
-                    step = bind((g * i64(per) + i64(p)) * i64(steps) + s)
-                    (codes,) = codes_at(linear, dot, b + i64(offset // LANES), step)
+                times = byte_multipliers(linear, block, g, p)
+                for s in range(steps):
+                    step = bind(g * i64(per * steps) + i64(p * steps + s))
+                    (codes,) = codes_at(linear, dot, block, step)
                     for half in range(2):
                         value = multiplied(dot.nibbles(codes, half), times)
                         at = [step * i64(2) + i64(half), i64(v), T.ramp(i64(0), i64(1), BYTES)]
@@ -300,8 +302,28 @@ def multiplied(codes: Expr, times: tuple[Expr, Expr] | None) -> Expr:
     return bind(tirx.op.reinterpret(f"uint8x{BYTES}", product) + times[1])
 
 
-def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr) -> None:
-    """The results of a tile of rows in a panel's columns."""
+def _lines(linear: Linear) -> Expr:
+    """Lines of the cache of packed codes in a block of groups of sixteen columns, a step each."""
+    return i64(groups_per_block(linear.node) * _steps(linear))
+
+
+def _ask_next(panel: _Panel, g: Expr, part: tuple[Expr, Expr]) -> None:
+    """Ask for a part of what the next panel has for a block of groups, while this one computes:
+    lines from a first one on, so many.
+    """
+    linear = panel.linear
+    codes = linear.kernel.places[linear.codes].buffer
+    first, count = part
+    with T.If(tirx.LT(first, _lines(linear))), T.Then():
+        for offset, b in panel.vectors:
+            block = bind(b + i64(offset // LANES + panel.tile.columns))
+            with T.serial(i64(0), count) as line:
+                step = g * _lines(linear) + first + line
+                fetch(codes, [block, step, *(i64(0),) * (len(codes.shape) - 2)], near=2)
+
+
+def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[Expr, Expr]) -> None:
+    """The results of a tile of rows in a panel's columns; `part` of the next panel is asked for."""
     linear, rows = panel.linear, panel.rows
     numbers = [bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(panel.tile.rows)]
     at = [flat_index(work, n, linear.rows) for n in numbers]
@@ -312,6 +334,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr) -> None:
     assert found.x_scale is not None
     scales, factors = (linear.kernel.places[n] for n in (found.scale, found.x_scale))
     with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
+        _ask_next(panel, g, part)
         parts = _block_sums(panel, at, g)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for v, (offset, b) in enumerate(panel.vectors):
@@ -349,7 +372,7 @@ def _block_sums(panel: _Panel, at: list[list[Expr]], g: Expr) -> dict[tuple[int,
             for v in vectors:
                 dot.add(parts[r, v], 0, (codes[v],), word)
 
-    unroll = next(u for u in (_UNROLL, 2, 1) if panel.fours % u == 0)
+    unroll = next(u for u in (_UNROLL, 1) if panel.fours % u == 0)
     with T.serial(i64(0), i64(panel.fours // unroll)) as outer:
         for u in range(unroll):
             four(bind(outer * i64(unroll) + i64(u)))
