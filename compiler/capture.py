@@ -8,7 +8,6 @@ called with.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .helped import helped
 from .last_rows import all_rows_for_last
+from .plain_forms import plain_forms, token_argument
 from .sources import model_line
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
@@ -100,23 +100,27 @@ class LogitsOf(nn.Module):
     def __init__(self, model: nn.Module, longest: int, end: int = 1) -> None:
         super().__init__()
         self.model, self.ends, self.end = model, (1, longest), end
-        self.splits = Splits()
+        self.splits, self.by_name = Splits(), token_argument(model)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of ids [B, S]; outside a capture [B, 1, V] where the model gives the
         last token's alone.
         """
         if not torch.compiler.is_exporting():
-            return _checked(self.model(ids), ids)
+            return self._logits(ids)
         # What the length alone decides is asked first.
         with all_rows_for_chosen(), decided_by_length(ids, self.ends, self.end, self.splits):
-            logits = _checked(self.model(ids), ids)
+            logits = self._logits(ids)
             if is_last_alone(logits, ids):
                 with all_rows_for_last(ids):
-                    logits = _checked(self.model(ids), ids)
+                    logits = self._logits(ids)
                 if is_last_alone(logits, ids):
                     raise CompileError(_NOT_LOGITS.format(given=list(logits.shape), ids=ids.shape))
         return logits
+
+    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
+        result = self.model(**{self.by_name: ids}) if self.by_name else self.model(ids)
+        return _checked(result, ids)
 
 
 def _checked(result: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -158,7 +162,7 @@ def _capture_language_model(
 ) -> Captured:
     if max_context is not None and max_context < 2:
         raise CompileError(f"max_context is at least 2 tokens, not {max_context}")
-    _check_takes_tokens(model)
+    token_argument(model)
     limit = max_context or own_limit(model) or DEFAULT_CONTEXT
     from .limits import within_tables  # it evaluates what it imports: both build on this module
 
@@ -197,17 +201,6 @@ def of_logits(
         input_names=("ids",),
         is_language_model=True,
     )
-
-
-def _check_takes_tokens(model: nn.Module) -> None:
-    parameters = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = next(iter(parameters), None)
-    if first is None or first.kind not in (*kinds, inspect.Parameter.VAR_POSITIONAL):
-        raise CompileError(
-            f"the first argument of {type(model).__name__}.forward should be the token ids; "
-            f"its signature is {inspect.signature(model.forward)}"
-        )
 
 
 def own_limit(model: nn.Module) -> int | None:
@@ -429,8 +422,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
         if config is not None and getattr(config, "use_cache", False):
             undo.callback(setattr, config, "use_cache", config.use_cache)
             config.use_cache = False
-        _plain_attention(model, undo)
-        _plain_experts(model, undo)
+        plain_forms(model, undo)
         _fake_parameters(model, undo)
         yield
 
@@ -439,26 +431,6 @@ def _evaluation_mode(model: nn.Module, undo: ExitStack) -> None:
     for module in [m for m in model.modules() if m.training]:
         undo.callback(setattr, module, "training", True)
         module.training = False
-
-
-def _plain_attention(model: Any, undo: ExitStack) -> None:
-    current = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if (
-        current is None
-        or current in ("sdpa", "eager")
-        or not hasattr(model, "set_attn_implementation")
-    ):
-        return
-    undo.callback(model.set_attn_implementation, current)
-    model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
-
-
-def _plain_experts(model: Any, undo: ExitStack) -> None:
-    if hasattr(model, "set_experts_implementation") and hasattr(
-        model, "get_experts_implementation"
-    ):
-        undo.callback(model.set_experts_implementation, model.get_experts_implementation())
-        model.set_experts_implementation("batched_mm")
 
 
 def _fake_parameters(model: nn.Module, undo: ExitStack) -> None:

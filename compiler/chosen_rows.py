@@ -189,7 +189,7 @@ class _ChosenRows(TorchFunctionMode):
     def same(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Places in another shape or dtype: a table of one column is a line of numbers."""
         mask = self._line(x)
-        flat = all(a == -1 or not isinstance(a, int) for a in args)
+        flat = all(not isinstance(a, int) or a == -1 for a in args)
         return NotImplemented if mask is None or not flat or kwargs else self._numbers(mask, 0)
 
     def _line(self, x: Any) -> Tensor | None:

@@ -18,6 +18,7 @@ from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..passes.base import run_passes
 from ..passes.join_lengths import JoinLengths, step_of
+from ..passes.lift_steps import lift_steps
 from ..passes.raise_scans import RaiseScans
 from ..passes.token_values import WHAT_TO_WRITE
 from .capture import BATCH, MOST_BATCH, Captured, LogitsOf, export, input_symbols, of_logits
@@ -31,6 +32,7 @@ from .reference import evaluate
 # Short ones for loops over tokens, of no common factor with most sizes; then multiples of chunks.
 LENGTHS = ((19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
 CHECKED = (1,)
+_A_NUMBER = "specialized it to be a constant"
 FEW = 8  # token ids below this exist in every vocabulary
 
 
@@ -49,7 +51,7 @@ def capture_by_lengths(
     imports = {length: import_captured(each) for length, each in captures.items()}
     short, long = imports.values()
     held = OverlaidWeights(short.weights, _constants(long, short))
-    graphs = {length: each.graph for length, each in imports.items()}
+    graphs = {length: lift_steps(each.graph, length) for length, each in imports.items()}
     join = JoinLengths(graphs, limit, _raised, part_runner(held))
     try:
         graph = join.run()
@@ -58,8 +60,9 @@ def capture_by_lengths(
             graph = RaiseScans(part_runner(held), step).run(_raised(graph))
     except IRError as error:
         raise CompileError(f"{refusal}\n{error}\n{WHAT_TO_WRITE}") from None
-    if join.loops == 0 and step == 1:
-        # Nothing in it needs one length: what refused it holds.
+    if join.loops == 0 and step == 1 and _A_NUMBER not in str(refusal):
+        # Nothing in it needs one length: what refused it holds, but where that was a length that
+        # became a number, as `len` makes it.
         raise refusal
     if step_of(graph) > 1:
         raise CompileError(f"the model takes multiples of {step} tokens alone\n{WHAT_TO_WRITE}")

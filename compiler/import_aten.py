@@ -24,7 +24,16 @@ from ..ir.graph import Graph
 from ..ir.node import Node, input_, parameter
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
-from .aten import contraction, creation, elementwise, index, movement, recurrent, reduction
+from .aten import (
+    contraction,
+    creation,
+    elementwise,
+    functions,
+    index,
+    movement,
+    recurrent,
+    reduction,
+)
 from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
 from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
@@ -34,6 +43,7 @@ from .traced_sizes import OpenSizeError, TracedSizes
 
 TABLE: Mapping[str, Builder] = {
     **elementwise.TABLE,
+    **functions.TABLE,
     **movement.TABLE,
     **creation.TABLE,
     **reduction.TABLE,

@@ -106,7 +106,7 @@ class Graph:
 
     def substitute(self, values: Mapping[str, Dim]) -> Graph:
         """The graph with named dims replaced by other dims, in types and attributes."""
-        fixed = rebuild(self, lambda node, inputs: _with_dims(node, inputs, values))
+        fixed = rebuild(self, lambda node, inputs: with_dims(node, inputs, values))
         left = {name: bound for name, bound in fixed.bounds.items() if name not in values}
         return replace(fixed, bounds=left)
 
@@ -140,7 +140,8 @@ def _finished(graph: Graph, done: Mapping[Node, Node]) -> Graph:
     return replace(graph, inputs=inputs, outputs=outputs, origins=origins)
 
 
-def _with_dims(node: Node, inputs: tuple[Node, ...], values: Mapping[str, Dim]) -> Node:
+def with_dims(node: Node, inputs: tuple[Node, ...], values: Mapping[str, Dim]) -> Node:
+    """The node on other inputs, its named dims replaced by other dims."""
     attributes = {k: _substitute_value(v, values) for k, v in node.attributes.items()}
     return node.op.build(inputs, attributes)
 

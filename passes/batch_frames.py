@@ -118,9 +118,18 @@ def best_target(frames: list[Shape], sources: list[Node]) -> tuple[Dim, Dim] | N
         split = _split_source(node, frames)
         if split is not None:
             return split
-    if any(len(frame) == 1 for frame in frames):
-        return next(frame[0] for frame in frames if len(frame) == 1), 1
+    for frame in frames:
+        if len(frame) == 1:
+            return _factored(frame[0])
     return (1, 1) if frames and not frames[0] else None
+
+
+def _factored(d: Dim) -> tuple[Dim, Dim]:
+    """4 B as (B, 4): heads that nothing else tells from the batch."""
+    if isinstance(d, int):
+        return d, 1
+    heads, _ = d.as_coeff_Mul()
+    return (exact_quotient(d, int(heads)) or d, int(heads)) if heads.is_Integer else (d, 1)
 
 
 def _split_source(node: Node, frames: list[Shape]) -> tuple[Dim, Dim] | None:

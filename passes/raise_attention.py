@@ -18,8 +18,10 @@ from ..ir.ops import model
 from ..ir.ops import tensor as t
 from ..ir.rewrite import Rules, hole, rewrite
 from .batch_frames import best_target, key_heads, moved
+from .rules.constant_keys import CONSTANT_KEYS
 from .rules.movement import MOVEMENT
 from .rules.repeats import repeated, unrepeated
+from .rules.score_frames import SCORE_FRAMES
 from .rules.values import (
     MASKED,
     holds,
@@ -330,4 +332,4 @@ class RaiseAttention:
 
     def run(self, graph: Graph) -> Graph:
         """The graph with every attention as one op; the graph is canonical before."""
-        return rewrite(graph, ATTENTION + MOVEMENT)
+        return rewrite(graph, ATTENTION + SCORE_FRAMES + CONSTANT_KEYS + MOVEMENT)

@@ -145,6 +145,29 @@ def convolution(root: Node) -> Node | None:
     return transposed(t.add(made, conv.inputs[2]) if len(conv.inputs) > 2 else made)
 
 
+@CONVS.on(hole("root", lambda node: node.op is t.slice_))
+def cut_before(root: Node) -> Node | None:
+    """f(conv)[:, : S] = f(conv[:, : S]), for what f moves or does to each number alone."""
+    if root["step"] != 1 or root.inputs[0].op is t.conv1d:
+        return None
+    return _cut(root.inputs[0], root["axis"], root["start"], root["stop"])
+
+
+def _cut(node: Node, axis: int, start: Dim, stop: Dim) -> Node | None:
+    """The part of a node along an axis as what is done to that part of a conv1d; None for others
+    and for a cut of channels.
+    """
+    if node.op is t.conv1d:
+        return t.slice_(node, axis=2, start=start, stop=stop) if axis == 2 else None
+    if node.op is t.transpose:
+        inner = _cut(node.inputs[0], node["permutation"][axis], start, stop)
+    elif node.op.has("elementwise") and len(node.inputs) == 1:
+        inner = _cut(node.inputs[0], axis, start, stop)
+    else:
+        return None
+    return None if inner is None else node.with_inputs((inner,))
+
+
 def _convolution(root: Node) -> tuple[Node | None, Dim]:
     """The conv1d of which a node is the whole or a part of the length, and where that starts."""
     if root.op is t.conv1d:

@@ -15,6 +15,7 @@ from typing import Literal
 from ..ir.dims import Dim, Shape, equal, equal_shapes
 from ..ir.node import Node
 from ..ir.ops import tensor as t
+from .rules.score_frames import one_product
 from .rules.values import literal, reshaped, transposed
 
 Kind = Literal["scale", "stretch", "select", "tanh", "add", "keep"]
@@ -162,6 +163,9 @@ def _select(node: Node) -> Scores | None:
 
 
 def _add(node: Node) -> Scores | None:
+    both = one_product(*node.inputs)
+    if both is not None:
+        return trace_scores(both)
     for scores, other in (node.inputs, node.inputs[::-1]):
         found = trace_scores(scores)
         if found is not None:

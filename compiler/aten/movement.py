@@ -363,12 +363,28 @@ def slice_scatter(
 
 def replaced(x: Node, source: Node, axis: int, first: Dim, last: Dim) -> Node:
     """x with [first, last) along an axis replaced by source."""
-    parts = [source]
-    if first != 0:
-        parts.insert(0, part(x, axis, 0, first))
-    if not equal(last, x.shape[axis]):
-        parts.append(part(x, axis, last, x.shape[axis]))
+    before = [] if first == 0 else _written(x, axis, 0, first)
+    after = [] if equal(last, x.shape[axis]) else _written(x, axis, last, x.shape[axis])
+    parts = (*before, source, *after)
     return parts[0] if len(parts) == 1 else t.concat(*parts, axis=axis)
+
+
+def _written(x: Node, axis: int, first: Dim, last: Dim) -> list[Node]:
+    """x[first:last] as the pieces that x was put together from: a loop that writes row after row
+    leaves each row as it was written.
+    """
+    sizes = [i.shape[axis] for i in x.inputs] if x.op is t.concat and x["axis"] == axis else []
+    ends = [
+        sum(sizes[: n + 1]) for n in range(len(sizes)) if all(isinstance(d, int) for d in sizes)
+    ]
+    if not ends or not isinstance(first, int) or not isinstance(last, int):
+        return [part(x, axis, first, last)]
+    found: list[Node] = []
+    for piece, end, size in zip(x.inputs, ends, sizes, strict=True):
+        low, high = max(first - (end - size), 0), min(last - (end - size), size)
+        if low < high:
+            found.append(part(piece, axis, low, high))
+    return found
 
 
 def _strided_scatter(x: Node, source: Node, axis: int, first: Dim, step: int) -> Node:

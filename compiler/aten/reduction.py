@@ -307,3 +307,26 @@ def group_norm(
     tail = (1, channels, *(1 for _ in rest))
     result = result if w is None else t.mul(result, reshape(w, tail))
     return result if b is None else t.add(result, reshape(b, tail))
+
+
+@TABLE("batch_norm")
+def batch_norm(
+    call: Call,
+    x: Node,
+    w: Any,
+    b: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Node:
+    """(x - mean) / sqrt(variance + eps), by kept numbers of each channel of x[B, C, ...]."""
+    if training or mean is None:
+        raise Unsupported("a batch_norm without kept means mixes its rows")
+    tail = (1, x.shape[1], *(1 for _ in x.shape[2:]))
+    by = t.rsqrt(t.add(variance, operand(float(eps), variance.dtype)))
+    result = t.mul(t.sub(x, reshape(mean, tail)), reshape(by, tail))
+    result = result if w is None else t.mul(result, reshape(w, tail))
+    return result if b is None else t.add(result, reshape(b, tail))

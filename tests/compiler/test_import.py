@@ -114,6 +114,8 @@ FUNCTIONS = {
     "integers": lambda x: _integers(x),
     "comparisons": lambda x: ((x > 0) & (x < 1) | (x == 2)) ^ (x >= 0.5),
     "activations": lambda x: _activations(x),
+    "functions": lambda x: _functions(x),
+    "distances": lambda x: (torch.cdist(x, x[:, :4] + 1), torch.cdist(x, x, p=1.0)),
     "unfold": lambda x: x.unfold(1, 3, 2),
     "complex": lambda x: _complex(x),
     "cumulative": lambda x: (x.cumsum(1), x.diff(dim=1, prepend=x[:, :1] * 2)),
@@ -127,6 +129,9 @@ FUNCTIONS = {
     "constants by example": lambda x: (x.new_full((2, 3), 7.0), torch.full_like(x, 2)),
     "shapes by example": lambda x: (x[:, :3].reshape_as(x[:, 3:]), x[0].expand_as(x)),
     "group norm": lambda x: torch.nn.functional.group_norm(x, 3),
+    "batch norm": lambda x: torch.nn.functional.batch_norm(
+        x, x[0, :, 0], x[0, :, 1].abs() + 1, x[0, :, 2], x[0, :, 3], eps=1e-3
+    ),
     "ranges": lambda x: torch.arange(3, 9)[:, None] + x + torch.arange(0, 3.5, 0.5),
 }  # fmt: skip
 
@@ -154,6 +159,17 @@ def _activations(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         f.gelu(x), f.gelu(x, approximate="tanh"), f.silu(x), f.softplus(x), f.relu6(x * 9),
         f.elu(x), f.leaky_relu(x), f.mish(x), f.hardsigmoid(x), x.sigmoid(), x.tanh(), x.erf(),
         x.square(),
+    )  # fmt: skip
+
+
+def _functions(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    f, positive, part = torch.nn.functional, x.abs() + 0.1, x.sigmoid()
+    return (
+        x.exp2(), positive.log2(), positive.log10(), x.erfc(), x.sinh(), x.cosh(), x.tan(),
+        x.frac(), part.logit(), x.logit(eps=0.2), torch.logaddexp(x, 3 * part),
+        x.lerp(part, 0.3), x.lerp(part, positive), torch.hypot(x, part), f.celu(x, 0.7),
+        f.selu(x), f.prelu(x, x[0, :, 0]), f.threshold(x, 0.1, 7.0), f.hardshrink(x, 0.4),
+        f.softshrink(x, 0.4), f.glu(x[..., :6]), f.hardswish(5 * x), f.tanhshrink(x),
     )  # fmt: skip
 
 

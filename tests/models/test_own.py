@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from ferrule.runtime.sampling import SamplingParams
 from torch import nn
 from torch.nn import functional as F
 
-VOCABULARY, WIDTH, HEADS, LONGEST = 61, 32, 4, 48
+from .public import HEADS, LONGEST, PUBLIC, VOCABULARY, WIDTH
 
 
 class Layer(nn.Module):
@@ -122,15 +123,20 @@ class Experts(Base):
 @torch.no_grad()
 def eager(model: nn.Module, prompt: list[int], count: int) -> list[int]:
     ids = list(prompt)
+    name = next(iter(inspect.signature(model.forward).parameters))
     for _ in range(count):
-        ids.append(int(logits_in(model(torch.tensor([ids])))[0, -1].argmax()))
+        logits = logits_in(model(**{name: torch.tensor([ids])}))
+        ids.append(int(logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("kind", [LastLogits, Slopes, Experts])
-def test_tokens_are_those_of_eager(kind: type[nn.Module]) -> None:
+KINDS = {"last logits": LastLogits, "slopes": Slopes, "experts": Experts, **PUBLIC}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_eager(kind: str) -> None:
     torch.manual_seed(0)
-    model = randomize(kind().eval())
+    model = randomize(KINDS[kind]().eval())
     options = Options(max_context=40, max_batch=4, chunk=16, progress=False)
     artifact = build_in_temporary(model, options)
     prompts = [torch.randint(0, VOCABULARY, (n,)).tolist() for n in (5, 19, 1)]

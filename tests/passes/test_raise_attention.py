@@ -222,6 +222,74 @@ SPELLINGS: dict[str, tuple[Node, Node]] = {
 }  # fmt: skip
 
 
+QUERIES_FIRST = (0, 2, 1, 3)
+
+
+def heads_beside_queries() -> Node:
+    """Scores [B, S, H, L], masked [S, 1, L], of keys [B, L, D] that all heads share in part."""
+    rows, shared = (t.transpose(x, permutation=QUERIES_FIRST) for x in (Q, K))
+    flat = t.reshape(rows, shape=(B, 4 * S, 6))
+    key = t.reshape(t.slice_(shared, axis=2, start=0, stop=1), shape=(B, S, 6))
+    part = t.reshape(t.matmul(flat, swapped(key)), shape=(B, S, 4, S))
+    both = t.add(t.transpose(scores(), permutation=QUERIES_FIRST), part)
+    seen = t.transpose(causal(), permutation=QUERIES_FIRST)
+    masked = t.where(seen, t.mul(both, number(0.3)), number(-float("inf")))
+    weights = t.transpose(t.softmax(masked, axis=3), permutation=QUERIES_FIRST)
+    return t.matmul(weights, V)
+
+
+def values_for_all_heads() -> Node:
+    """Weights [B, S, H, L] as [B, S H, L] times values [B, L, D]."""
+    rows = t.transpose(scores(), permutation=QUERIES_FIRST)
+    weights = t.reshape(t.softmax(rows, axis=3), shape=(B, 4 * S, S))
+    value = t.reshape(t.slice_(V, axis=1, start=0, stop=1), shape=(B, S, 5))
+    return t.matmul(weights, value)
+
+
+def less_another() -> Node:
+    """Half of the heads' softmax less a share of the other half's."""
+    weights = t.softmax(t.add(scores(scale=0.4), MASK), axis=3)
+    apart = t.reshape(weights, shape=(B, 2, 2, S, S))
+    halves = (t.slice_(apart, axis=2, start=i, stop=i + 1) for i in (0, 1))
+    first, second = (t.reshape(h, shape=(B, 2, S, S)) for h in halves)
+    return t.matmul(t.sub(first, t.mul(number(0.3), second)), VG)
+
+
+FRAMES = {
+    "heads beside queries": (heads_beside_queries, 1),
+    "values for all heads": (values_for_all_heads, 1),
+    "less another": (less_another, 2),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_scores_in_other_orders(name: str):
+    spelled, count = FRAMES[name]
+    given = Canonicalize().run(graph(spelled()))
+    result = check_pass(RaiseAttention(), given)
+    names = [n.op.name for n in result.nodes()]
+    assert names.count("attention") == count
+    assert "softmax" not in names
+
+
+def test_heads_that_are_told_from_the_batch_by_a_number_alone():
+    flat = [t.reshape(x, shape=(4 * B, S, x.shape[-1])) for x in (Q, K, V)]
+    query, key, value = flat
+    given = graph(weigh(scores(query, key), value))
+    result = check_pass(RaiseAttention(), Canonicalize().run(given))
+    (found,) = (n for n in result.nodes() if n.op is model.attention)
+    assert found.shape == (B, 4, S, 5)
+
+
+def test_attention_to_numbers_of_the_model_is_of_each_token_alone():
+    memory = (
+        parameter(name=n, type=TensorType("f32", (1, 2, 3, d))) for n, d in (("a", 6), ("b", 5))
+    )
+    key, value = (t.broadcast(m, shape=(B, 2, 3, m.shape[-1])) for m in memory)
+    result = check_pass(RaiseAttention(), graph(attend(Q, key, value, scale=0.4)))
+    assert not any(n.op is model.attention for n in result.nodes())
+
+
 def graph(*outputs: Node) -> Graph:
     return Graph("m", INPUTS, outputs, bounds=BOUNDS)
 

@@ -76,6 +76,14 @@ CONVOLUTIONS: dict[str, Node] = {
     "dilated": conv(ROWS, 6, 1, 3, padding=4, dilation=2, groups=6),
     "several outputs a channel": conv(ROWS, 12, 1, 3, padding=2, groups=6),
     "all channels with all": conv(ROWS, 5, 6, 3, padding=2),
+    "cut after a transpose and an activation": part(
+        t.silu(
+            t.transpose(t.conv1d(ROWS, weight(6, 1, 3), padding=2, groups=6), permutation=(0, 2, 1))
+        ),
+        1,
+        0,
+        S,
+    ),
 }
 DELAYS: dict[str, Node] = {
     "cut, then padded": padded(part(X, 1, 0, S - 1), 1, 1),
