@@ -5,6 +5,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
+from .block_times import BlockTimes
+
 
 def extend_chain(keys: list[bytes], tokens: Sequence[int], block: int, salt: bytes = b"") -> None:
     """Append the keys of the full blocks of `tokens` that have none yet.
@@ -25,7 +27,7 @@ class BlockPool:
     A block may be held by several sequences (`retain`), which is what sharing a prefix and copying
     on write need. A block that nobody holds is cached where its content was named, and free
     otherwise; the cached ones are given away last, the least recently held first. `evictions`
-    counts those.
+    counts those, `times` is what blocks live through.
     """
 
     def __init__(self, size: int) -> None:
@@ -37,6 +39,7 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._keys: dict[int, bytes] = {}
         self._blocks: dict[bytes, int] = {}
+        self.times = BlockTimes(size)
 
     @property
     def free(self) -> int:
@@ -64,11 +67,13 @@ class BlockPool:
         taken = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
         for block in taken:
             self._counts[block] = 1
+        self.times.take(taken)
         return taken
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
         self.evictions += 1
+        self.times.evict(block)
         del self._blocks[self._keys.pop(block)]
         return block
 
@@ -78,6 +83,7 @@ class BlockPool:
             if self._counts[block] == 0:
                 assert block in self._cached, f"retain of free block {block}"
                 del self._cached[block]
+                self.times.find(block)
             self._counts[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
@@ -89,6 +95,7 @@ class BlockPool:
                 continue
             if block in self._keys:
                 self._cached[block] = None
+                self.times.leave(block)
             else:
                 self._free.append(block)
 

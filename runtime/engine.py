@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from .adjust import bad_word_tokens
 from .blocks import BlockPool
-from .errors import QueueFullError, RequestError
+from .errors import LogitsError, QueueFullError, RequestError
 from .executor import Batch, StepRunner
 from .flight import Flight, Flights
 from .grammar import GrammarConstraint, Grammars
@@ -39,6 +39,7 @@ from .results import (
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .sequence import Sequence as Scheduled
+from .spread import Counts
 from .step import Part, Step
 from .swap import Disk
 from .tensors import Array
@@ -126,7 +127,7 @@ class Engine:
             window=runner.window,
             states=runner.states,
         )
-        self.steps = self.prompt_tokens = self.generated_tokens = 0
+        self.steps = self.prompt_tokens = self.generated_tokens = self.corrupted = 0
         self._ended = 0.0
         self._requests: dict[str, Request] = {}
         self._tracks: dict[Scheduled, Track] = {}
@@ -414,6 +415,7 @@ class Engine:
     def _fail(self, track: Track, error: Exception) -> Delta:
         # What a failed request computed may be what failed it: nobody else is to find it.
         self.scheduler.distrust(track.sequence)
+        self.corrupted += isinstance(error, LogitsError)
         self._drop(track.request)
         return Delta(
             track.request.name,
@@ -444,7 +446,21 @@ class Engine:
             prompt_tokens=self.prompt_tokens,
             generated_tokens=self.generated_tokens,
             evictions=self.pool.evictions,
+            preempted=sum(s.cached is not None for s in self.scheduler.waiting),
+            corrupted=self.corrupted,
+            spreads=self._spreads(),
         )
+
+    def _spreads(self) -> dict[str, Counts]:
+        times = self.pool.times
+        found = {
+            "kv_block_lifetime_seconds": times.lifetime,
+            "kv_block_idle_before_evict_seconds": times.idle,
+            "kv_block_reuse_gap_seconds": times.gap,
+        }
+        if self.grammars is not None:
+            found["grammar_compilation_time_seconds"] = self.grammars.seconds
+        return {name: spread.counts() for name, spread in found.items()}
 
     def forget_prefixes(self) -> None:
         """Find no prompt in the prefix cache that was computed before now."""

@@ -9,6 +9,10 @@ class RequestError(ValueError):
     """A request that cannot be served as it was given."""
 
 
+class LogitsError(RequestError):
+    """Logits that are no numbers: no token can be chosen from them."""
+
+
 class QueueFullError(RequestError):
     """A request that came while too many others wait; it may be sent again later."""
 

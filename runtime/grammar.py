@@ -5,6 +5,7 @@ The grammars are llguidance's, an optional dependency (`pip install ferrule[serv
 
 import importlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 from .errors import RequestError
 from .params import StructuredOutputsParams
+from .spread import Spread
 from .tensors import Array
 from .text import Text
 
@@ -24,7 +26,8 @@ _KEPT = 32  # compiled grammars that are kept for requests that ask for the same
 class Grammars:
     """Compiles grammars for one tokenizer; `ends` are the tokens that may end a complete text.
 
-    The tokenizer is prepared when the first grammar is asked for, or by `prepare`.
+    The tokenizer is prepared when the first grammar is asked for, or by `prepare`; `seconds` are
+    those that grammars took.
     """
 
     def __init__(self, text: Text, vocabulary: int, ends: Iterable[int]) -> None:
@@ -33,6 +36,7 @@ class Grammars:
         self._tokenizer: Any = None
         self._forbidden: list[int] = []
         self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self.seconds = Spread()
 
     def prepare(self) -> None:
         """Make ready what all grammars need: it takes about a second for a large vocabulary."""
@@ -59,7 +63,9 @@ class Grammars:
         self.prepare()
         grammar = self._grammar(params)
         if grammar not in self._compiled:
+            begun = time.perf_counter()
             self._compiled[grammar] = self._compile(grammar, params.kind)
+            self.seconds.add(time.perf_counter() - begun)
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)

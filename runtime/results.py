@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .spread import Counts
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -88,7 +90,9 @@ class EngineStats:
     Blocks: `used` are held by sequences, `cached` by nobody but their content may be used again,
     `free` are the rest. `prefix_queries` counts prompt tokens that were looked up in the prefix
     cache, `prefix_hits` those that were found. `swaps` are the preemptions that kept their blocks
-    outside the cache, `evictions` the cached blocks that were given away.
+    outside the cache, `evictions` the cached blocks that were given away. Of those that wait
+    `preempted` have run before. `corrupted` requests ended because the model gave no numbers.
+    `spreads` are seconds by the names of a monitor.
     """
 
     running: int
@@ -104,3 +108,6 @@ class EngineStats:
     prompt_tokens: int
     generated_tokens: int
     evictions: int = 0
+    preempted: int = 0
+    corrupted: int = 0
+    spreads: Mapping[str, Counts] = field(default_factory=dict[str, Counts])

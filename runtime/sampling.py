@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .adjust import Adjuster, Constraint, Words
-from .errors import RequestError
+from .errors import LogitsError
 from .params import SamplingParams, StructuredOutputsParams
 from .tensors import Array
 
@@ -52,13 +52,13 @@ class Sampler:
     def choose(self, logits: Array, greedy: int, generated: int) -> int:
         """The next token from a row of logits f32[V] whose argmax is `greedy`.
 
-        `generated` counts the tokens so far. Raises `RequestError` where the logits are not finite,
+        `generated` counts the tokens so far. Raises `LogitsError` where the logits are not finite,
         which a `greedy` below 0 says too.
         """
         if greedy < 0:
-            raise RequestError("the model gave a NaN or an infinity as its greatest logit")
+            raise LogitsError("the model gave a NaN or an infinity as its greatest logit")
         if not np.isfinite(logits[greedy]):
-            raise RequestError(f"the model gave {logits[greedy]} as its greatest logit")
+            raise LogitsError(f"the model gave {logits[greedy]} as its greatest logit")
         if self._adjuster.changes(generated):
             logits = self._adjuster.apply(logits, generated)
             greedy = int(logits.argmax())

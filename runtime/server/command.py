@@ -5,6 +5,7 @@ import ctypes
 import logging
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -81,10 +82,13 @@ def serve_directories(
     share_arenas()
     start_logs()
     tracer, provider = otlp_tracer(traces) if traces else (None, None)
+    begun = time.perf_counter()
     artifacts = [load(d, threads=threads, cache_bytes=cache_bytes) for d in directories]
     service = artifact_service(
         name_artifacts(artifacts, names), settings, options, talk, machine_of, tracer
     )
+    for model in service.models:  # those of one server start together
+        model.startup_seconds = time.perf_counter() - begun
     try:
         run(service, listen)
     finally:

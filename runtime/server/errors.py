@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import QueueFullError, RequestError
+from ..errors import LogitsError, QueueFullError, RequestError
 
 _TYPES = {
     401: "authentication_error",
@@ -83,7 +83,7 @@ def refused(error: RequestError) -> ApiError:
 
 def failed(error: Exception) -> ApiError:
     """A generation that failed in the engine; 400 where the request's own rules are why."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError) and not isinstance(error, LogitsError):
         return ApiError(400, f"the generation failed: {error}", code="generation_failed")
     return ApiError(500, f"the generation failed: {error}", code="generation_failed")
 

@@ -7,8 +7,13 @@ when its last sequence ends. Token counters and inter-token latencies are counte
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from ..engine import Delta, EngineStats
@@ -63,6 +68,13 @@ class ServerMetrics:
             name: Counter(f"ferrule:{name}", text, LABELS, registry=self.registry)
             for name, text in counters.items()
         }
+        self.by_source = Counter(
+            "ferrule:prompt_tokens_by_source",
+            "Prompt tokens by where their keys and values come from.",
+            (*LABELS, "source"),
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
         self.success = Counter(
             "ferrule:request_success",
             "Requests that ended.",
@@ -86,6 +98,7 @@ class ModelMetrics:
 
     def __init__(self, server: ServerMetrics, labels: Mapping[str, str]) -> None:
         self._success = server.success
+        self._by_source = server.by_source
         self._labels = dict(labels)
         self._counters = {n: c.labels(**labels) for n, c in server.counters.items()}
         self._histograms = {n: h.labels(**labels) for n, h in server.histograms.items()}
@@ -98,11 +111,17 @@ class ModelMetrics:
         if record.first_token is None:
             self._counters["prompt_tokens"].inc(record.prompt_tokens)
             self._counters["prompt_tokens_cached"].inc(record.cached_tokens)
+            computed = record.prompt_tokens - record.cached_tokens
+            self._of("local_compute").inc(computed)
+            self._of("local_cache_hit").inc(record.cached_tokens)
             self._observe("time_to_first_token_seconds", now - record.arrived)
         before = record.last_token.get(delta.index)
         if before is not None:
             self._observe("inter_token_latency_seconds", now - before)
         self._counters["generation_tokens"].inc(len(delta.token_ids))
+
+    def _of(self, source: str) -> Counter:
+        return self._by_source.labels(**self._labels, source=source)
 
     def stepped(self, tokens: int, now: float) -> None:
         """Count the tokens of a step."""
@@ -146,10 +165,12 @@ class EngineCollector(Collector):
         self,
         stats: Mapping[str, EngineStats],
         configs: Mapping[str, Mapping[str, str]],
+        startups: Mapping[str, float],
         *,
         ready: bool,
     ) -> None:
         self._stats, self._configs, self._ready = stats, configs, ready
+        self._startups = startups
 
     def collect(self) -> Iterable[Metric]:
         """A family for each number of `EngineStats`, a sample for each model."""
@@ -157,12 +178,41 @@ class EngineCollector(Collector):
             yield self._filled(GaugeMetricFamily(f"ferrule:{name}", text, labels=LABELS), value)
         for name, text, value in _COUNTERS:
             yield self._filled(CounterMetricFamily(f"ferrule:{name}", text, labels=LABELS), value)
+        yield from self._spreads()
+        yield self._waiting()
+        started = GaugeMetricFamily("ferrule:engine_startup_time", _STARTUP, labels=LABELS)
+        for model, seconds in self._startups.items():
+            started.add_metric((model, "0"), seconds)
+        yield started
         yield GaugeMetricFamily("ferrule:ready", "1 while requests are taken.", int(self._ready))
         for model, config in self._configs.items():
             names = {"model_name": model, "engine": "0", **config}
             info = GaugeMetricFamily("ferrule:cache_config_info", _CONFIG, labels=list(names))
             info.add_metric(list(names.values()), 1)
             yield info
+
+    def _spreads(self) -> Iterable[Metric]:
+        for name, text in _SPREADS.items():
+            family = HistogramMetricFamily(f"ferrule:{name}", text, labels=LABELS)
+            for model, stats in self._stats.items():
+                if (seen := stats.spreads.get(name)) is not None:
+                    each = zip(seen.bounds, seen.below, strict=True)
+                    buckets = [(str(bound), float(below)) for bound, below in each]
+                    buckets.append(("+Inf", float(seen.count)))
+                    family.add_metric((model, "0"), buckets, seen.total)
+            yield family
+
+    def _waiting(self) -> Metric:
+        """Why sequences wait: they have not run yet, or others took their place."""
+        family = GaugeMetricFamily(
+            "ferrule:num_requests_waiting_by_reason",
+            "Sequences that wait, by the reason.",
+            labels=(*LABELS, "reason"),
+        )
+        for model, stats in self._stats.items():
+            family.add_metric((model, "0", "capacity"), stats.waiting - stats.preempted)
+            family.add_metric((model, "0", "preempted"), stats.preempted)
+        return family
 
     def _filled(self, family: F, value: str) -> F:
         for model, stats in self._stats.items():
@@ -177,6 +227,13 @@ def usage(stats: EngineStats) -> float:
     return stats.blocks_used / blocks if blocks else 0.0
 
 
+_STARTUP = "Seconds from the artifact's files to an engine that serves."
+_SPREADS = {
+    "kv_block_lifetime_seconds": "From when a block is taken to when its content is given up.",
+    "kv_block_idle_before_evict_seconds": "From a block's last holder to when it is given up.",
+    "kv_block_reuse_gap_seconds": "From a block's last holder to the next one of its content.",
+    "grammar_compilation_time_seconds": "To compile a grammar.",
+}
 _CONFIG = "How the engine of a model was made, as labels."
 _GAUGES = (
     ("num_requests_running", "Sequences in the running batch.", "running"),
@@ -192,5 +249,6 @@ _COUNTERS = (
     ("num_swaps", "Those of them that kept their blocks on the host.", "swaps"),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", "prefix_queries"),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", "prefix_hits"),
+    ("corrupted_requests", "Requests whose logits were no numbers.", "corrupted"),
     ("prefix_cache_evictions", "Cached blocks given away for others.", "evictions"),
 )

@@ -25,7 +25,8 @@ class ServedModel:
 
     `plan` is what /plan answers, `kernels` what /kernels does (None: no step was timed yet), and
     `config` how its engine was made; `max_context` counts prompt and output together. `sampling`
-    holds for requests that do not say otherwise; `fingerprint` tells builds apart.
+    holds for requests that do not say otherwise; `fingerprint` tells builds apart,
+    `startup_seconds` is what it took to load.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ServedModel:
     config: Mapping[str, str] = field(default_factory=dict[str, str])
     kernels: Callable[[], dict[str, Any] | None] = field(default=lambda: None)
     fingerprint: str | None = None
+    startup_seconds: float | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -133,7 +133,9 @@ async def metrics_text(service: Service) -> bytes:
     """All metrics, the engines' counts read now."""
     now = CollectorRegistry()
     configs = {model.name: model.config for model in service.models if model.config}
-    now.register(EngineCollector(await _stats(service), configs, ready=service.is_ready))
+    startups = {m.name: m.startup_seconds for m in service.models if m.startup_seconds is not None}
+    stats = await _stats(service)
+    now.register(EngineCollector(stats, configs, startups, ready=service.is_ready))
     return generate_latest(service.metrics.registry) + generate_latest(now)
 
 

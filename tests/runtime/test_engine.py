@@ -90,6 +90,7 @@ def test_logits_that_are_not_finite_end_their_request_alone():
     bad, good = engine.submit([4, 4], greedy(5)), engine.submit([1, 1], greedy(2))
     ended = drain(engine)
     assert ended[bad][1] == "error" and "nan as its greatest logit" in str(ended[bad][2])
+    assert engine.stats().corrupted == 1
     assert ended[good][1] == "length"
 
 

@@ -5,11 +5,22 @@ import math
 import random
 
 import pytest
+from ferrule.runtime.block_times import BlockTimes
+from ferrule.runtime.blocks import BlockPool
 from ferrule.runtime.engine import Delta, EngineStats, Times
 from ferrule.runtime.sampling import SamplingParams
 from ferrule.runtime.server.front import EngineFront
 from ferrule.runtime.server.live import LiveWindow
-from ferrule.runtime.server.metrics import BETWEEN, PHASE, TTFT, ServerMetrics, lengths
+from ferrule.runtime.server.metrics import (
+    BETWEEN,
+    PHASE,
+    TTFT,
+    EngineCollector,
+    ServerMetrics,
+    lengths,
+)
+from ferrule.runtime.spread import Counts, Spread
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from test_errors import post
 
@@ -147,6 +158,10 @@ def test_a_replayed_trace(seed):
     }
     for name, total in totals.items():
         assert registry.get_sample_value(f"ferrule:{name}", LABELS) == total
+    for source, total in (("local_cache_hit", sum(range(12))), ("local_compute", 12)):
+        labels = LABELS | {"source": source}
+        given = registry.get_sample_value("ferrule:prompt_tokens_by_source_total", labels)
+        assert given == total
     for reason in ("stop", "length"):
         labels = LABELS | {"finished_reason": reason}
         given = registry.get_sample_value("ferrule:request_success_total", labels)
@@ -183,8 +198,13 @@ def test_a_scrape_has_every_family(server):
     gauges = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
     counters = {"num_preemptions", "prompt_tokens", "generation_tokens", "request_success"}
     counters |= {"prefix_cache_queries", "prefix_cache_hits", "prompt_tokens_cached"}
+    counters |= {"corrupted_requests", "prompt_tokens_by_source"}
+    gauges |= {"num_requests_waiting_by_reason", "engine_startup_time"}
+    gauges |= {"kv_block_lifetime_seconds", "kv_block_idle_before_evict_seconds"}
+    gauges |= {"kv_block_reuse_gap_seconds", "grammar_compilation_time_seconds"}
     for name in gauges | counters:
         assert f"ferrule:{name}" in families, name
+    assert "process_resident_memory_bytes" in families
     for sample in families["ferrule:kv_cache_usage_perc"].samples:
         assert set(sample.labels) == {"model_name", "engine"}
     (fox,) = (
@@ -192,3 +212,48 @@ def test_a_scrape_has_every_family(server):
         if s.labels.get("model_name") == "fox" and s.name.endswith("_total")
     )  # fmt: skip
     assert fox == 3
+
+
+def test_blocks_are_followed():
+    now = [10.0]
+    pool = BlockPool(2)
+    pool.times = BlockTimes(2, lambda: now[0])
+    (first,) = pool.allocate(1)
+    pool.name(first, b"a")
+    now[0] = 11.0
+    pool.release([first])
+    now[0] = 11.5
+    pool.retain(pool.find([b"a"]))
+    pool.release([first])
+    now[0] = 14.0
+    pool.allocate(2)
+    times = pool.times
+    assert times.gap.counts().total == 0.5 and times.gap.counts().count == 1
+    assert (times.idle.counts().total, times.lifetime.counts().total) == (2.5, 4.0)
+
+
+def test_buckets_count_what_is_at_most_so_large():
+    spread = Spread((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 9.0):
+        spread.add(value)
+    assert spread.counts() == Counts((1.0, 2.0), (2, 3), 4, 12.0)
+
+
+def test_histograms_of_an_engine_are_scraped():
+    seen = Counts((1.0, 2.0), (2, 3), 4, 12.0)
+    stats = EngineStats(
+        1, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, preempted=1,
+        spreads={"kv_block_lifetime_seconds": seen},
+    )  # fmt: skip
+    registry = CollectorRegistry()
+    registry.register(EngineCollector({"m": stats}, {}, {"m": 2.5}, ready=True))
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"ferrule:{name}", LABELS | labels)
+
+    assert value("kv_block_lifetime_seconds_bucket", le="2.0") == 3
+    assert value("kv_block_lifetime_seconds_bucket", le="+Inf") == 4
+    assert value("kv_block_lifetime_seconds_sum") == 12
+    assert value("num_requests_waiting_by_reason", reason="preempted") == 1
+    assert value("num_requests_waiting_by_reason", reason="capacity") == 2
+    assert value("engine_startup_time") == 2.5
