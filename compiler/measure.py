@@ -4,101 +4,248 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
-    from ..runtime.bench.load import Load
+    from ..runtime.bench.datasets import Source
+    from ..runtime.bench.load import Load, Ramp
     from ..runtime.bench.prompts import Ask
 
 bench = typer.Typer(help="Measure a server or an artifact.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A compiled artifact.")]
-Save = Annotated[Path | None, typer.Option("--output", "-o", help="Write the result here as JSON.")]
+Save = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", "--output-json", help="Write the result here as JSON."),
+]
 Inputs = Annotated[int, typer.Option(help="Tokens of a prompt.")]
 Outputs = Annotated[int, typer.Option(help="Tokens to generate for each.")]
 Prompts = Annotated[int, typer.Option(help="Requests to send.")]
 Ratio = Annotated[float, typer.Option(help="Lengths vary by this share to either side.")]
 Seed = Annotated[int, typer.Option(help="Makes prompts and arrivals repeatable.")]
 Vocabulary = Annotated[int, typer.Option(help="Random token ids are below this.")]
-LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")
+
+
+Url = Annotated[str | None, typer.Option(help="The server; else --host and --port say where.")]
+Backend = Annotated[str, typer.Option(help="openai (completions) or openai-chat.")]
+Endpoint = Annotated[str | None, typer.Option(help="Where to send requests; the backend's.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="random, prefix_repetition, sharegpt, sonnet, burstgpt, spec_bench or custom; random,"
+        " or custom where there is a path."
+    ),
+]
+DatasetPath = Annotated[Path | None, typer.Option(help="The dataset's file; custom: JSONL.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="A folder whose tokenizer counts text.")]
+PrefixLength = Annotated[int, typer.Option(help="Tokens that prompts share.")]
+Prefixes = Annotated[int, typer.Option(help="Different beginnings of prompts.")]
+OwnOutput = Annotated[int | None, typer.Option(help="Tokens to generate for each.")]
+Category = Annotated[str | None, typer.Option(help="Questions of one kind alone.")]
+Rate = Annotated[float, typer.Option(help="Requests a second; inf sends all.")]
+Burstiness = Annotated[float, typer.Option(help="1 is a Poisson process.")]
+Strategy = Annotated[str | None, typer.Option(help="linear or exponential: the rate changes.")]
+Rps = Annotated[float | None, typer.Option(help="Requests a second at this end of the ramp.")]
+Concurrency = Annotated[int | None, typer.Option(help="The most at once.")]
+Goodput = Annotated[
+    list[str] | None, typer.Option(help="Limits in ms, such as ttft:200 tpot:50; may be repeated.")
+]
+More = Annotated[list[str] | None, typer.Argument(hidden=True)]
+Percentiles = Annotated[str, typer.Option(help="Such as 50,90,99.")]
+Metrics = Annotated[str, typer.Option(help="Of ttft, tpot, itl and e2el.")]
+Warmups = Annotated[int, typer.Option(help="Requests before the measurement.")]
+Extra = Annotated[str | None, typer.Option(help="More fields of every body, as JSON.")]
+SaveResult = Annotated[bool, typer.Option("--save-result", help="Write the result to a file.")]
+Key = Annotated[str | None, typer.Option(envvar="FERRULE_API_KEY")]
+IgnoreEnd = Annotated[bool, typer.Option("--ignore-eos", help="Generate all tokens asked for.")]
+ENDPOINTS = {
+    "openai": "/v1/completions",
+    "openai-chat": "/v1/chat/completions",
+    "vllm": "/v1/completions",
+}
 
 
 @bench.command("serve")
 def bench_serve(
-    base_url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
-    endpoint: Annotated[str, typer.Option(help="Where to send requests.")] = "/v1/completions",
+    more: More = None,
+    backend: Backend = "openai",
+    base_url: Url = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    endpoint: Endpoint = None,
     model: Annotated[str | None, typer.Option(help="The model's name.")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="FERRULE_API_KEY")] = None,
+    api_key: Key = None,
     num_prompts: Prompts = 1000,
-    dataset_path: Annotated[
-        Path | None, typer.Option(help="JSONL with a prompt a line; random ones by default.")
-    ] = None,
+    dataset_name: Dataset = None,
+    dataset_path: DatasetPath = None,
+    tokenizer: Tokenizer = None,
     random_input_len: Inputs = 1024,
     random_output_len: Outputs = 128,
     random_range_ratio: Ratio = 0.0,
-    random_prefix_len: Annotated[int, typer.Option(help="Tokens that all prompts share.")] = 0,
+    random_prefix_len: PrefixLength = 0,
+    prefix_repetition_prefix_len: PrefixLength = 256,
+    prefix_repetition_suffix_len: Inputs = 256,
+    prefix_repetition_num_prefixes: Prefixes = 10,
+    prefix_repetition_output_len: OwnOutput = 128,
+    sharegpt_output_len: OwnOutput = None,
+    sonnet_input_len: Inputs = 550,
+    sonnet_output_len: OwnOutput = 150,
+    sonnet_prefix_len: PrefixLength = 200,
+    burstgpt_output_len: OwnOutput = None,
+    spec_bench_output_len: OwnOutput = 256,
+    spec_bench_category: Category = None,
+    custom_output_len: OwnOutput = 256,
     vocabulary: Vocabulary = 1000,
-    request_rate: Annotated[float, typer.Option(help="Requests a second; inf sends all.")] = float(
-        "inf"
-    ),
-    burstiness: Annotated[float, typer.Option(help="1 is a Poisson process.")] = 1.0,
-    max_concurrency: Annotated[int | None, typer.Option(help="The most at once.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos")] = False,
-    goodput: Annotated[
-        list[str] | None, typer.Option(help="A limit in ms, such as ttft:200; may be repeated.")
-    ] = None,
-    metric_percentiles: Annotated[str, typer.Option(help="Such as 50,90,99.")] = "99",
-    num_warmups: Annotated[int, typer.Option(help="Requests before the measurement.")] = 0,
+    request_rate: Rate = float("inf"),
+    burstiness: Burstiness = 1.0,
+    ramp_up_strategy: Strategy = None,
+    ramp_up_start_rps: Rps = None,
+    ramp_up_end_rps: Rps = None,
+    max_concurrency: Concurrency = None,
+    ignore_eos: IgnoreEnd = False,
+    temperature: Annotated[float, typer.Option(help="Of every request.")] = 0.0,
+    extra_body: Extra = None,
+    goodput: Goodput = None,
+    percentile_metrics: Metrics = "ttft,tpot,itl,e2el",
+    metric_percentiles: Percentiles = "99",
+    num_warmups: Warmups = 0,
     seed: Seed = 0,
+    save_result: SaveResult = False,
+    result_dir: Annotated[Path, typer.Option(help="Where --save-result writes.")] = Path(),
+    result_filename: Annotated[str | None, typer.Option(help="And under which name.")] = None,
     output: Save = None,
 ) -> None:
     """Load a server and measure throughput and latencies as its clients see them."""
-    from ..runtime.bench.load import Load
-
-    sizes = (random_input_len, random_output_len, random_range_ratio, random_prefix_len)
-    asks = _asks(dataset_path, num_prompts, sizes, vocabulary, seed)
-    load = Load(
-        model=model,
-        endpoint=endpoint,
-        rate=request_rate,
-        burstiness=burstiness,
-        max_concurrency=max_concurrency,
-        ignore_eos=ignore_eos,
-        warmups=num_warmups,
-        seed=seed,
-        percentiles=tuple(float(p) for p in metric_percentiles.split(",")),
-        goodput=_limits(goodput or []),
-    )
-    _measure(base_url, api_key, asks, load, output)
-
-
-def _asks(
-    path: Path | None, count: int, sizes: tuple[int, int, float, int], vocabulary: int, seed: int
-) -> list[Ask]:
-    from ..runtime.bench.prompts import RandomPrompts, file_asks
-
-    if path is not None:
-        return file_asks(path, count, sizes[1])
-    return RandomPrompts(count, *sizes, vocabulary, seed).asks()
-
-
-def _measure(
-    url: str, api_key: str | None, asks: list[Ask], load: Load, output: Path | None
-) -> None:
-    from ..runtime.bench.http import Target
-    from ..runtime.bench.load import measure
-
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    found = asyncio.run(measure(Target(url, headers), asks, load))
-    _report({k: v for k, v in found.items() if k not in LISTS}, found, output)
+    given = SimpleNamespace(**locals())
+    load = _load_of(given)
+    found = _named(given) | _measured(given, load)
+    _save(given, found)
+    typer.echo(_table(found, load))
     if found["failed"]:
         first = next(error for error in found["errors"] if error)
         typer.echo(f"error: {found['failed']} requests failed, the first one: {first}", err=True)
         raise typer.Exit(1)
+
+
+def _load_of(given: Any) -> Load:
+    from ..runtime.bench.load import METRICS, Load
+
+    if given.backend not in ENDPOINTS:
+        known = ", ".join(ENDPOINTS)
+        raise typer.BadParameter(f"--backend {given.backend!r}: wanted one of {known}")
+    metrics = tuple(given.percentile_metrics.split(","))
+    if wrong := set(metrics) - set(METRICS):
+        raise typer.BadParameter(f"--percentile-metrics {min(wrong)!r}: of {', '.join(METRICS)}")
+    return Load(
+        model=given.model,
+        endpoint=given.endpoint or ENDPOINTS[given.backend],
+        rate=given.request_rate,
+        burstiness=given.burstiness,
+        max_concurrency=given.max_concurrency,
+        ignore_eos=given.ignore_eos,
+        temperature=given.temperature,
+        warmups=given.num_warmups,
+        seed=given.seed,
+        percentiles=tuple(float(p) for p in given.metric_percentiles.split(",")),
+        metrics=metrics,
+        goodput=_limits([*(given.goodput or ()), *(given.more or ())]),
+        ramp=_ramp(given.ramp_up_strategy, given.ramp_up_start_rps, given.ramp_up_end_rps),
+        extra=json.loads(given.extra_body or "{}"),
+    )
+
+
+def _ramp(strategy: str | None, begin: float | None, end: float | None) -> Ramp | None:
+    from ..runtime.bench.load import Ramp
+
+    if strategy is None and begin is None and end is None:
+        return None
+    if strategy not in ("linear", "exponential") or not begin or not end:
+        raise typer.BadParameter(
+            "--ramp-up-strategy is linear or exponential, and has both its rps"
+        )
+    return Ramp(strategy, begin, end)
+
+
+def _source(given: Any) -> Source:
+    """The dataset, with the options that have its name."""
+    from ..runtime.bench.datasets import Source
+
+    name = given.dataset_name or ("custom" if given.dataset_path else "random")
+    lengths = {
+        "random": (given.random_input_len, given.random_output_len, given.random_prefix_len),
+        "prefix_repetition": (
+            given.prefix_repetition_suffix_len,
+            given.prefix_repetition_output_len,
+            given.prefix_repetition_prefix_len,
+        ),
+        "sharegpt": (0, given.sharegpt_output_len, 0),
+        "sonnet": (given.sonnet_input_len, given.sonnet_output_len, given.sonnet_prefix_len),
+        "burstgpt": (0, given.burstgpt_output_len, 0),
+        "spec_bench": (0, given.spec_bench_output_len, 0),
+        "custom": (0, given.custom_output_len, 0),
+    }
+    inputs, outputs, prefix = lengths.get(name, (0, None, 0))
+    return Source(
+        name=name,
+        path=given.dataset_path,
+        count=given.num_prompts,
+        input=inputs,
+        output=outputs,
+        range_ratio=given.random_range_ratio,
+        prefix=prefix,
+        prefixes=given.prefix_repetition_num_prefixes,
+        vocabulary=given.vocabulary,
+        category=given.spec_bench_category,
+        tokenizer=given.tokenizer,
+        seed=given.seed,
+    )
+
+
+def _measured(given: Any, load: Load) -> dict[str, Any]:
+    from ..runtime.bench.http import Target
+    from ..runtime.bench.load import measure
+
+    headers = {"authorization": f"Bearer {given.api_key}"} if given.api_key else {}
+    url = given.base_url or f"http://{given.host}:{given.port}"
+    return asyncio.run(measure(Target(url, headers), _source(given).asks(), load))
+
+
+def _named(given: Any) -> dict[str, Any]:
+    """What a result says of how it came about."""
+    rate = given.request_rate
+    return {
+        "date": time.strftime("%Y%m%d-%H%M%S"),
+        "backend": given.backend,
+        "model_id": given.model,
+        "num_prompts": given.num_prompts,
+        "request_rate": rate if rate != float("inf") else "inf",
+        "burstiness": given.burstiness,
+        "max_concurrency": given.max_concurrency,
+    }
+
+
+def _save(given: Any, found: dict[str, Any]) -> None:
+    """Write the result where it was asked for."""
+    paths = [given.output] if given.output else []
+    if given.save_result:
+        model = str(given.model).replace("/", "-")
+        own = f"{given.backend}-{given.request_rate}qps-{model}-{found['date']}.json"
+        paths.append(given.result_dir / (given.result_filename or own))
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(found: dict[str, Any], load: Load) -> str:
+    from ..runtime.bench.table import table
+
+    return table(found, load.metrics)
 
 
 @bench.command("latency")
@@ -169,7 +316,7 @@ def _random(
 
 def _limits(texts: list[str]) -> dict[str, float]:
     limits = {}
-    for text in texts:
+    for text in " ".join(texts).replace(",", " ").split():
         name, _, value = text.partition(":")
         if name not in ("ttft", "tpot", "e2el") or not value.replace(".", "", 1).isdigit():
             raise typer.BadParameter(f"{text!r}: wanted ttft, tpot or e2el, a colon and ms")

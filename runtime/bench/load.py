@@ -12,13 +12,31 @@ from .http import HttpError, Target
 from .prompts import Ask
 from .statistics import summary
 
+METRICS = ("ttft", "tpot", "itl", "e2el")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A rate of requests that goes from one to another, evenly or by the same factor."""
+
+    strategy: str
+    begin: float
+    end: float
+
+    def rate(self, share: float) -> float:
+        """The rate when a share of the requests, 0 to 1, has been sent."""
+        if self.strategy == "linear":
+            return self.begin + (self.end - self.begin) * share
+        return self.begin * (self.end / self.begin) ** share
+
 
 @dataclass(frozen=True)
 class Load:
     """How requests arrive. A `rate` of infinity sends all at once.
 
     Gaps follow a gamma distribution: `burstiness` 1 is a Poisson process, less comes in bursts.
-    `goodput` holds limits in milliseconds for "ttft", "tpot" and "e2el".
+    `goodput` holds limits in milliseconds for "ttft", "tpot" and "e2el". `metrics` are reported.
+    With a `ramp` the rate changes, `extra` are more fields of every body.
     """
 
     model: str | None = None
@@ -31,6 +49,9 @@ class Load:
     warmups: int = 0
     seed: int = 0
     percentiles: tuple[float, ...] = (99.0,)
+    metrics: tuple[str, ...] = METRICS
+    ramp: Ramp | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     goodput: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -80,11 +101,13 @@ async def measure(target: Target, asks: Sequence[Ask], load: Load) -> dict[str, 
 
 def arrivals(load: Load, count: int) -> list[float]:
     """Seconds after the start at which requests are sent."""
-    if load.rate == float("inf"):
+    if load.ramp is None and load.rate == float("inf"):
         return [0.0] * count
     generator = np.random.default_rng(load.seed)
-    scale = 1.0 / (load.rate * load.burstiness)
-    gaps = generator.gamma(load.burstiness, scale, count)
+    rates = np.full(count, load.rate)
+    if load.ramp is not None:
+        rates = np.array([load.ramp.rate(n / max(1, count - 1)) for n in range(count)])
+    gaps = generator.gamma(load.burstiness, 1.0 / (rates * load.burstiness), count)
     return [float(t) for t in np.cumsum(gaps) - gaps[0]]
 
 
@@ -117,7 +140,7 @@ def _body(ask: Ask, load: Load) -> dict[str, Any]:
     else:
         body["prompt"] = ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt)
     body |= {"model": load.model} if load.model else {}
-    return body | ({"ignore_eos": True} if load.ignore_eos else {})
+    return body | ({"ignore_eos": True} if load.ignore_eos else {}) | dict(load.extra)
 
 
 def _take(served: Served, event: Mapping[str, Any], now: float) -> None:
@@ -155,10 +178,14 @@ def report(served: Sequence[Served], duration: float, load: Load) -> dict[str, A
         "max_output_tokens_per_s": _peak(good),
         "max_concurrent_requests": _concurrent(served),
     }
-    found |= summary("ttft", [s.ttft for s in good], load.percentiles)
-    found |= summary("tpot", [s.tpot for s in good if s.output_tokens > 1], load.percentiles)
-    found |= summary("itl", [gap for s in good for gap in s.gaps], load.percentiles)
-    found |= summary("e2el", [s.e2el for s in good], load.percentiles)
+    seconds = {
+        "ttft": [s.ttft for s in good],
+        "tpot": [s.tpot for s in good if s.output_tokens > 1],
+        "itl": [gap for s in good for gap in s.gaps],
+        "e2el": [s.e2el for s in good],
+    }
+    for name in load.metrics:
+        found |= summary(name, seconds[name], load.percentiles)
     return found | {
         "input_lens": [s.input_tokens for s in served],
         "output_lens": [s.output_tokens for s in served],

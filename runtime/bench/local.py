@@ -58,7 +58,7 @@ def startup(directory: Path, *, iterations: int) -> dict[str, Any]:
             f"{kind}_load_time": [load for _, load in runs],
             f"avg_{kind}_total_startup_time": float(np.mean([total for total, _ in runs])),
         }
-    return found | {"compilation_time": 0.0}
+    return found | {"compilation_time": 0.0, "encoder_compilation_time": 0.0}
 
 
 def vocabulary_of(artifact: Artifact) -> int:

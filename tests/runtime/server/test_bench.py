@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from ferrule.runtime.bench.datasets import Source
 from ferrule.runtime.bench.http import HttpError, Target
-from ferrule.runtime.bench.load import Load, Served, arrivals, measure, report
+from ferrule.runtime.bench.load import Load, Ramp, Served, arrivals, measure, report
 from ferrule.runtime.bench.local import latency, startup, throughput
 from ferrule.runtime.bench.prompts import Ask, RandomPrompts, file_asks
 from ferrule.runtime.bench.statistics import percentiles_of, summary
@@ -92,6 +93,52 @@ def test_prompts_repeat_and_share_their_prefix():
     assert all(13 <= len(a.prompt) <= 19 and max(a.prompt) < 900 for a in asks)
 
 
+def test_a_ramp_changes_the_rate():
+    even = arrivals(Load(ramp=Ramp("linear", 10.0, 100.0), burstiness=1e6), 2001)
+    gaps = np.diff(even)
+    assert gaps[0] == pytest.approx(0.1, rel=0.01) and gaps[-1] == pytest.approx(0.01, rel=0.01)
+    assert gaps[999] == pytest.approx(1 / 55, rel=0.01)
+    assert Ramp("exponential", 1.0, 100.0).rate(0.5) == pytest.approx(10.0)
+
+
+def test_prefixes_are_repeated():
+    wanted = Source("prefix_repetition", count=20, input=5, prefix=7, prefixes=4, vocabulary=900)
+    asks = wanted.asks()
+    beginnings = [a.prompt[:7] for a in asks]
+    assert {beginnings.count(b) for b in beginnings} == {5} and len(set(beginnings)) == 4
+    assert {len(a.prompt) for a in asks} == {12} and asks == wanted.asks()
+    assert len({a.prompt[7:] for a in asks}) == 20
+
+
+def test_datasets_of_files(tmp_path, tokenizer):
+    def turns(*texts):
+        return {"conversations": [{"value": text} for text in texts]}
+
+    path = tmp_path / "file"
+    path.write_text(json.dumps([turns("a prompt", "answer"), turns("alone"), turns("b", "short")]))
+    asks = Source("sharegpt", path, 9, tokenizer=tokenizer).asks()
+    assert asks == [Ask("a prompt", 6)]
+    assert len(Source("sharegpt", path, 9, output=3).asks()) == 2
+    with pytest.raises(RequestError, match="needs --tokenizer"):
+        Source("sharegpt", path).asks()
+    path.write_text("shall I compare\nthee to a day\n" * 4)
+    asks = Source("sonnet", path, 3, input=90, prefix=45, tokenizer=tokenizer).asks()
+    assert len(asks) == 3 and {a.output_tokens for a in asks} == {150}
+    assert len({a.prompt[:90] for a in asks}) == 1 and "thee to a day\n" in asks[0].prompt
+    path.write_text("Timestamp,Model,Request tokens,Response tokens\n1,GPT-4,17,5\n2,GPT-4,3,0\n")
+    (ask,) = Source("burstgpt", path, 5).asks()
+    assert (len(ask.prompt), ask.output_tokens) == (17, 5)
+    lines = [{"category": c, "turns": [c + "?", "then"]} for c in ("math", "qa")]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert Source("spec_bench", path, category="qa").asks() == [Ask("qa?", 256)]
+    with pytest.raises(RequestError, match="no file of burstgpt"):
+        Source("burstgpt", path).asks()
+    with pytest.raises(RequestError, match="wanted one of random"):
+        Source("hf").asks()
+    with pytest.raises(RequestError, match="needs --dataset-path"):
+        Source("custom").asks()
+
+
 def test_prompts_of_a_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": "b", "output_tokens": 3}\n{"prompt": "c"}\n')
@@ -108,9 +155,28 @@ def test_the_command_writes_its_result(server, tmp_path):
     command = ["bench", "serve", "--base-url", server.url, "--num-prompts", "3", "--model", "fox"]
     command += ["--random-input-len", "5", "--random-output-len", "4", "--vocabulary", "200"]
     path = tmp_path / "result.json"
-    done = CliRunner().invoke(app, [*command, "--goodput", "ttft:9000", "-o", str(path)])
-    assert done.exit_code == 0 and "output_throughput" in done.output, done.output
-    assert json.loads(path.read_text())["total_output_tokens"] == 12
+    limits = ["--goodput", "ttft:9000", "tpot:9000"]
+    done = CliRunner().invoke(app, [*command, *limits, "-o", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "Successful requests:                             3" in done.output
+    assert "Output token throughput (tok/s):" in done.output and "P99 TTFT (ms):" in done.output
+    found = json.loads(path.read_text())
+    assert found["total_output_tokens"] == 12 and found["model_id"] == "fox"
+    assert found["request_goodput"] == pytest.approx(found["request_throughput"])
+    folder = ["--save-result", "--result-dir", str(tmp_path / "own"), "--result-filename", "r.json"]
+    metrics = ["--percentile-metrics", "ttft", "--metric-percentiles", "50,90"]
+    ramp = ["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "50", "--ramp-up-end-rps", "99"]
+    extra = ["--backend", "openai-chat", "--extra-body", '{"min_tokens": 4}', "--port", "1"]
+    text = tmp_path / "prompts.jsonl"
+    text.write_text('{"prompt": "a"}\n' * 3)
+    own = ["--dataset-path", str(text), "--custom-output-len", "4"]
+    done = CliRunner().invoke(app, [*command, *folder, *metrics, *ramp, *extra, *own])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "own/r.json").read_text())
+    assert "p90_ttft_ms" in found and "mean_itl_ms" not in found
+    assert found["output_lens"] == [4, 4, 4] and found["backend"] == "openai-chat"
+    for broken in (["--backend", "x"], ["--percentile-metrics", "x"], ["--ramp-up-end-rps", "5"]):
+        assert CliRunner().invoke(app, [*command, *broken]).exit_code == 2
     wrong = CliRunner().invoke(app, [*command, "--goodput", "speed:1"])
     assert wrong.exit_code == 2
     failing = CliRunner().invoke(app, [*command, "--vocabulary", "90000"])
