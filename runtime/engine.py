@@ -59,11 +59,13 @@ __all__ = [
 
 
 class _Rows(NamedTuple):
-    """The results of one sequence in a step; `begin` is the position of its first token there."""
+    """The results of one sequence in a step; `begin` is the position of its first token there,
+    `greedy` the argmax of its last row.
+    """
 
     sequence: Scheduled
     begin: int
-    argmax: Array
+    greedy: int
     logits: Array
 
 
@@ -297,8 +299,9 @@ class Engine:
         argmax, logits = self._flights.collect(flight)
         self.steps += 1
         self._note_times(flight)
+        greedy = argmax.tolist()
         return [
-            _Rows(p.sequence, p.begin, argmax[p.first : p.end], logits[p.first : p.end])
+            _Rows(p.sequence, p.begin, greedy[p.end - 1], logits[p.first : p.end])
             for p in flight.places
         ]
 
@@ -360,7 +363,7 @@ class Engine:
     def _advance(self, rows: Iterable[_Rows]) -> list[Delta]:
         """Give each sequence that has been computed to its end its next token."""
         deltas: list[Delta] = []
-        for sequence, begin, argmax, logits in rows:
+        for sequence, begin, greedy, logits in rows:
             track = self._tracks.get(sequence)
             if track is None:
                 continue
@@ -370,7 +373,7 @@ class Engine:
                 continue
             for each in self._fork(track):
                 if each.sequence in self._tracks:  # the error of one ends the others
-                    deltas.append(self._extend(each, int(argmax[-1]), logits[-1]))
+                    deltas.append(self._extend(each, greedy, logits[-1]))
         return deltas
 
     def _fork(self, track: Track) -> list[Track]:

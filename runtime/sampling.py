@@ -1,5 +1,6 @@
 """Sampling: the token that a request gets from a row of logits."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,7 @@ from .tensors import Array
 __all__ = ["Sampler", "SamplingParams", "StructuredOutputsParams", "greatest", "nucleus", "typical"]
 
 _BLOCK = 1024  # tokens whose weights are added up at a time; up to so many in double precision
+_ALIKE = 18  # bits of a float that are let go of: 5 of its mantissa stay, so 3 percent
 _GROUP = 64  # logits whose maximum stands for them while the greatest are looked for
 
 
@@ -57,7 +59,7 @@ class Sampler:
         """
         if greedy < 0:
             raise LogitsError("the model gave a NaN or an infinity as its greatest logit")
-        if not np.isfinite(logits[greedy]):
+        if not math.isfinite(logits[greedy]):
             raise LogitsError(f"the model gave {logits[greedy]} as its greatest logit")
         if self._adjuster.changes(generated):
             logits = self._adjuster.apply(logits, generated)
@@ -115,15 +117,19 @@ def greatest(logits: Array, count: int, among: Array | None = None) -> Array:
 
 def nucleus(logits: Array, best: float, temperature: float, top_p: float) -> tuple[Array, Array]:
     """The fewest most likely tokens whose share of all reaches `top_p`, and their weights."""
-    wanted = top_p * float(_weights(logits, best, temperature).sum(dtype=np.float64))
-    count = _GROUP
-    while True:
-        tokens = greatest(logits, count)
+    every = _weights(logits, best, temperature)
+    wanted = top_p * float(every.sum(dtype=np.float64))
+    if wanted <= _GROUP:  # no weight is more than 1
+        tokens = greatest(logits, _GROUP)
         weights = _weights(logits[tokens], best, temperature)
-        if float(weights.sum(dtype=np.float64)) >= wanted or len(tokens) == logits.shape[0]:
+        if float(weights.sum(dtype=np.float64)) >= wanted:
             kept = _most_likely(weights, wanted)
             return tokens[kept], weights[kept]
-        count *= 16
+    if every.dtype != np.float32:
+        kept = _most_likely(every, wanted)
+    else:
+        kept = _most_likely_of_many(every, wanted)
+    return kept, every[kept]
 
 
 def typical(weights: Array, share: float) -> Array:
@@ -151,6 +157,20 @@ def _most_likely(weights: Array, wanted: float) -> Array:
     order = np.argsort(-weights, kind="stable")
     sums = np.cumsum(weights[order], dtype=np.float64)
     return order[: int(np.searchsorted(sums, wanted)) + 1]
+
+
+def _most_likely_of_many(weights: Array, wanted: float) -> Array:
+    """The same, of many weights f32 that are not sorted for it: classes of weights that are alike
+    are added up until their sum is reached, and the weights of the last class alone are sorted.
+    """
+    classes = weights.view(np.uint32) >> _ALIKE  # floats that are positive are in the order of bits
+    sums = np.cumsum(np.bincount(classes, weights)[::-1])
+    reached = min(int(np.searchsorted(sums, wanted)), sums.shape[0] - 1)
+    last = sums.shape[0] - 1 - reached
+    above = np.flatnonzero(classes > last)
+    alike = np.flatnonzero(classes == last)
+    rest = wanted - (float(sums[reached - 1]) if reached else 0.0)
+    return np.concatenate([above, alike[_most_likely(weights[alike], rest)]])
 
 
 def _pick(weights: Array, share: float) -> int:

@@ -172,7 +172,8 @@ class Scheduler:
         if self.pool.available < len(decodes):  # somebody may have to give way
             decodes.sort(key=self.policy.key)
         for sequence in decodes:
-            self._continue(sequence, room)
+            if not self._decode(sequence, room):
+                self._continue(sequence, room)
         if room.parts:
             room.prompt_tokens = self._beside(len(room.parts))
         for sequence in sorted(prompts, key=self.policy.key):
@@ -180,6 +181,22 @@ class Scheduler:
         while not room.preempted and self._start(room):
             pass
         return Step(tuple(room.parts.values())) if room.parts else None
+
+    def _decode(self, sequence: Sequence, room: _Room) -> bool:
+        """Plan one token where its place is there and is its own, which is what most parts are; all
+        else takes longer to decide.
+        """
+        place = sequence.computed // self.block
+        if place >= len(sequence.blocks) or self.states.pool is not None:
+            return False
+        if not (room.tokens and room.rows) or self.pool.is_shared(sequence.blocks[place]):
+            return False
+        if sequence in room.preempted:
+            return False
+        room.parts[sequence] = Part(sequence, 1, (), sequence.computed + 1, 1)
+        room.tokens -= 1
+        room.rows -= 1
+        return True
 
     def _beside(self, decodes: int) -> int:
         """Tokens of prompts beside so many decodes: whole blocks where the pace decides."""
@@ -249,12 +266,15 @@ class Scheduler:
             self._own(sequence, sequence.computed // self.block)
         self.states.reserve(sequence)
         end = sequence.computed + count
+        rows = int(end == len(sequence.tokens))
+        if sequence.all_rows and sequence.computed < sequence.prompt_length:
+            rows = count
         growth = -(-end // self.block) - len(sequence.blocks)
         if growth <= 0:
-            return Part(sequence, count, (), end)
+            return Part(sequence, count, (), end, rows)
         fresh = self.pool.allocate(growth)
         sequence.blocks.extend(fresh)
-        return Part(sequence, count, tuple(fresh), end)
+        return Part(sequence, count, tuple(fresh), end, rows)
 
     def _own(self, sequence: Sequence, place: int) -> None:
         """Copy on write. Done at once: between steps the cache belongs to nobody else."""
@@ -349,7 +369,7 @@ class Scheduler:
     def commit(self, step: Step) -> None:
         """The step has run: its tokens are in the cache. Call before new tokens are appended."""
         charges = self.policy.charges
-        for sequence, count, _, end in step.parts:
+        for sequence, count, _, end, _ in step.parts:
             sequence.computed = end
             self.states.commit(sequence)
             if end % self.block < count and self.prefix_caching:

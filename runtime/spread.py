@@ -10,11 +10,13 @@ BLOCK_SECONDS = (*BLOCK_SECONDS, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0
 
 
 class Counts(NamedTuple):
-    """What was seen: per upper bound how many values are at most so large, and the sum of all."""
+    """What was seen: per upper bound how many values are at most so large, how many there were, and
+    their sum.
+    """
 
     bounds: tuple[float, ...]
     below: tuple[int, ...]
-    count: int
+    seen: int
     total: float
 
 

@@ -9,26 +9,14 @@ from .sequence import Sequence
 
 class Part(NamedTuple):
     """`count` tokens of a sequence in one step; `fresh` are the blocks taken for them, `end` is how
-    many tokens are computed after it.
+    many tokens are computed after it, `rows` how many of its tokens get logits.
     """
 
     sequence: Sequence
     count: int  # pyright: ignore[reportIncompatibleMethodOverride] (what a tuple counts is of no use)
     fresh: tuple[int, ...]
     end: int
-
-    @property
-    def ends(self) -> bool:
-        """Whether it computes the sequence's last token, so that a next one can be chosen."""
-        return self.count == self.sequence.pending
-
-    @property
-    def rows(self) -> int:
-        """How many of its tokens get logits."""
-        sequence = self.sequence
-        if sequence.all_rows and sequence.computed < sequence.prompt_length:
-            return self.count
-        return int(self.ends)
+    rows: int
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Text:
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.added = {token.content: i for i, token in added.items()}
+        self._pieces: dict[int, str] = {}
         source = _template_source(directory)
         self.template = ChatTemplate(source, self.special_tokens) if source else None
 
@@ -47,6 +48,13 @@ class Text:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ids; bytes that make no character come out as U+FFFD."""
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def piece(self, token: int) -> str:
+        """The text of one id, special or not; each is decoded once."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self.decode([token], skip_special_tokens=False)
+        return piece
 
     def chat(self, messages: Iterable[Any], **options: Any) -> list[int]:
         """The ids of a conversation that the template wrote out, a reply expected next.
@@ -107,6 +115,9 @@ class TextStream:
     def _decode(self, begin: int, end: int) -> str:
         if begin == end:
             return ""
+        if end - begin == 1:
+            token = self._ids[begin]
+            return "" if token in self._skipped else self._text.piece(token)
         ids = [i for i in self._ids[begin:end] if i not in self._skipped]
         return self._text.decode(ids, skip_special_tokens=False)
 
@@ -116,7 +127,7 @@ class TextStream:
             self.stopped, self._held = True, ""
             end, self.stop = found
             return text[:end]
-        keep = self._possible(text) if may_stop else 0
+        keep = self._possible(text) if may_stop and self._stop else 0
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

@@ -1,5 +1,6 @@
 """/v1/chat/completions."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +58,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+_GAP = "\x7f"  # stands where a chunk's text goes; JSON leaves it as it is
 ToolChoice = str | NamedTool | ToolSubset | None
 
 
@@ -138,6 +140,7 @@ class ChatForm(Form):
         self.created = int(time.time())
         last = body.messages[-1]
         self._echo = last.plain_content if body.echo and last.role == "assistant" else ""
+        self._plain: dict[int, tuple[str, str]] = {}
 
     def _reader(self) -> ReplyReader:
         return reply_reader(self.model, self.prompt, self.tools, thoughts=self.thoughts)
@@ -179,12 +182,31 @@ class ChatForm(Form):
             reader = readers[choice.index]
             message, called = self._message(delta, reader)
             reader.count_thoughts(choice)
+            if self._is_plain(message, delta):
+                yield self._plain_chunk(choice, message["content"])
+                continue
             logprobs = self._logprobs(delta.token_ids, delta.logprobs or ())
             ids = self._ids(delta.token_ids)
             if message or logprobs or delta.finish_reason or ids:
                 yield self._chunk(run, choice, message, logprobs, called=called, ids=ids)
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield event(self._frame([], "chat.completion.chunk") | {"usage": run.usage()})
+
+    def _is_plain(self, message: Mapping[str, Any], delta: Delta) -> bool:
+        """Whether a chunk says nothing but text, as most do."""
+        body = self.body
+        if body.stream_options or body.logprobs or body.return_token_ids:
+            return False
+        return delta.finish_reason is None and message.keys() == {"content"}
+
+    def _plain_chunk(self, choice: Choice, text: str) -> str:
+        """A chunk that says nothing but text: what is the same in all is written once."""
+        if choice.index not in self._plain:
+            part = self._choice(choice, {"delta": {"content": _GAP}}, None, called=False)
+            begin, _, end = event(self._frame([part], "chat.completion.chunk")).partition(_GAP)
+            self._plain[choice.index] = (begin[:-1], end[1:])
+        begin, end = self._plain[choice.index]
+        return begin + json.dumps(text, ensure_ascii=False) + end
 
     def _message(self, delta: Delta, reader: ReplyReader) -> tuple[dict[str, Any], bool]:
         """What a delta adds to the message, and whether the choice has called a tool by now."""

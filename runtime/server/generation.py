@@ -191,7 +191,7 @@ def token_text(
         return f"token_id:{token}"
     if known is not None and known.decoded_token is not None:
         return known.decoded_token
-    return model.text.decode([token], skip_special_tokens=False)
+    return model.text.piece(token)
 
 
 def text_starts(stream: TextStream, tokens: Iterable[int]) -> list[int]:

@@ -198,7 +198,7 @@ class EngineCollector(Collector):
                 if (seen := stats.spreads.get(name)) is not None:
                     each = zip(seen.bounds, seen.below, strict=True)
                     buckets = [(str(bound), float(below)) for bound, below in each]
-                    buckets.append(("+Inf", float(seen.count)))
+                    buckets.append(("+Inf", float(seen.seen)))
                     family.add_metric((model, "0"), buckets, seen.total)
             yield family
 

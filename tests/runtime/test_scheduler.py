@@ -108,7 +108,7 @@ def check_batch(step, scheduler):
         assert [batch.positions[i] for i in span][-1] == batch.context_length[n] - 1
         for i in span:
             assert batch.slots[i] // BLOCK == blocks[batch.positions[i] // BLOCK]
-    ends = [n for n, p in enumerate(step.parts) if p.ends]
+    ends = [n for n, p in enumerate(step.parts) if p.count == p.sequence.pending]
     if ends and not any(p.sequence.all_rows for p in step.parts):
         assert batch.logit_rows == [batch.query_start[n + 1] - 1 for n in ends]
 

@@ -242,3 +242,18 @@ def test_an_engines_seed_makes_requests_repeatable(tokenizer):
 
     first, second = texts()
     assert first != second and [first, second] == texts()
+
+
+def test_plain_chunks_are_those_with_more_without_it(client, script):
+    script["<reply>"] = 'a "b" \\ \x7f é\n\t\u2028🦊'
+    asked = {"model": "fox", "messages": ASK, "temperature": 0, "stream": True, "n": 2}
+    plain = [
+        c.model_dump(exclude={"id", "created"}) for c in client.chat.completions.create(**asked)
+    ]
+    options = {"continuous_usage_stats": True}
+    full = [
+        c.model_dump(exclude={"id", "created"})
+        for c in client.chat.completions.create(**asked, stream_options=options)
+    ]
+    assert all(chunk["usage"] for chunk in full) and len(plain) > 20
+    assert plain == [chunk | {"usage": None} for chunk in full]

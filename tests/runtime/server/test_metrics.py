@@ -228,7 +228,7 @@ def test_blocks_are_followed():
     now[0] = 14.0
     pool.allocate(2)
     times = pool.times
-    assert times.gap.counts().total == 0.5 and times.gap.counts().count == 1
+    assert times.gap.counts().total == 0.5 and times.gap.counts().seen == 1
     assert (times.idle.counts().total, times.lifetime.counts().total) == (2.5, 4.0)
 
 
