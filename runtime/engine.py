@@ -25,6 +25,7 @@ from .flight import Flight, Flights
 from .grammar import GrammarConstraint, Grammars
 from .logprobs import Decode
 from .memory import BlockMemory
+from .monitor import config_of, spreads
 from .params import SamplingParams
 from .policies import Policy
 from .results import (
@@ -39,7 +40,6 @@ from .results import (
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .sequence import Sequence as Scheduled
-from .spread import Counts
 from .step import Part, Step
 from .swap import Disk
 from .tensors import Array
@@ -451,19 +451,8 @@ class Engine:
             evictions=self.pool.evictions,
             preempted=sum(s.cached is not None for s in self.scheduler.waiting),
             corrupted=self.corrupted,
-            spreads=self._spreads(),
+            spreads=spreads(self.pool, self.grammars),
         )
-
-    def _spreads(self) -> dict[str, Counts]:
-        times = self.pool.times
-        found = {
-            "kv_block_lifetime_seconds": times.lifetime,
-            "kv_block_idle_before_evict_seconds": times.idle,
-            "kv_block_reuse_gap_seconds": times.gap,
-        }
-        if self.grammars is not None:
-            found["grammar_compilation_time_seconds"] = self.grammars.seconds
-        return {name: spread.counts() for name, spread in found.items()}
 
     def forget_prefixes(self) -> None:
         """Find no prompt in the prefix cache that was computed before now."""
@@ -471,18 +460,12 @@ class Engine:
 
     def config(self) -> dict[str, str]:
         """How the engine was made, by names, for a monitor."""
-        scheduler, memory = self.scheduler, self.memory
         return {
             "block_size": str(self.runner.block),
             "num_blocks": str(self.pool.size),
             "max_model_len": str(self.max_context),
             "max_num_seqs": str(self.max_batch),
-            "max_num_batched_tokens": str(scheduler.chunk),
-            "pace": str(scheduler.pace or 0),
-            "enable_prefix_caching": str(scheduler.prefix_caching),
-            "scheduling_policy": type(scheduler.policy).name,
-            "swap_blocks": str(memory.room),
-            "swap_store": type(memory.store).__name__.lower(),
+            **config_of(self.scheduler, self.memory),
         }
 
     def check(self) -> None:
