@@ -29,6 +29,7 @@ from .errors import CompileError
 from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
+from .sorted_rows import rows_as_they_are
 from .sources import model_line
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
@@ -109,7 +110,8 @@ class LogitsOf(nn.Module):
         if not torch.compiler.is_exporting():
             return self._logits(ids)
         # What the length alone decides is asked first.
-        with all_rows_for_chosen(), decided_by_length(ids, self.ends, self.end, self.splits):
+        decided = decided_by_length(ids, self.ends, self.end, self.splits)
+        with rows_as_they_are(), all_rows_for_chosen(), decided:
             logits = self._logits(ids)
             if is_last_alone(logits, ids):
                 with all_rows_for_last(ids):
