@@ -333,8 +333,14 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
     found = operands(linear.node)
     assert found.x_scale is not None
     scales, factors = (linear.kernel.places[n] for n in (found.scale, found.x_scale))
+    ahead = [bind(tirx.min(n + i64(panel.tile.rows), rows - i64(1))) for n in numbers]
+    later = [flat_index(work, n, linear.rows) for n in ahead]
+    source = linear.kernel.places[linear.x].buffer
     with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
         _ask_next(panel, g, part)
+        for row in later:
+            for k in range(0, 4 * panel.fours, LINE):
+                fetch(source, [*row, g, i64(k)], near=2)
         parts = _block_sums(panel, at, g)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for v, (offset, b) in enumerate(panel.vectors):
