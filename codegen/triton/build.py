@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...ir.errors import IRError
@@ -21,7 +22,8 @@ from ..bodies import canonical
 from ..cost import cost_of
 from ..errors import CodegenError
 from ..space import Choice, Choices
-from .compile import Compiled, DoesNotFit, compile_entry, gpu_target
+from .compile import Compiled, DoesNotFit, gpu_target
+from .jobs import Job, compile_all
 from .kernel import Start
 from .lower import Lowered, is_anchor, lower
 from .values import POINTED
@@ -38,28 +40,33 @@ def build_kernels(
     chosen: Mapping[str, Choices] | None = None,
     *,
     machine_code: bool = True,
+    workers: int | None = None,
 ) -> dict[str, KernelReport]:
     """Write sources, binaries and launches.json of every kernel into a folder; gives a report for
     each name.
 
     Bodies that are equal but for the names of their inputs become one function, named after the
-    first. Without `machine_code` nothing is compiled: the launches can then be interpreted, not
-    run. Raises CodegenError with the kernel's name and IR where a body cannot be lowered or
-    compiled, or where a binary does not fit the target.
+    first; `workers` processes compile them, as many as are worth it where it is None. Without
+    `machine_code` nothing is compiled: the launches can then be interpreted, not run. Raises
+    CodegenError with the kernel's name and IR where a body cannot be lowered or compiled, or where
+    a binary does not fit the target.
     """
     gpu_target(target)  # a target that Triton does not know is said before anything is made
     home = Path(folder) / FOLDER
     home.mkdir(parents=True, exist_ok=True)
     bounds = _bounds(kernels)
     functions: dict[Graph, str] = {}
-    built: dict[str, _Built] = {}
+    for name, kernel in kernels.items():
+        functions.setdefault(canonical(kernel.body), name)
+    made = [
+        _Making(name, replace(body, bounds=bounds[body]), target, home / f"{name}.py")
+        for body, name in functions.items()
+    ]
+    _compile(made, machine_code=machine_code, workers=workers)
+    built = {m.name: m.built(home) for m in made}
     reports: dict[str, KernelReport] = {}
     for name, kernel in kernels.items():
-        body = canonical(kernel.body)
-        function = functions.setdefault(body, name)
-        if function == name:
-            bounded = replace(body, bounds=bounds[body])
-            built[name] = _built(name, bounded, target, home, chosen or {}, machine_code)
+        function = functions[canonical(kernel.body)]
         reports[name] = _report(name, function, kernel, built[function])
     table = LaunchTable(
         {n: b.function for n, b in built.items()},
@@ -91,59 +98,104 @@ class _Built:
     scratch_bytes: int
 
 
-def _built(
-    name: str,
-    body: Graph,
-    target: Target,
-    home: Path,
-    chosen: Mapping[str, Choices],
-    machine_code: bool,
-) -> _Built:
-    source = home / f"{name}.py"
-    try:
-        lowered, made = _compiled(name, body, target, source, machine_code)
-        forms = tuple(Form(f.most, tuple(_launch(lowered, s) for s in f.starts))
-                      for f in lowered.forms)  # fmt: skip
-    except (CodegenError, IRError) as error:
-        raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
-    function = Function(
-        f"{FOLDER}/{source.name}",
-        expression(lowered.rows),
-        {n: Solve(s.argument, s.axis, s.factor, s.rest) for n, s in lowered.dims.items()},
-        tuple(expression(d) for d in lowered.scratch),
-        forms,
-    )
-    most = {n: high for n, (_, high) in body.bounds.items()}
-    binaries = {n: _written(home, n, m) for n, m in made.items()}
-    return _Built(lowered, function, binaries, function.scratch_offsets(most)[1])
-
-
-def _compiled(
-    name: str, body: Graph, target: Target, source: Path, machine_code: bool
-) -> tuple[Lowered, dict[str, Compiled]]:
-    """A kernel's launches and its machine code: tiles that do not fit the target, or whose
-    registers go to memory, give way to the next that the model has, TRIES times at most.
+@dataclass
+class _Making:
+    """A kernel on its way to machine code: the tiles that are `refused` so far, what is compiled of
+    the binaries that it has now.
     """
-    refused: dict[int | None, set[Choice]] = {}
-    for left in reversed(range(TRIES)):
-        lowered = lower(name, body, target, None, refused)
-        source.write_text(lowered.text, encoding="utf-8")
-        made: dict[str, Compiled] = {}
+
+    name: str
+    body: Graph
+    target: Target
+    source: Path
+    refused: dict[int | None, set[Choice]] = field(default_factory=dict[int | None, set[Choice]])
+    compiled: dict[str, Compiled] = field(default_factory=dict[str, Compiled])
+    _lowered: Lowered | None = None
+
+    @property
+    def lowered(self) -> Lowered:
+        """The kernel as it is now."""
+        assert self._lowered is not None, f"{self.name} is not lowered"
+        return self._lowered
+
+    def jobs(self) -> dict[str, Job]:
+        """Lower the kernel without the tiles that are refused; gives what there is to compile."""
+        with self._named():
+            self._lowered = lower(self.name, self.body, self.target, None, self.refused)
+        self.source.write_text(self.lowered.text, encoding="utf-8")
+        self.compiled = {}
+        return {binary_name(s): self._job(s) for _, s in self._starts()}
+
+    def _job(self, start: Start) -> Job:
+        plain = replace(start, grid=(), unless=None, tile=None)
+        return Job(self.source, plain, self.lowered.pointers, self.target)
+
+    def _starts(self) -> Iterator[tuple[int | None, Start]]:
+        return ((form.most, start) for form in self.lowered.forms for start in form.starts)
+
+    def take(self, found: Mapping[str, Compiled | CodegenError], left: int) -> bool:
+        """Take what was compiled; whether tiles that do not fit the target, or whose registers go
+        to memory, have to give way to the next that the model has, which they do while tries are
+        `left`.
+        """
         again = False
-        for bucket, start in ((f.most, s) for f in lowered.forms for s in f.starts):
-            if not machine_code or (at := binary_name(start)) in made:
-                continue
-            try:
-                made[at] = compile_entry(source, start, lowered.pointers, target)
-            except DoesNotFit:
-                if start.tile is None or not left:
-                    raise
-            if start.tile is not None and left and (at not in made or made[at].spilled):
-                refused.setdefault(bucket, set()).add(start.tile)
+        for bucket, start in self._starts():
+            made = found[binary_name(start)]
+            good = isinstance(made, Compiled)
+            may = start.tile is not None and left > 0
+            if not good and not (may and isinstance(made, DoesNotFit)):
+                with self._named():
+                    raise made
+            if good:
+                self.compiled[binary_name(start)] = made
+            if may and start.tile is not None and (not good or made.spilled):
+                self.refused.setdefault(bucket, set()).add(start.tile)
                 again = True
-        if not again:
-            return lowered, made
-    raise AssertionError("the last try gives what it has, or raises")
+        return again
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (CodegenError, IRError) as error:
+            text = f"kernel {self.name}: {error}\n{print_graph(self.body)}"
+            raise CodegenError(text) from error
+
+    def built(self, home: Path) -> _Built:
+        """The launches, and the binaries written."""
+        lowered = self.lowered
+        with self._named():
+            forms = tuple(
+                Form(f.most, tuple(_launch(lowered, s) for s in f.starts)) for f in lowered.forms
+            )
+        function = Function(
+            f"{FOLDER}/{self.source.name}",
+            expression(lowered.rows),
+            {n: Solve(s.argument, s.axis, s.factor, s.rest) for n, s in lowered.dims.items()},
+            tuple(expression(d) for d in lowered.scratch),
+            forms,
+        )
+        most = {n: high for n, (_, high) in self.body.bounds.items()}
+        binaries = {n: _written(home, n, m) for n, m in self.compiled.items()}
+        return _Built(lowered, function, binaries, function.scratch_offsets(most)[1])
+
+
+def _compile(makings: Sequence[_Making], *, machine_code: bool, workers: int | None) -> None:
+    """Lower kernels and compile them, all that is to be compiled at a time; again those of which
+    tiles are refused, TRIES times at most.
+    """
+    pending = list(makings)
+    for left in reversed(range(TRIES)):
+        jobs = {(m.name, at): job for m in pending for at, job in m.jobs().items()}
+        if not machine_code:
+            return
+        made = dict(zip(jobs, compile_all(list(jobs.values()), workers), strict=True))
+        by_kernel = {
+            m.name: {at: c for (name, at), c in made.items() if name == m.name} for m in pending
+        }
+        pending = [m for m in pending if m.take(by_kernel[m.name], left)]
+        if not pending:
+            return
 
 
 def _launch(lowered: Lowered, start: Start) -> Launch:

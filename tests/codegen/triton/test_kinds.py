@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from ferrule.codegen.backend import KernelBody
+from ferrule.codegen.errors import CodegenError
 from ferrule.codegen.triton.build import build_kernels
+from ferrule.codegen.triton.jobs import Job, compile_all
+from ferrule.codegen.triton.kernel import Start
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.launches import LAUNCHES, LaunchTable
@@ -81,3 +84,24 @@ def test_kernels_of_every_kind_fit_and_spill_nothing(target: str, tmp_path: Path
         "experts": 3, "conv": 1
     }  # fmt: skip
     assert {n: b.spilled for n, b in table.binaries.items() if b.spilled} == {}
+
+
+def test_several_processes_compile_what_one_does(tmp_path: Path):
+    made = {name: KernelBody(KINDS[name]()) for name in ("greedy", "conv")}
+    target = Target.parse("cuda:sm_80")
+    tables = []
+    for workers in (1, 2):
+        folder = tmp_path / f"{workers}"
+        build_kernels(made, target, folder, workers=workers)
+        tables.append((folder / LAUNCHES).read_text())
+        table = LaunchTable.from_json(tables[-1])
+        assert all((folder / b.file).stat().st_size > 500 for b in table.binaries.values())
+    assert tables[0] == tables[1]
+
+
+def test_what_a_process_cannot_compile_is_said_with_the_kernel(tmp_path: Path):
+    source = tmp_path / "bad.py"
+    source.write_text("import triton\n\n\n@triton.jit\ndef bad(x):\n    missing(x)\n")
+    job = Job(source, Start("bad", ("x",), (), ()), {"x": "f32"}, Target.parse("cuda:sm_80"))
+    for found in compile_all([job, job], workers=2):
+        assert isinstance(found, CodegenError) and "entry bad" in str(found)
