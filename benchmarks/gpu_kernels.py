@@ -60,6 +60,7 @@ class Alone:
     replay: Callable[[], None]
     addresses: Mapping[str, int]
     result: tuple[int, tuple[int, ...]]
+    memory: tuple[int, ...]
 
     @staticmethod
     def of(
@@ -98,7 +99,15 @@ class Alone:
         def replay() -> None:
             driver.replay(recorded)
 
-        return Alone(driver, replay, addresses, (addresses["y"], result))
+        # The last first, as an interpreted device takes it back.
+        memory = (scratch, *reversed(addresses.values()))
+        return Alone(driver, replay, addresses, (addresses["y"], result), memory)
+
+    def close(self) -> None:
+        """Give back what the kernel was given."""
+        for address in self.memory:
+            self.driver.release(address)
+        self.driver.close()
 
     def values(self) -> Array:
         """The result's bits, as uint16."""

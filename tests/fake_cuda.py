@@ -82,14 +82,15 @@ class Launched:
 class FakeCuda:
     """Calls by name in `calls`, launches, when they happen, in `launched`.
 
-    `sizes` are the bytes of each argument of a kernel by its symbol; `fails` maps a function to the
+    `sizes` are the bytes of each argument of a kernel by its symbol; where it is None any kernel
+    is taken and nothing is known of arguments; `fails` maps a function to the
     status that it answers; `runs` is called with each launch when it happens. Memory is `memory`,
     or of `size` bytes.
     """
 
     def __init__(
         self,
-        sizes: dict[str, list[int]],
+        sizes: dict[str, list[int]] | None,
         capability: tuple[int, int] = (9, 0),
         memory: Any = None,
         size: int = 4 << 20,
@@ -266,7 +267,7 @@ class FakeCuda:
 
     def do_cuModuleGetFunction(self, function: Any, module: Any, symbol: bytes) -> None:
         self._of(module, tuple)
-        if symbol.decode() not in self.sizes:
+        if self.sizes is not None and symbol.decode() not in self.sizes:
             raise Refused(500)  # CUDA_ERROR_NOT_FOUND
         function._obj.value = self._new(symbol)
         self._owned.setdefault(module.value, []).append(function._obj.value)
@@ -283,17 +284,21 @@ class FakeCuda:
         room = max(SHARED, self.attributes.get(symbol, 0))
         if not good or not 1 <= threads <= 1024 or shared > room:
             raise Refused(INVALID_VALUE)
-        assert len(array) == len(self.sizes[symbol]), f"{symbol} takes {self.sizes[symbol]}"
+        values = () if self.sizes is None else self._values(symbol, array, self.sizes[symbol])
+        launch = Launched(symbol, (x, y, z), threads, shared, values)
+        self._ask(stream, lambda: self._run(launch))
+
+    def _values(self, symbol: str, array: Any, sizes: Sequence[int]) -> tuple[int, ...]:
+        assert len(array) == len(sizes), f"{symbol} takes {sizes}"
         values = tuple(
             int.from_bytes(ctypes.string_at(array[at], size), "little")
-            for at, size in enumerate(self.sizes[symbol])
+            for at, size in enumerate(sizes)
         )
-        for value, size in zip(values, self.sizes[symbol], strict=True):
+        for value, size in zip(values, sizes, strict=True):
             if size == 8 and value:
                 self._inside(value, 1)
                 assert value % 16 == 0, f"{symbol}: {value} is no multiple of 16"
-        launch = Launched(symbol, (x, y, z), threads, shared, values)
-        self._ask(stream, lambda: self._run(launch))
+        return values
 
     def _run(self, launch: Launched) -> None:
         self._clock += 1e-3

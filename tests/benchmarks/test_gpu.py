@@ -4,46 +4,131 @@ kernels (interpreted), batches.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fake_cuda import FakeCuda
 from ferrule.compiler.interpreted import InterpretedDriver
 from ferrule.ir.target import Target
+from ferrule.runtime.cuda.device import CudaDevice
 from models import zoo
 
-from benchmarks import gpu, gpu_kernels
+from benchmarks import gpu_kernels
+from benchmarks import gpu_sections as sections
 from benchmarks.gpu_peers import PlainLlama
+from benchmarks.gpu_summary import WANTED, summary_lines
+from benchmarks.gpu_worker import BROKEN, Line, Sections, run_sections
 
 TARGET = Target.parse("cuda:sm_90")
 
 
-def test_a_section_that_fails_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
-    def good(bench: gpu.Bench) -> Iterator[gpu.Line]:
-        yield {"layers": bench.layers}
+WORKER = """
+import json, os, sys, time
+for name in json.loads(sys.argv[1]):
+    print(json.dumps({"begin": name}), flush=True)
+    print("a library says hello", flush=True)
+    if name == "hang":
+        time.sleep(60)
+    if name == "crash":
+        print("no such address", file=sys.stderr)
+        os._exit(7)
+    if name == "lost":
+        print(json.dumps({"what": name, "failed": "illegal address"}), flush=True)
+        sys.exit(3)
+    print(json.dumps({"what": name, "value": 1}), flush=True)
+"""
 
-    def bad(bench: gpu.Bench) -> Iterator[gpu.Line]:
+
+def test_what_takes_its_process_with_it_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    lines: list[Line] = []
+    wanted = Sections([sys.executable, str(script)], {"": 20.0, "hang": 1.0}, lines.append)
+    wanted.run(["one", "crash", "hang", "lost", "two"], 60.0)
+    assert [line["what"] for line in lines] == ["one", "crash", "hang", "lost", "two"]
+    said = [line.get("failed", "") for line in lines]
+    assert said[1] == "the process ended with status 7: no such address"
+    assert said[2] == "took too long, and was ended" and said[3] == "illegal address"
+    lines.clear()
+    wanted.run(["one"], -1.0)
+    assert lines == [{"what": "one", "left_out": "out of time"}]
+
+
+def test_a_process_that_does_not_begin_says_why_and_is_not_tried_for_ever() -> None:
+    lines: list[Line] = []
+    Sections([sys.executable, "-c", "import nothing_like_it"], {"": 20.0}, lines.append).run(
+        ["one", "two"], 60.0
+    )
+    assert [line["what"] for line in lines] == ["one", "two"]
+    assert all("No module named 'nothing_like_it'" in line["failed"] for line in lines)
+
+
+def test_a_section_that_fails_is_named_and_ends_a_process_whose_device_is_lost() -> None:
+    def good() -> Iterator[Line]:
+        yield {"value": 1}
+
+    def bad() -> Iterator[Line]:
         yield {"begun": True}
         raise ValueError("no such kernel")
 
-    lines: list[gpu.Line] = []
+    lines: list[Line] = []
     wanted = [("one", bad), ("two", good)]
-    gpu.run_sections(gpu.Bench(tmp_path, 2), wanted, lines.append, 1.0)
-    assert [line["what"] for line in lines] == ["one", "one", "two"]
-    assert lines[1]["failed"] == "ValueError: no such kernel" and lines[2]["layers"] == 2
-    gpu.run_sections(gpu.Bench(tmp_path, 2), wanted, lines.append, -1.0)
-    assert [line.get("left_out") for line in lines[3:]] == ["out of time"] * 2
+    assert run_sections(wanted, lines.append, lambda: True) == 0
+    shown = [line for line in lines if "begin" not in line]
+    assert [line["what"] for line in shown] == ["one", "one", "two"]
+    assert shown[1]["failed"] == "ValueError: no such kernel"
+    assert run_sections(wanted, lines.append, lambda: False) == BROKEN
 
 
-def test_what_is_judged_is_measured() -> None:
-    names = [name for name, _ in gpu.sections()]
+def test_what_is_judged_is_measured(tmp_path: Path) -> None:
+    names = [name for name, _ in sections.sections(sections.Bench(tmp_path, 1))]
     assert len(set(names)) == len(names)
     for count in (1, 32, 128):
         assert {f"{p}decode {count}" for p in ("", "plain torch ", "transformers ")} <= set(names)
-    assert {"prefill 2048", "prefill 8192", "linears", "attention", "first token"} <= set(names)
-    assert "4 bits, decode 1" in names
+    assert {w.section for w in WANTED} <= set(names)
+
+
+def test_the_summary_says_what_is_enough_what_is_not_and_what_is_missing() -> None:
+    lines: list[Line] = [
+        {"what": "decode 1", "share_of_bandwidth": 0.9}, {"what": "first token", "seconds": 7.0},
+        {"what": "int4 decode 1", "failed": "ValueError: no"},
+    ]  # fmt: skip
+    found = "\n".join(summary_lines(lines))
+    assert "ok   decode 1 " in found and "0.9 of the read bandwidth, >= 0.85" in found
+    assert "MISS first token" in found and "not measured (ValueError: no)" in found
+
+
+def test_our_sections_run_to_the_end_on_a_driver_that_holds_to_the_rules(tmp_path: Path) -> None:
+    shape = {
+        "vocab_size": 4100, "hidden_size": 64, "intermediate_size": 96,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip
+    machine = sections.Machine(
+        "cpu", lambda _: CudaDevice(library=FakeCuda(None, size=64 << 20)), lambda: None
+    )
+    bench = sections.Bench(
+        tmp_path, 1, shape, chunk=16, context=32, machine=machine, batches=(1, 3), prompts=(24,)
+    )
+    bench.note(lambda known: setattr(known, "bandwidth", 1e9))
+    ours = [
+        ("build", sections.build), ("logits", sections.logits),
+        ("decode 1", lambda b: sections.decode(b, 1)),
+        ("decode 3", lambda b: sections.decode(b, 3)),
+        ("prefill", lambda b: sections.prefill(b, 24)),
+    ]  # fmt: skip
+    lines: list[Line] = []
+    run_sections([(n, lambda s=s: s(bench)) for n, s in ours], lines.append, lambda: True)
+    shown = [line for line in lines if "begin" not in line]
+    assert [line.get("failed") for line in shown] == [None] * 5, shown
+    # Two sequences more read their caches; of the embeddings a row a token is read, not all.
+    one, three = (next(li for li in shown if li["what"] == f"decode {n}") for n in (1, 3))
+    cache = bench.context * 2 * 2 * 16 * 2
+    assert three["bytes"] - one["bytes"] == pytest.approx(2 * cache, abs=600)
+    assert set(bench.known.decoded) == {" 1", " 3"} and bench.known.prefilled["24"] > 0
 
 
 @torch.inference_mode()
@@ -67,7 +152,7 @@ def test_a_linear_alone(rows: int, tmp_path: Path) -> None:
     x, w = (gpu_kernels.floats(inputs[n]) for n in "xw")
     np.testing.assert_allclose(gpu_kernels.floats(made.values()), x @ w.T, rtol=0.02, atol=0.02)
     assert made.seconds(1) > 0
-    made.driver.close()
+    made.close()
 
 
 def test_attention_over_a_prompt_alone(tmp_path: Path) -> None:
@@ -89,14 +174,14 @@ def test_attention_over_a_prompt_alone(tmp_path: Path) -> None:
     )[0].transpose(0, 1)
     found = gpu_kernels.floats(made.values())
     np.testing.assert_allclose(found, wanted.numpy(), rtol=0.03, atol=0.03)
-    made.driver.close()
+    made.close()
 
 
 def test_batches_are_what_a_step_takes() -> None:
-    batch = gpu.decode_batch(3, 33)
+    batch = sections.decode_batch(3, 33)
     assert batch.is_decode and not batch.wants_logits
     assert len({*batch.slots}) == 3 and all(
         s // 16 in t for s, t in zip(batch.slots, batch.block_table, strict=True)
     )
-    prompt = gpu.prefill_batch(8, 16, 40)
+    prompt = sections.prefill_batch(8, 16, 40)
     assert list(prompt.positions) == list(range(16, 24)) and prompt.context_length == (24,)
