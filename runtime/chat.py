@@ -20,6 +20,7 @@ class ChatTemplate:
     """A model's chat template; `render` writes a conversation as the model saw it in training."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _environment().from_string(source)

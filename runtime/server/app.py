@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from . import chat, completions, responses, similarity, status, tokens
+from . import chat, completions, messages, responses, similarity, status, tokens
 from .errors import ApiError, from_validation
 from .middleware import Gate
 from .service import Service
@@ -31,7 +31,7 @@ def build_app(service: Service, version: str) -> ASGIApp:
             front.close()
 
     app = FastAPI(title="Ferrule", version=version, lifespan=life, docs_url=None, redoc_url=None)
-    for part in (completions, chat, responses, tokens, similarity):
+    for part in (completions, chat, responses, messages, tokens, similarity):
         app.include_router(part.routes(service))
     app.include_router(status.routes(service, version))
     _answer_errors(app)
@@ -46,28 +46,29 @@ def build_app(service: Service, version: str) -> ASGIApp:
 
 def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def of_ours(_: Request, error: ApiError) -> Response:
-        return _response(error)
+    async def of_ours(request: Request, error: ApiError) -> Response:
+        return _response(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def of_bodies(request: Request, error: RequestValidationError) -> Response:
-        return _response(_of_type(request) or from_validation(error.errors()))
+        return _response(request, _of_type(request) or from_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def of_routes(_: Request, error: HTTPException) -> Response:
+    async def of_routes(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ApiError):  # raised while the body was read
-            return _response(error.__cause__)
+            return _response(request, error.__cause__)
         named = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}
         answer = _response(
-            ApiError(error.status_code, str(error.detail), code=named.get(error.status_code))
+            request,
+            ApiError(error.status_code, str(error.detail), code=named.get(error.status_code)),
         )
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(Exception)
-    async def of_nobody(_: Request, error: Exception) -> Response:
+    async def of_nobody(request: Request, error: Exception) -> Response:
         message = f"{type(error).__name__}: {error}"
-        return _response(ApiError(500, message, code="internal_error"))
+        return _response(request, ApiError(500, message, code="internal_error"))
 
 
 def _of_type(request: Request) -> ApiError | None:
@@ -82,5 +83,7 @@ def _of_type(request: Request) -> ApiError | None:
     return ApiError(415, message, code="unsupported_media_type")
 
 
-def _response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+def _response(request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(
+        error.body_at(request.url.path), status_code=error.status, headers=error.headers
+    )

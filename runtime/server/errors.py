@@ -15,6 +15,7 @@ _TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
+_NAMED_THERE = {413: "request_too_large", 429: "rate_limit_error", 500: "api_error"}
 # A colon or an equals sign ends the name that a message of ours begins with.
 _NAMED = re.compile(r"^([a-z_][a-z_.]*)(?:\[\d+\])?(?:=|: )")
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unsupported_parameter"}
@@ -48,6 +49,16 @@ class ApiError(Exception):
         if self.param and param != other and self.param.partition(".")[0] == param:
             self.message = self.message.replace(self.param, other, 1)
             self.param = other
+
+    def body_at(self, path: str) -> dict[str, Any]:
+        """The JSON body of the answer at a path: clients of /v1/messages know other names."""
+        if not path.startswith("/v1/messages"):
+            return self.body
+        fields = self.body["error"]
+        return {
+            "type": "error",
+            "error": fields | {"type": _NAMED_THERE.get(self.status, fields["type"])},
+        }
 
     @property
     def headers(self) -> dict[str, str]:

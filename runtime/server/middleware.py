@@ -52,7 +52,7 @@ class Gate:
             self._check(scope)
             await self._app(scope, self._counted(receive), send)
         except ApiError as error:
-            await _answer(send, error)
+            await _answer(send, error, scope["path"])
         except ClientGone:
             return 499
         except Exception:  # the answer is on its way: what is left is to tell of it
@@ -64,6 +64,7 @@ class Gate:
         if self._keys and scope["path"] not in OPEN:
             given = headers.get(b"authorization", b"")
             key = given[7:].strip() if given[:7].lower() == b"bearer " else b""
+            key = key or headers.get(b"x-api-key", b"")
             # Every key is compared, so that the time tells nothing.
             equal = [hmac.compare_digest(key, known) for known in self._keys]
             if True not in equal:
@@ -143,8 +144,8 @@ def _headless(send: Send) -> Send:
     return sending
 
 
-async def _answer(send: Send, error: ApiError) -> None:
-    body = json.dumps(error.body).encode()
+async def _answer(send: Send, error: ApiError, path: str) -> None:
+    body = json.dumps(error.body_at(path)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(k.encode(), v.encode()) for k, v in error.headers.items()]
     start = {"type": "http.response.start", "status": error.status, "headers": headers}

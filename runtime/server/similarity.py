@@ -40,6 +40,7 @@ def routes(service: Service) -> APIRouter:
         }
 
     @router.post("/v1/rerank", include_in_schema=False)
+    @router.post("/v2/rerank", include_in_schema=False)
     @router.post("/rerank")
     async def rerank(body: RerankBody) -> dict[str, Any]:
         """Documents by their nearness to a query, the nearest first."""

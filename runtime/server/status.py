@@ -1,6 +1,7 @@
 """Endpoints for operators, and the page."""
 
 import time
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..engine import EngineStats
 from .errors import ApiError
 from .metrics import EngineCollector, usage
 from .service import Service
+from .streams import finite
 
 _PAGE = {
     "": ("index.html", "text/html"),
@@ -25,6 +27,8 @@ def routes(service: Service, version: str) -> APIRouter:
     router = APIRouter(tags=["operation"])
     for add in (_add_models, _add_states, _add_checks, _add_counts):
         add(router, service)
+
+    _add_facts(router, service, version)
 
     @router.get("/version")
     async def version_of() -> dict[str, str]:
@@ -60,6 +64,29 @@ def _add_models(router: APIRouter, service: Service) -> None:
         return JSONResponse(dict(service.models[model].plan))
 
 
+def _add_facts(router: APIRouter, service: Service, version: str) -> None:
+    @router.get("/server_info")
+    async def server_info() -> dict[str, Any]:
+        """The version, the settings and how each engine was made; keys are not told."""
+        settings = asdict(service.settings)
+        settings["api_keys"] = len(service.settings.api_keys)
+        models = {model.name: dict(model.config) for model in service.models}
+        seconds = ("request_seconds", "drain_seconds")
+        settings |= {name: finite(settings[name]) for name in seconds}
+        return {"version": version, "settings": settings, "models": models}
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+        """A model's tokenizer: its size, its special tokens and its chat template."""
+        text = service.models[model].tokenizer
+        return {
+            "vocab_size": text.tokenizer.get_vocab_size(),
+            "special_tokens": text.special_tokens,
+            "added_tokens": text.added,
+            "chat_template": text.template and text.template.source,
+        }
+
+
 def _add_states(router: APIRouter, service: Service) -> None:
     @router.get("/health")
     async def health() -> Response:
@@ -76,6 +103,7 @@ def _add_states(router: APIRouter, service: Service) -> None:
         return Response()
 
     @router.get("/ping")
+    @router.post("/ping", include_in_schema=False)
     async def ping() -> Response:
         """200 while the server answers at all."""
         return Response()

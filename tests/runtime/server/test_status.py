@@ -127,3 +127,15 @@ def test_pages_of_other_origins_may_use_the_api_where_the_operator_says_so(token
         assert post(running, "/v1/completions", body)[0] == 401
     with pytest.raises(urllib.error.HTTPError, match="405"):
         asked(server)
+
+
+def test_facts_of_a_server(server):
+    status, body = get(server, "/server_info")[:2]
+    found = json.loads(body)
+    assert status == 200 and found["version"] == "test" and found["settings"]["api_keys"] == 0
+    assert found["models"]["fox"]["block_size"] == "16"
+    status, body = get(server, "/tokenizer_info?model=dog")[:2]
+    found = json.loads(body)
+    assert found["vocab_size"] == 258 and found["special_tokens"]["eos_token"] == "</s>"
+    assert found["chat_template"].startswith("{% for m in messages %}")
+    assert get(server, "/tokenizer_info?model=cat")[0] == 404
