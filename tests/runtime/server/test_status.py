@@ -138,4 +138,5 @@ def test_facts_of_a_server(server):
     found = json.loads(body)
     assert found["vocab_size"] == 258 and found["special_tokens"]["eos_token"] == "</s>"
     assert found["chat_template"].startswith("{% for m in messages %}")
-    assert get(server, "/tokenizer_info?model=cat")[0] == 404
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(server, "/tokenizer_info?model=cat")
