@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from .conversation import chat_prompt
 from .errors import ApiError, invalid
@@ -14,6 +14,9 @@ from .fields import DetokenizeBody, EmbeddingBody, TokenizeBody
 from .generation import encode, fitted, token_text
 from .models import Embedder, ServedModel
 from .service import Service
+from .streams import until_gone
+
+_AT_ONCE = 8  # prompts of a request that are embedded before others have their turn
 
 
 def routes(service: Service) -> APIRouter:
@@ -45,12 +48,12 @@ def routes(service: Service) -> APIRouter:
         return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=skip)}
 
     @router.post("/v1/embeddings")
-    async def embed(body: EmbeddingBody) -> dict[str, Any]:
+    async def embed(body: EmbeddingBody, request: Request) -> dict[str, Any]:
         """A vector for each input."""
         model = service.model(body.model)
         embedder = needed_embedder(model)
         prompts = await _inputs(model, body)
-        vectors = await asyncio.to_thread(embedder.embed, prompts)
+        vectors = await embedded(service, request, embedder, prompts)
         count = sum(map(len, prompts))
         return {
             "object": "list",
@@ -88,6 +91,23 @@ async def _inputs(model: ServedModel, body: EmbeddingBody) -> list[list[int]]:
     if not each:
         raise invalid("input", "an empty list asks for nothing")
     return await prompts_of(model, each)
+
+
+async def embedded(
+    service: Service, request: Request, embedder: Embedder, prompts: list[list[int]]
+) -> list[list[float]]:
+    """The vectors of prompts, some at a time, so that a request of many leaves room for others and
+    ends when its client leaves or its time is over.
+    """
+
+    async def work() -> list[list[float]]:
+        found: list[list[float]] = []
+        for begin in range(0, len(prompts), _AT_ONCE):
+            some = prompts[begin : begin + _AT_ONCE]
+            found += await asyncio.to_thread(embedder.embed, some)
+        return found
+
+    return await until_gone(work(), request, service.settings.request_seconds)
 
 
 def needed_embedder(model: ServedModel) -> Embedder:

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import time
 
 import numpy as np
 import openai
@@ -63,6 +64,32 @@ def test_embeddings(tokenizer):
         assert values.tolist() == [1.0, 97.0]
         with pytest.raises(openai.BadRequestError, match="does not generate"):
             client.completions.create(model="vec", prompt="a")
+
+
+class Slow:
+    """Takes its time, and counts what it was asked for."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def embed(self, prompts):
+        self.asked += len(prompts)
+        time.sleep(0.05)
+        return [[1.0] for _ in prompts]
+
+
+def test_many_texts_end_with_their_client_or_their_time(tokenizer):
+    slow = Slow()
+    model = ServedModel("vec", Text(tokenizer), 64, VOCABULARY, embedder=slow)
+    settings = Settings(request_seconds=0.3)
+    with Running(Service(Models([model]), settings, ServerMetrics(64))) as running:
+        status, error = post(running, "/v1/embeddings", {"input": ["a"] * 400})
+        assert (status, error["error"]["code"]) == (504, "timeout")
+        assert post(running, "/score", {"text_1": "a", "text_2": ["b"] * 400})[0] == 504
+        asked = slow.asked
+        time.sleep(0.2)
+        assert slow.asked <= asked + 8 < 400
+        assert len(post(running, "/v1/embeddings", {"input": ["a"] * 20})[1]["data"]) == 20
 
 
 class Directions:
