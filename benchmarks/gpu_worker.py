@@ -37,7 +37,8 @@ def run_sections(
             for line in section():
                 show({"what": name, **line})
         except Exception as error:
-            where = [w.strip() for w in traceback.format_exc().splitlines()[-4:-1]]
+            trace = (w.strip() for w in traceback.format_exc().splitlines())
+            where = [w for w in trace if w.strip("^~ ")][-4:-1]
             reason = f"{type(error).__name__}: {str(error)[:600]}"
             show({"what": name, "failed": reason, "where": where})
             if not is_well():

@@ -22,7 +22,7 @@ from .kernel import Start
 
 MOST = 16
 """Processes at most."""
-EACH = 4
+EACH = 2
 """Entries from which on a process of its own is worth its start."""
 
 
