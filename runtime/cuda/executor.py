@@ -9,13 +9,22 @@ their own while it runs, and its tokens are copied out behind it, up to a mark t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...ir.launches import FED, FEED, LaunchTable
-from ...ir.plan import Argument, CacheSpec, Call, Plan, PlanError, evaluate_dim, evaluate_shape
+from ...ir.plan import (
+    Argument,
+    CacheSpec,
+    Call,
+    Plan,
+    PlanError,
+    evaluate_dim,
+    evaluate_shape,
+    tensor_bytes,
+)
 from ..errors import ArtifactError
 from ..executor import Batch, bound_of, context_limit, state_blocks, step_sample
 from ..kernel_times import StepSample
@@ -35,12 +44,13 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass
 class _Slot:
-    """Page-locked memory of a step: its inputs as they lie in the arena, its argmax; and the mark
-    behind its last use.
+    """Page-locked memory of a step: its inputs as they lie in the arena, its argmax; the tables of
+    blocks that are there, row by row, and the mark behind its last use.
     """
 
     inputs: Array
     argmax: Array
+    tables: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     mark: object = None
 
 
@@ -100,7 +110,7 @@ class CudaExecutor:
         self._small = self.arena.steps.get("block_table", self._results()) - self.arena.inputs
         self._slots = [self._slot(sizes["argmax"]) for _ in range(2)]
         self._turn = 0
-        self._logits = driver.host(sizes["logits"])
+        self._logits = driver.host(0)
         self._decode: dict[int, object] = {}
         self._bound: dict[tuple[int, ...], object] = {}
         self.samples = False
@@ -148,7 +158,7 @@ class CudaExecutor:
         self._read("argmax", slot.argmax, rows)
         # Half a megabyte a row: what nobody reads stays on the device.
         if batch.wants_logits:
-            self._read("logits", self._logits, rows)
+            self._read("logits", self._logits_of(rows), rows)
         slot.mark = self.driver.mark(slot.mark)
         return Flight(slot, rows, batch.wants_logits)
 
@@ -160,6 +170,15 @@ class CudaExecutor:
         if flight.logits:
             return argmax, self._placed("logits", self._logits, flight.rows)
         return argmax, np.broadcast_to(np.float32(0), (flight.rows, self.vocabulary))
+
+    def _logits_of(self, rows: int) -> Array:
+        """Page-locked memory for the logits of so many rows: that of a full batch, and more where a
+        prompt is scored, which may be gigabytes.
+        """
+        size = tensor_bytes("f32", (max(rows, self.max_batch), self.vocabulary))
+        if self._logits.nbytes < size:
+            self._logits = self.driver.host(size)
+        return self._logits
 
     def _sampled(self, batch: Batch, dims: Mapping[str, int], slot: _Slot) -> StepSample:
         """A step timed call by call, launched as it is: no graph, nothing filled up."""
@@ -232,9 +251,13 @@ class CudaExecutor:
         self.driver.write(base, slot.inputs[: self._small])
         if "block_table" in self.arena.steps:
             table = self._input(slot, "block_table", (dims["N"], dims["M"]))
-            for row, blocks in zip(table, batch.block_table, strict=True):
-                row[: len(blocks)] = blocks
-                row[len(blocks) :] = 0
+            for at, blocks in enumerate(batch.block_table):
+                # Most are as they were: a sequence takes a block now and then.
+                known = tuple(blocks)
+                if slot.tables.get(at) != known:
+                    table[at, : len(known)] = known
+                    table[at, len(known) :] = 0
+                    slot.tables[at] = known
             end = self._small + table.nbytes
             self.driver.write(base + self._small, slot.inputs[self._small : end])
 

@@ -192,6 +192,28 @@ def test_tokens_are_there_when_they_are_collected_and_not_before(fake, executor)
     assert executor.collect(first)[0].tolist() == [3, 3]
 
 
+def test_tables_of_blocks_that_grow_shrink_and_change_hands_are_written_anew(fake, executor):
+    seen: list[list[int]] = []
+
+    def embed(launch: Launched) -> None:
+        if launch.symbol.startswith("embed"):
+            seen.append(ints(executor._base + executor.arena.steps["block_table"], 6))
+
+    fake.runs = embed
+    for tables in ([[1], [2, 3]], [[1], [2, 3]], [[1, 4], [2]], [[5, 4], [2]], [[1, 4, 5], [2]]):
+        executor.step(replace(batch(5, 2), block_table=tables))
+    assert seen == [[1, 0, 0, 2, 3, 0]] * 2 + [[1, 4, 0, 2, 0, 0], [5, 4, 0, 2, 0, 0],
+                                              [1, 4, 5, 2, 0, 0]]  # fmt: skip
+
+
+def test_page_locked_memory_of_logits_is_taken_when_somebody_reads_them(fake, executor):
+    before = sum(map(len, fake.locked.values()))
+    executor.step(replace(batch(5, 2), wants_logits=False))
+    assert sum(map(len, fake.locked.values())) == before
+    executor.step(batch(5, 2))
+    assert sum(map(len, fake.locked.values())) == before + 4 * V * 4
+
+
 def ints(address: int, count: int) -> list[int]:
     return list((ctypes.c_int32 * count).from_address(address))
 
