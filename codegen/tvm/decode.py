@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from .ahead import Ahead, Notes
 from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work
-from .pairs import products_of
+from .pairs import Pairs, products_of
 from .scores import Floats, Rows
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
+from .streamed import MOST_ROWS, RUNS, accumulate_streamed, score_streamed
 from .values import Expr, bind, i64
 
 
@@ -45,6 +47,50 @@ class Partials:
         return bind(number * i64(self.heads) + head)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A thread's turn at an item: the item's number, and what it knows, or may find out, of the
+    one that it will take up next.
+    """
+
+    number: Expr
+    notes: Notes
+    find: Callable[[Notes], None]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A split at work: queries, scores and weights of all heads, and where its results go."""
+
+    q: tirx.Buffer
+    scores: tirx.Buffer
+    weights: tirx.Buffer
+    partials: Partials
+    number: Expr
+
+    def values(self, first: Expr, count: int) -> Rows:
+        """Where the weighted values of some heads go."""
+        return Rows(self.partials.values, self.partials.row(self.number, first), count)
+
+    def weigh(
+        self,
+        a: Attention,
+        work: Work,
+        item: Item,
+        span: Span,
+        groups: tuple[Expr, Expr],
+        step: int,
+    ) -> None:
+        """Weights from scores; the values' sums begin with zeros."""
+        partials, number = self.partials, self.number
+        with T.serial(*(bind(g * i64(a.repeat)) for g in groups)) as h:
+            row = Row(self.scores, self.weights, h, i64(0), h)
+            vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
+            largest, total = weigh(a, work, item, row, span, step)
+            partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
+            clear(partials.values, partials.row(number, h))
+
+
 def emit_split(
     a: Attention,
     work: Work,
@@ -53,27 +99,24 @@ def emit_split(
     groups: tuple[Expr, Expr],
     partials: Partials,
     number: Expr,
+    turn: Turn,
 ) -> None:
     """Split `split` of an item's keys, for a range of groups, into the partials."""
     products = products_of(a)
     size = products.tile_of(a.repeat)
-    q = products.queries(a.heads)
     scores = products.matrix(a.heads, a.space.keys)
-    weights = products.weights(scores)
+    own = _Split(products.queries(a.heads), scores, products.weights(scores), partials, number)
     span = Span.of(split, a.space.keys, item.low, item.high)
     low, high = (bind(g * i64(a.repeat)) for g in groups)
     with T.serial(low, high) as h:
-        products.put_query(work, item, q, h, (i64(0), h))
+        products.put_query(work, item, own.q, h, (i64(0), h))
+    if _streams(a, products):
+        return _stream(a, work, item, span, groups, own, turn)
     with products.ready(size):
-        _score(a, products, work, item, span, groups, q, scores)
-        with T.serial(low, high) as h:
-            row = Row(scores, weights, h, i64(0), h)
-            vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
-            largest, total = weigh(a, work, item, row, span, products.key_step)
-            partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
-            clear(partials.values, partials.row(number, h))
-        into = Rows(partials.values, partials.row(number, i64(0)), a.heads)
-        _accumulate(a, products, work, item, span, groups, weights, into)
+        _score(a, products, work, item, span, groups, own.q, scores)
+        own.weigh(a, work, item, span, groups, products.key_step)
+        into = own.values(i64(0), a.heads)
+        _accumulate(a, products, work, item, span, groups, own.weights, into)
 
 
 def _accumulate(
@@ -212,3 +255,35 @@ def emit_fold(
             fold_values(padded(a), Rows(totals.values, h, 1), part, factors, lane)
     with T.serial(i64(0), i64(a.heads)) as h:
         totals.finish(a, work, item, h, (i64(0), h))
+
+
+def _streams(a: Attention, products: Floats) -> bool:
+    """Whether keys and values go into products as they lie in memory."""
+    fits = a.repeat <= MOST_ROWS and a.run > 0 and a.run % LANES == 0
+    return fits and type(products) is Pairs
+
+
+def _stream(
+    a: Attention,
+    work: Work,
+    item: Item,
+    span: Span,
+    groups: tuple[Expr, Expr],
+    split: _Split,
+    turn: Turn,
+) -> None:
+    """A split of an item, all groups of some keys before the next keys: as they lie in memory."""
+    products = Pairs(a)
+    ahead = Ahead.of(a, item, span, groups, turn.number, turn.notes)
+    with T.serial(*span.blocks(RUNS * LANES)) as block, T.serial(*groups) as g:
+        own, first = replace(item, group=g), bind(g * i64(a.repeat))
+        at = bind(block * i64(RUNS * LANES))
+        q, to = (Rows(b, first, a.repeat) for b in (split.q, split.scores))
+        score_streamed(products, own, q, bind(span.base + at), to, at, ahead.ask)
+    split.weigh(a, work, item, span, groups, products.key_step)
+    ahead.look(turn.find)
+    with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
+        own, first = replace(item, group=g), bind(g * i64(a.repeat))
+        weights = Rows(split.weights, first, a.repeat)
+        to = split.values(first, a.repeat)
+        accumulate_streamed(products, own, weights, _part(a, span, block), to, ahead.ask)

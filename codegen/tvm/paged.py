@@ -11,8 +11,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node
+from .ahead import Notes
 from .attention import Attention, Item, Memory, attention_spaces, pulled_once, result_place, splits
-from .decode import Partials, emit_fold, emit_split
+from .decode import Partials, Turn, emit_fold, emit_split
 from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
 from .pairs import products_of
@@ -190,10 +191,11 @@ def _over_items(batch: Batch, a: Attention, longest: Expr) -> None:
     count = batch.sequences * tirx.floordiv(longest + i64(keys - 1), i64(keys))
     partials = Partials.scratch(products_of(a), count)
 
-    def one(n: Expr, at: Expr) -> None:
+    def one(n: Expr, number: Expr, notes: Notes) -> None:
+        at = bind(number - schedule.items[n])
         with T.If(tirx.EQ(_tokens(batch, n), i64(1))):
             with T.Then():
-                _split(batch, a, work, schedule, partials, n, at)
+                _split(batch, a, work, schedule, partials, n, number, notes)
             with T.Else():
                 tiles = tirx.floordiv(_tokens(batch, n) + i64(a.tokens - 1), i64(a.tokens))
                 # The last tokens see the most keys: their tiles go first.
@@ -218,6 +220,32 @@ def _share(batch: Batch, a: Attention, n: Expr) -> Share:
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """What an item of decode is about: a split of a sequence's keys, and a range of groups."""
+
+    item: Item
+    split: Expr
+    number: Expr
+    count: Expr
+    groups: tuple[Expr, Expr]
+
+    @staticmethod
+    def of(batch: Batch, a: Attention, schedule: Schedule, n: Expr, number: Expr) -> Part:
+        """By the number of the item."""
+        item = _item(batch, a, i64(0), n, i64(0))
+        first, last = (bind(s) for s in splits(item, a.space.keys))
+        at = bind(number - schedule.items[n])
+        split, part = (
+            bind(tirx.truncdiv(at, schedule.parts)),
+            bind(tirx.truncmod(at, schedule.parts)),
+        )
+        low = bind(tirx.truncdiv(part * i64(a.groups), schedule.parts))
+        high = bind(tirx.truncdiv((part + i64(1)) * i64(a.groups), schedule.parts))
+        stored = bind(schedule.splits[n] + split)
+        return Part(item, bind(first + split), stored, bind(last - first), (low, high))
+
+
 def _split(
     batch: Batch,
     a: Attention,
@@ -225,21 +253,25 @@ def _split(
     schedule: Schedule,
     partials: Partials,
     n: Expr,
-    at: Expr,
+    number: Expr,
+    notes: Notes,
 ) -> None:
     """One part of one split of a sequence; the last to be done folds them all."""
-    item = _item(batch, a, i64(0), n, i64(0))
-    first, last = (bind(s) for s in splits(item, a.space.keys))
-    split, part = (
-        bind(tirx.truncdiv(at, schedule.parts)),
-        bind(tirx.truncmod(at, schedule.parts)),
-    )
-    low = bind(tirx.truncdiv(part * i64(a.groups), schedule.parts))
-    high = bind(tirx.truncdiv((part + i64(1)) * i64(a.groups), schedule.parts))
-    number = bind(schedule.splits[n] + split)
-    emit_split(a, work, item, bind(first + split), (low, high), partials, number)
+    part = Part.of(batch, a, schedule, n, number)
+
+    def find(to: Notes) -> None:
+        upcoming = schedule.upcoming(to)
+        other = schedule.sequence_of(upcoming, to, "other")
+        then = Part.of(batch, a, schedule, other, tirx.max(upcoming, schedule.items[other]))
+        single = tirx.EQ(_tokens(batch, other), i64(1))
+        known = bind(tirx.Select(single, upcoming, i64(-1)))
+        low = bind(tirx.max(then.split * i64(a.space.keys), then.item.low))
+        to.expect(known, replace(then.item, group=then.groups[0]), low)
+
+    turn = Turn(number, notes, find)
+    emit_split(a, work, part.item, part.split, part.groups, partials, part.number, turn)
     with T.If(schedule.is_last(n)), T.Then():
-        emit_fold(a, work, item, partials, bind(schedule.splits[n]), bind(last - first))
+        emit_fold(a, work, part.item, partials, bind(schedule.splits[n]), part.count)
 
 
 def seen_keys(node: Node, item: Item, i: Expr) -> tuple[Expr, Expr]:

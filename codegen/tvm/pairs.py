@@ -25,7 +25,7 @@ from .values import Expr, bind, cast, const, i64, round_bf16
 from .vectors import ALL, filled, lanes_from, shuffled, turned_round
 
 PAIRS = 2 * LANES
-_INTERLEAVED = [i + LANES * half for i in range(LANES) for half in (0, 1)]
+INTERLEAVED = [i + LANES * half for i in range(LANES) for half in (0, 1)]
 
 
 def products_of(a: Attention) -> Floats:
@@ -53,7 +53,8 @@ class Pairs(Floats):
         """Steps of sixteen pairs along the width; the last is filled up with zeros."""
         return -(-self.a.width // PAIRS)
 
-    def _memory(self, which: int) -> Memory:
+    def memory(self, which: int) -> Memory:
+        """Keys (0) or values (1) as they lie in memory."""
         assert self.a.memory is not None, self.a
         return self.a.memory[which]
 
@@ -96,7 +97,7 @@ class Pairs(Floats):
 
     def _pairs(self, item: Item, slot: Expr, start: Expr, count: int) -> tirx.Buffer:
         """Elements of a key as sixteen pairs, zeros behind the first `count`."""
-        bits = self._memory(0).buffer[slot, item.group, lanes_from(start, count)]
+        bits = self.memory(0).buffer[slot, item.group, lanes_from(start, count)]
         if count < PAIRS:
             nothing = T.broadcast(const(0, "uint16"), count)
             bits = shuffled(bits, nothing, list(range(PAIRS)))
@@ -115,7 +116,7 @@ class Pairs(Floats):
 
     def put_values(self, item: Item, to: tirx.Buffer, step: Expr, start: Expr) -> None:
         """Lay out the values of 32 keys from `start` on by pairs of keys."""
-        memory = self._memory(1)
+        memory = self.memory(1)
         for run in range(2):
             first = bind(start + i64(run * LANES))
             slot = self.a.places(item, first, only_own=True)
@@ -125,7 +126,7 @@ class Pairs(Floats):
                     at = lanes_from(c * i64(LANES) + i64(memory.start))
                     even, odd = (memory.buffer[s, item.group, at] for s in two)
                     pair = [step, c, p + i64(run * LANES // 2), lanes_from(0, PAIRS)]
-                    T.buffer_store(to, shuffled(even, odd, _INTERLEAVED), pair)
+                    T.buffer_store(to, shuffled(even, odd, INTERLEAVED), pair)
 
     def score(self, q: Rows, kt: tirx.Buffer, run: Expr, vectors: int, to: Rows, at: Expr) -> None:
         """to[r, at + 16 c + lane] = q[r] . k[16 (run + c) + lane] for so many vectors."""
@@ -137,9 +138,9 @@ class Pairs(Floats):
                 for c in range(vectors)
             ]
             for r, row in enumerate(sums):
-                x = _pair(q.buffer, q.at(r), d)
+                x = pair(q.buffer, q.at(r), d)
                 for total, value in zip(row, k, strict=True):
-                    _dot(total, value, x)
+                    dot(total, value, x)
         for r, row in enumerate(sums):
             for c, total in enumerate(row):
                 lanes = lanes_from(at + i64(c * LANES))
@@ -192,21 +193,22 @@ class Pairs(Floats):
                 for c in columns
             ]
             for r, row in enumerate(sums):
-                x = _pair(weights.buffer, weights.at(r), bind(step * i64(LANES) + p))
+                x = pair(weights.buffer, weights.at(r), bind(step * i64(LANES) + p))
                 for total, value in zip(row, v, strict=True):
-                    _dot(total, value, x)
+                    dot(total, value, x)
         for r, row in enumerate(sums):
             for at, total in zip(place, row, strict=True):
                 T.buffer_store(to.buffer, total[ALL], [to.at(r), at])
 
 
-def _pair(buffer: tirx.Buffer, row: Expr, at: Expr) -> Expr:
+def pair(buffer: tirx.Buffer, row: Expr, at: Expr) -> Expr:
     """Two bfloat16 of a row, the same in all lanes."""
     two = tirx.op.reinterpret("int32", buffer[row, lanes_from(at * i64(2), 2)])
     return bind(tirx.op.reinterpret("int16x32", T.broadcast(two, LANES)))
 
 
-def _dot(total: tirx.Buffer, x: Expr, y: Expr) -> None:
+def dot(total: tirx.Buffer, x: Expr, y: Expr) -> None:
+    """Add the products of pairs to a vector of sums."""
     value = T.call_extern("float32x16", "ferrule_dot_bf16", total[ALL], x, y)
     T.buffer_store(total, value, [ALL])
 

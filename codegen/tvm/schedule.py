@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from .ahead import Notes
 from .function import Kernel
 from .values import Expr, bind, i64
 
@@ -80,21 +81,36 @@ class Schedule:
             T.buffer_store(items, items[n] + pieces + mine.tiles, [n + i64(1)])
         return Schedule(sequences, items, splits, left, following, parts)
 
-    def run(self, kernel: Kernel, body: Callable[[Expr, Expr], None]) -> None:
-        """body(sequence, number of the item within it) for every item, on all threads."""
+    def run(self, kernel: Kernel, body: Callable[[Expr, Expr, Notes], None]) -> None:
+        """body(sequence, number of the item, what its thread knows of the next one) for every
+        item, on all threads.
+        """
         turns = TURNS * kernel.isa.cores
         with T.parallel(i64(0), i64(turns)):
-            at, found = T.alloc_buffer((1,), "int64"), T.alloc_buffer((1,), "int64")
+            at, notes = T.alloc_buffer((1,), "int64"), Notes.scratch()
             T.buffer_store(at, add(self.next[i64(0)], 1), [i64(0)])
             with T.While(tirx.LT(at[i64(0)], self.items[self.sequences])):
-                with T.serial(i64(0), self.sequences) as n:
-                    begun = tirx.LE(self.items[n], at[i64(0)])
-                    mine = tirx.And(begun, tirx.LT(at[i64(0)], self.items[n + i64(1)]))
-                    with T.If(mine), T.Then():
-                        T.buffer_store(found, n, [i64(0)])
-                sequence = bind(found[i64(0)])
-                body(sequence, bind(at[i64(0)] - self.items[sequence]))
+                number = bind(at[i64(0)])
+                body(self.sequence_of(number, notes, "own"), number, notes)
                 T.buffer_store(at, add(self.next[i64(0)], 1), [i64(0)])
+
+    def sequence_of(self, number: Expr, notes: Notes, name: str) -> Expr:
+        """Whose an item is, 0 where there is no such item; kept under a name, because TVM may read
+        a number where it is used instead of where it is bound.
+        """
+        notes.put(name, i64(0))
+        with T.serial(i64(0), self.sequences) as n:
+            begun = tirx.LE(self.items[n], number)
+            mine = tirx.And(begun, tirx.LT(number, self.items[n + i64(1)]))
+            with T.If(mine), T.Then():
+                notes.put(name, n)
+        return bind(notes[name])
+
+    def upcoming(self, notes: Notes) -> Expr:
+        """The item that is taken up next, whoever will; below 0 where none is left."""
+        notes.put("upcoming", add(self.next[i64(0)], 0))
+        some = tirx.LT(notes["upcoming"], self.items[self.sequences])
+        return bind(tirx.Select(some, notes["upcoming"], i64(-1)))
 
     def is_last(self, sequence: Expr) -> Expr:
         """Note that a part of a sequence's splits is done; whether it was the last."""

@@ -71,19 +71,32 @@ def turned_round(rows: Sequence[tirx.Buffer]) -> list[Expr]:
     Four stages of sixteen shuffles of two vectors, each of which is one instruction: pairs,
     then quarters of vectors.
     """
-    dtype = str(rows[0].dtype)
+    return _in_stages(rows, _STAGES)
+
+
+def turned_in_quarters(rows: Sequence[tirx.Buffer]) -> list[Expr]:
+    """Four vectors of 32-bit elements turned round within each quarter: quarter q of result k has
+    element k of the rows' quarters q.
+    """
+    return _in_stages(rows, _STAGES[:2])
+
+
+def _in_stages(
+    rows: Sequence[tirx.Buffer], stages: Sequence[tuple[int, Callable[[int], list[int]]]]
+) -> list[Expr]:
+    dtype, count = str(rows[0].dtype), len(rows)
     values = [r[ALL] for r in rows]
-    for distance, order in _STAGES:
+    for distance, order in stages:
         made: dict[int, Expr] = {}
-        for i in range(LANES):
+        for i in range(count):
             if not i & distance:
                 a, b = values[i], values[i + distance]
                 made[i], made[i + distance] = (
                     _held(shuffled(a, b, order(half)), dtype) for half in (0, 1)
                 )
-        values = [made[i] for i in range(LANES)]
+        values = [made[i] for i in range(count)]
     # Rows 4g..4g+3 hold columns 0, 2, 1, 3 of each quarter after two stages of halves.
-    places = [i & ~3 | (i & 1) << 1 | (i & 2) >> 1 for i in range(LANES)]
+    places = [i & ~3 | (i & 1) << 1 | (i & 2) >> 1 for i in range(count)]
     return [values[p] for p in places]
 
 
