@@ -16,6 +16,7 @@ from ..ir.ops import tensor as t
 from ..ir.ops.tensor import broadcast_shapes
 from ..ir.rewrite import Rules, hole, rewrite
 from .rules.dense_experts import DENSE_EXPERTS
+from .rules.masked_experts import MASKED_EXPERTS
 from .rules.movement import MOVEMENT
 from .rules.unrolled_experts import UNROLLED_EXPERTS
 from .rules.values import reshaped, spread, transposed
@@ -124,4 +125,6 @@ class RaiseExperts:
 
     def run(self, graph: Graph) -> Graph:
         """The graph without a per-row copy of expert weights; the graph is canonical before."""
-        return rewrite(graph, EXPERTS + DENSE_EXPERTS + UNROLLED_EXPERTS + MOVEMENT)
+        return rewrite(
+            graph, EXPERTS + DENSE_EXPERTS + UNROLLED_EXPERTS + MASKED_EXPERTS + MOVEMENT
+        )

@@ -26,7 +26,7 @@ LEAST = 2
 @UNROLLED_EXPERTS.on(t.add(x, y))
 def chosen_of_unrolled_experts(root: Node, x: Node, y: Node) -> Node | None:
     """A sum that holds a term for each expert, with one sum over choices in their place."""
-    terms = _terms(root)
+    terms = terms_of(root)
     if len(terms) < LEAST:
         return None
     groups: dict[Choice, dict[int, Node]] = {}
@@ -45,11 +45,11 @@ def chosen_of_unrolled_experts(root: Node, x: Node, y: Node) -> Node | None:
         routed = _routed(choice, experts, sizes[choice], root.shape)
         if routed is not None:
             rest = [n for n in terms if owners.get(n) != choice]
-            return _sum([*rest, routed])
+            return summed([*rest, routed])
     return None
 
 
-def _terms(root: Node) -> list[Node]:
+def terms_of(root: Node) -> list[Node]:
     """The terms of a sum of sums of one shape."""
     found: list[Node] = []
     stack = [root]
@@ -62,7 +62,8 @@ def _terms(root: Node) -> list[Node]:
     return found
 
 
-def _sum(terms: Sequence[Node]) -> Node:
+def summed(terms: Sequence[Node]) -> Node:
+    """The terms added one after the other."""
     total = terms[0]
     for term in terms[1:]:
         total = t.add(total, term)
@@ -87,19 +88,19 @@ def _routed(choice: Choice, experts: dict[int, Node], count: int, shape: Shape) 
     """sum_k of the choices' results, where every expert is there; the index says how many can be
     named where the shares do not.
     """
-    count = count or _named(choice.index)
+    count = count or named(choice.index)
     if len(experts) != count or sorted(experts) != list(range(count)):
         return None
     if not equal_shapes(choice.index.shape[:-1], shape[:-1]):
         return None
-    made = _Choices(choice, shape[:-1]).of([experts[e] for e in range(count)])
+    made = Choices(choice.index, shape[:-1]).of([experts[e] for e in range(count)])
     if made is None or made.op is t.broadcast:
         return None
     values = reshaped(choice.values, (*choice.values.shape, 1))
     return t.reduce_sum(t.mul(made, values), axes=(len(shape) - 1,))
 
 
-def _named(index: Node) -> int:
+def named(index: Node) -> int:
     """How many experts an index can name: those that a topk chose among; 0 where that is open."""
     if index.op.name != "item" or index.inputs[0].op is not t.topk:
         return 0
@@ -109,13 +110,13 @@ def _named(index: Node) -> int:
     return size if isinstance(size, int) else 0
 
 
-class _Choices:
+class Choices:
     """Values that are alike for all experts but for weights, as values of each row's choices: [...,
     K, F] for [..., F].
     """
 
-    def __init__(self, choice: Choice, lead: Shape) -> None:
-        self.index, self.lead = choice.index, lead
+    def __init__(self, index: Node, lead: Shape) -> None:
+        self.index, self.lead = index, lead
         self.done: dict[tuple[Node, ...], Node | None] = {}
 
     def of(self, nodes: Sequence[Node]) -> Node | None:
@@ -136,10 +137,11 @@ class _Choices:
         if first.op in (model.linear, t.matmul):
             return self._linear(nodes)
         last = len(first.shape) - 1
+        behind = len(self.index.shape)
         if first.op is t.slice_ and first["axis"] == last:
             inner = self.of([n.inputs[0] for n in nodes])
             return (
-                None if inner is None else t.slice_(inner, **{**first.attributes, "axis": last + 1})
+                None if inner is None else t.slice_(inner, **{**first.attributes, "axis": behind})
             )
         if not first.op.has("elementwise"):
             return None

@@ -8,8 +8,10 @@ import pytest
 import torch
 from ferrule.compiler.capture import capture
 from ferrule.compiler.import_aten import import_captured
+from ferrule.compiler.pipeline import raising
 from ferrule.compiler.reference import evaluate
 from ferrule.compiler.sorted_rows import Counts, Rows
+from ferrule.passes.base import run_passes
 from torch import nn
 
 Tensor = torch.Tensor
@@ -90,7 +92,61 @@ def by_places(layer: Layer, x: Tensor, share: Tensor, chosen: Tensor) -> Tensor:
     return made.view(-1, K, WIDTH).sum(1)
 
 
-@pytest.mark.parametrize("spelling", [by_numpy, by_ends, by_split, by_places])
+def by_rows(layer: Layer, x: Tensor, share: Tensor, chosen: Tensor) -> Tensor:
+    """As Mistral's reference."""
+    y = torch.zeros_like(x)
+    for e in range(E):
+        row, nth = torch.where(chosen == e)
+        y[row] += share[row, nth, None] * layer.expert(x[row], e)
+    return y
+
+
+def by_one_hot(layer: Layer, x: Tensor, share: Tensor, chosen: Tensor) -> Tensor:
+    """As Mixtral's layer in transformers."""
+    y = torch.zeros_like(x)
+    mask = nn.functional.one_hot(chosen, num_classes=E).permute(2, 1, 0)
+    for e in range(E):
+        nth, row = torch.where(mask[e])
+        rows = x[None, row].reshape(-1, WIDTH)
+        y.index_add_(0, row, layer.expert(rows, e) * share[row, nth, None])
+    return y
+
+
+def by_masks(layer: Layer, x: Tensor, share: Tensor, chosen: Tensor) -> Tensor:
+    """As DeepSeek's layers while they train."""
+    flat, rows = chosen.view(-1), x.repeat_interleave(K, dim=0)
+    y = torch.empty_like(rows)
+    for e in range(E):
+        y[flat == e] = layer.expert(rows[flat == e], e)
+    return (y.view(*share.shape, -1) * share.unsqueeze(-1)).sum(dim=1)
+
+
+def by_largest(layer: Layer, x: Tensor, share: Tensor, chosen: Tensor) -> Tensor:
+    """One expert a token."""
+    share, chosen = layer.gate(x).softmax(-1).max(-1)
+    y = torch.zeros_like(x)
+    for e in range(E):
+        rows = torch.nonzero(chosen == e)[:, 0]
+        y[rows] = layer.expert(x[rows], e)
+    return y * share[:, None]
+
+
+LOOPS = (by_numpy, by_ends, by_split, by_places, by_rows, by_one_hot, by_masks, by_largest)
+
+
+@pytest.mark.parametrize("spelling", LOOPS)
+def test_loops_over_experts_are_one_routed_product(spelling: Callable[..., Tensor]):
+    model = Layer(spelling).eval()
+    imported = import_captured(capture(model, max_context=20))
+    raised = run_passes(imported.graph, raising())
+    names = [n.op.name for n in raised.nodes()]
+    assert (names.count("expert_linear"), names.count("linear")) == (1, 2)
+    ids = torch.randint(0, 31, (3, 11))
+    values = (evaluate(g, {"ids": ids}, imported.weights)[0] for g in (imported.graph, raised))
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spelling", LOOPS)
 def test_values_are_those_of_sorted_rows(spelling: Callable[..., Tensor]):
     model = Layer(spelling).eval()
     imported = import_captured(capture(model, max_context=20))
