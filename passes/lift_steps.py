@@ -96,7 +96,10 @@ def _made(
     sources = frozenset[Node]().union(*(p.sources for p in parts))
     if len(parts) > 1 and not _is_small(node, [p.sources for p in parts]):
         return None
-    inputs = tuple(found[i].lifted if i in found else wide[i] for i in node.inputs)
+    given = node.inputs
+    if node.op.has("commutative") and len(parts) == 1:
+        given = tuple(sorted(given, key=lambda i: i in wide))  # c x is x c at another place
+    inputs = tuple(found[i].lifted if i in found else wide[i] for i in given)
     lifted = _with_batch(node, inputs, length)
     if lifted.type != node.type.with_shape(_wide_shape(node, length)):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,14 +59,20 @@ def _candidates(region: Region, operands: Operands) -> Iterator[tuple[Node, bool
         return
     yield operands.result(None), False
     if not operands.roles.is_delta:
-        yield operands.result(_constant_decay(region, operands)), False
+        roles = operands.roles
+        if not roles.heads:  # nothing tells values from heads, each of which may fade by its own
+            operands = replace(operands, roles=replace(roles, heads=roles.values, values=()))
+        decay, gain = _constants(region, operands)
+        yield operands.result(decay), False
+        yield t.mul(operands.result(decay), gain), False
 
 
-def _constant_decay(region: Region, operands: Operands) -> Node:
-    """The decay that parameters alone decide, by what is left of the first token at the second.
+def _constants(region: Region, operands: Operands) -> tuple[Node, Node]:
+    """The decay that parameters alone decide, by what is left of the first token at the second,
+    and what each value is multiplied by, [1, 1, *sizes].
 
     The region itself with all inputs 1 but those that write later tokens: what the second token
-    reads, by what the first read, is the decay of each head.
+    reads, by what the first read, is the decay of each head; the first reads the state's rows.
     """
     roles = operands.roles
     writes = {*roles.numbers, *roles.keys}
@@ -83,13 +89,15 @@ def _constant_decay(region: Region, operands: Operands) -> Node:
         done |= dict.fromkeys(_inputs_named(fixed, name), whole)
     rebuild(fixed, done)
     ends = [t.slice_(done[fixed], axis=1, start=i, stop=i + 1) for i in (1, 0)]
+    gain = t.slice_(ends[1], axis=0, start=0, stop=1)
+    gain = t.div(gain, t.scalar(float(roles.rows), "f32"))
     ratio = t.log(t.div(*ends))
     for axis in roles.values:
         ratio = t.slice_(ratio, axis=2 + axis, start=0, stop=1)
     order = (0, 1, *(2 + a for a in (*roles.heads, *roles.values)))
     heads = product(operands.heads)
     ratio = reshaped(t.transpose(ratio, permutation=order), (1, 1, heads, 1))
-    return spread(ratio, (B, S, heads, 1))
+    return spread(ratio, (B, S, heads, 1)), gain
 
 
 def _inputs_named(root: Node, name: str) -> list[Node]:

@@ -120,6 +120,17 @@ def in_place(model: Mixer, v: Tensor, a: Tensor) -> Tensor:
     return states
 
 
+def by_average(model: Mixer, v: Tensor) -> Tensor:
+    """A running average: decays that are numbers of the model, another for each channel."""
+    kept = torch.exp(-model.slopes.repeat(2))
+    state = v[:, 0] * (1 - kept)
+    rows = [state]
+    for t in range(1, v.shape[1]):
+        state = kept * state + (1 - kept) * v[:, t]
+        rows.append(state)
+    return torch.stack(rows, dim=1)
+
+
 def by_whole_chunks(model: Mixer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Lightning attention (Qin et al., 2024): a loop over chunks that divide the length."""
     size = 32
@@ -150,5 +161,6 @@ FIXED: dict[str, Callable[[], Mixer]] = {
     "chunks": lambda: Mixer(by_chunks, q=(5,), k=(5,), v=(3, 4), g=(3,)),
     "tokens": lambda: Mixer(by_tokens, q=(5,), k=(5,), v=(3, 4), g=(3,), b=(3,)),
     "in place": lambda: Mixer(in_place, v=(6,), a=(6,)),
+    "average": lambda: Mixer(by_average, v=(6,)),
     "whole chunks": lambda: Mixer(by_whole_chunks, q=(3, 5), k=(3, 5), v=(3, 4)),
 }
