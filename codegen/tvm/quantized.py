@@ -40,8 +40,8 @@ GROUPS_ABOVE = 16
 """Rows up to which scaled groups go faster through registers than through tiles."""
 SCALES_AHEAD = 10 * LINE
 """AHEAD for the scales of groups of 32, which are an eighth as long as their codes."""
-UNPACKED = Tile(8, 3)
-"""The row tile over unpacked codes: its sums and a column vector's weights fill the registers."""
+UNPACKED = Tile(8, 2)
+"""The row tile over unpacked codes: the whole numbers of a block and its sums stay in registers."""
 UNPACKED_FROM = 64
 """Codes with one scale from which on unpacking them once is worth it."""
 UNPACKED_ABOVE = 24
