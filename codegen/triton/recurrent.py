@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...ir.dims import Dim, as_dim
 from ...ir.node import Node, item
+from ..errors import CodegenError, NotRowwise
 from .kernel import Call, Hook, Kernel, cache_of, ceiling, emit_call
 from .loops import TooDear, power_of_two
 from .pull import Place
-from .text import Index, Mask, Test, Writer, axes_of
+from .text import Index, Mask, Point, Test, Writer, axes_of
 
 ROWS, COLS = frozenset({"rows"}), frozenset({"cols"})
 TOKENS, CHANNELS = 8, 128
@@ -15,6 +16,9 @@ TOKENS, CHANNELS = 8, 128
 
 HELD = 4096
 """Elements of a state that a program of a scan holds."""
+
+BLOCK, LEAST = 32, 16
+"""Rows that a scan takes at once, and the fewest rows and columns of a state for that."""
 
 
 def needs(kernel: Kernel, node: Node) -> list[Node]:
@@ -80,7 +84,46 @@ def emit_scan(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     constants |= {"H": heads, "G": groups, "K": deep, "V": wide, "D": int(decay.shape[2])}
     grid = (_sequences(node.inputs[5]), heads, ceiling(wide, lanes))
     chosen = {"BK": rows, "BV": lanes}
+    blocks = {} if beta or min(rows, lanes) < LEAST else _block_hooks(kernel, node)
+    if blocks:
+        chosen["BLOCK"] = BLOCK
+        constants["TF32"] = kernel.target.kind == "cuda"
+        hooks |= blocks
     emit_call(kernel, Call("recurrent", "scan_sequences", given, hooks, constants, grid, chosen))
+
+
+def _block_hooks(kernel: Kernel, node: Node) -> dict[str, Hook]:
+    """The hooks that give blocks of rows; none where there is a decay for each row of the state,
+    where operands have more bits than matrix units take, or where one cannot be made for several
+    rows together.
+    """
+    q, k, v, decay = node.inputs[:4]
+    if decay.shape[2] != 1 or any(x.dtype not in ("bf16", "f16") for x in (q, k, v)):
+        return {}
+    rows, head, zero = Index("rows", 0, ROWS), Index("head"), Index("")
+    try:
+        return {
+            "LOAD_QS": _load_block(kernel, q, "group", "ks"),
+            "LOAD_KS": _load_block(kernel, k, "group", "ks"),
+            "LOAD_VS": _load_block(kernel, v, "head", "vs"),
+            "LOAD_DECAYS": _returned(kernel, decay, (rows, head, zero), ("rows", "head")),
+        }
+    except (NotRowwise, CodegenError):
+        return {}
+
+
+def _load_block(kernel: Kernel, x: Node, head: str, lanes: str) -> Hook:
+    """LOAD(env, rows, head, lanes, mask): x at rows and a head, and lanes of it."""
+    at = (Index("rows", 0, ROWS), Index(head), Index(lanes, 0, COLS))
+    return _returned(kernel, x, at, ("rows", head, lanes))
+
+
+def _returned(kernel: Kernel, x: Node, at: Point, names: tuple[str, ...]) -> Hook:
+    writer = Writer()
+    pull = kernel.pull(writer)
+    mask: Mask = (Test("mask", COLS),) if axes_of(at) >= COLS else ()
+    writer.line(f"return {pull.value(x, at, mask)}")
+    return Hook((*names, "mask"), writer, pull)
 
 
 def _sequences(starts: Node) -> Dim:
@@ -117,12 +160,8 @@ def _load(kernel: Kernel, x: Node, names: tuple[str, ...]) -> Hook:
     """LOAD(env, row, head, lanes, mask): x at a row and a head, and lanes of it where there are
     such.
     """
-    writer = Writer()
-    pull = kernel.pull(writer)
     at = tuple(Index(n) if i < 2 else Index(n, 0, COLS) for i, n in enumerate(names))
-    mask: Mask = (Test("mask", COLS),) if axes_of(at) else ()
-    writer.line(f"return {pull.value(x, at, mask)}")
-    return Hook((*names, "mask"), writer, pull)
+    return _returned(kernel, x, at, names)
 
 
 def _store(kernel: Kernel, node: Node, place: Place, names: tuple[str, ...]) -> Hook:

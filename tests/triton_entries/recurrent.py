@@ -30,6 +30,12 @@ def load_decay(env, row, head, ks, mask):
 
 
 @triton.jit
+def load_decays(env, rows, head, mask):
+    q, k, v, decay, beta, y, H, G, K, V, D = env
+    return tl.load(decay + (rows * H + head) * D)
+
+
+@triton.jit
 def load_beta(env, row, head, mask):
     q, k, v, decay, beta, y, H, G, K, V, D = env
     return tl.load(beta + row * H + head)
@@ -45,6 +51,7 @@ def store_y(env, sums, row, head, vs, mask):
 def scan(
     q, k, v, decay, beta, state, starts, source, target, y, H: tl.constexpr, G: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BETA: tl.constexpr,
+    BLOCK: tl.constexpr = 1, TF32: tl.constexpr = False,
 ):  # fmt: skip
     env = (q, k, v, decay, beta, y, H, G, K, V, D)
     scan_sequences(
@@ -66,6 +73,12 @@ def scan(
         D=D,
         BK=BK,
         BV=BV,
+        LOAD_QS=load_q,
+        LOAD_KS=load_k,
+        LOAD_VS=load_v,
+        LOAD_DECAYS=load_decays,
+        BLOCK=BLOCK,
+        TF32=TF32,
     )
 
 

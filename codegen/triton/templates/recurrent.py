@@ -8,12 +8,49 @@ import triton.language as tl
 
 
 @triton.jit
+def scan_block(
+    env, held, rows, head, group, ks, vs, is_k, is_v,
+    LOAD_QS: tl.constexpr, LOAD_KS: tl.constexpr, LOAD_VS: tl.constexpr, LOAD_DECAYS: tl.constexpr,
+    STORE: tl.constexpr, BLOCK: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """BLOCK rows of a scan with one decay a head at once (Dao and Gu, 2024): with P_t = exp(g_1 +
+    .. + g_t) inside the block and S the state before it, y_t = P_t S^T q_t + sum_{s <= t} P_t / P_s
+    (q_t . k_s) v_s; gives the state behind it, P_B S + sum_s P_B / P_s k_s v_s^T.
+
+    Quotients of P are exp of differences of sums, which are made in float64: of what is exp(-1e4)
+    or less nothing is left. TF32: products have 11 bits of each number, as many as halves have.
+    """
+    PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
+    at = rows + tl.arange(0, BLOCK)
+    g = LOAD_DECAYS(env, at, head, True).to(tl.float64)
+    g = tl.maximum(g, -1e4)
+    sums = tl.cumsum(g, axis=0)
+    whole = tl.sum(g, axis=0)
+    column = at[:, None]
+    q = LOAD_QS(env, column, group, ks, is_k).to(tl.float32)
+    k = LOAD_KS(env, column, group, ks, is_k).to(tl.float32)
+    v = LOAD_VS(env, column, head, vs, is_v).to(tl.float32)
+    before = tl.arange(0, BLOCK)[:, None] >= tl.arange(0, BLOCK)[None, :]
+    apart = tl.where(before, sums[:, None] - sums[None, :], -1e4).to(tl.float32)
+    seen = tl.dot(q, tl.trans(k), input_precision=PRECISION) * tl.exp(apart)
+    decayed = q * tl.exp(sums.to(tl.float32))[:, None]
+    y = tl.dot(decayed, held, input_precision=PRECISION)
+    y = tl.dot(seen, v, y, input_precision=PRECISION)
+    STORE(env, (y,), column, head, vs, is_v)
+    left = k * tl.exp((whole - sums).to(tl.float32))[:, None]
+    held = held * tl.exp(whole.to(tl.float32))
+    return tl.dot(tl.trans(left), v, held, input_precision=PRECISION)
+
+
+@triton.jit
 def scan_sequences(
     env, state, query_start, state_from, state_to,
     LOAD_Q: tl.constexpr, LOAD_K: tl.constexpr, LOAD_V: tl.constexpr, LOAD_DECAY: tl.constexpr,
     LOAD_BETA: tl.constexpr, STORE: tl.constexpr,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr,
+    LOAD_QS: tl.constexpr = None, LOAD_KS: tl.constexpr = None, LOAD_VS: tl.constexpr = None,
+    LOAD_DECAYS: tl.constexpr = None, BLOCK: tl.constexpr = 1, TF32: tl.constexpr = False,
 ):  # fmt: skip
     """y_t = S_t^T q_t, S_t = diag(exp(g_t)) S_{t-1} + k_t u_t^T; u_t is v_t, or with LOAD_BETA, the
     delta rule (Yang et al., 2024), beta_t (v_t - (diag(exp(g_t)) S_{t-1})^T k_t).
@@ -23,7 +60,9 @@ def scan_sequences(
     Hooks give a row's entries as attention's do: LOAD_Q and LOAD_K(env, row, group, ks, mask),
     LOAD_V(env, row, head, vs, mask), LOAD_DECAY(env, row, head, ks, mask), the logarithm, with D =
     1 at ks = 0 alone, LOAD_BETA(env, row, head, mask) or None; STORE(env, sums, row, head, vs,
-    mask). Grid (N, H, cdiv(V, BV)).
+    mask). With BLOCK over 1 whole blocks of so many rows are taken at once, by scan_block, whose
+    hooks are given rows[BLOCK, 1], and LOAD_DECAYS(env, rows, head, mask) rows[BLOCK].
+    Grid (N, H, cdiv(V, BV)).
     """
     sequence, head = tl.program_id(0), tl.program_id(1)
     group = head // (H // G)
@@ -37,7 +76,17 @@ def scan_sequences(
         known = is_k & is_v & (ks < tl.where(source >= 0, K, 0))
         held = tl.load(state + source * (H * K * V) + own, mask=known, other=0)
 
-    for row in range(tl.load(query_start + sequence), tl.load(query_start + sequence + 1)):
+    begin, end = tl.load(query_start + sequence), tl.load(query_start + sequence + 1)
+    if BLOCK > 1:
+        single = begin + (end - begin) // BLOCK * BLOCK
+        kt, is_kt = tl.arange(0, BK)[None, :], tl.arange(0, BK)[None, :] < K
+        for rows in range(begin, single, BLOCK):
+            held = scan_block(
+                env, held, rows, head, group, kt, vs, is_kt, is_v,
+                LOAD_QS, LOAD_KS, LOAD_VS, LOAD_DECAYS, STORE, BLOCK, TF32,
+            )  # fmt: skip
+        begin = single
+    for row in range(begin, end):
         if D == 1:
             decay = LOAD_DECAY(env, row, head, ks * 0, is_k)
         else:

@@ -15,11 +15,12 @@ from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, item
 from ferrule.ir.ops import model as m
 from ferrule.ir.ops import quantized as q
+from ferrule.ir.ops import recurrent as r
 from ferrule.ir.ops import serving as s
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.target import Target
 from interpreted_kernels import Interpreted
-from kernels import cache, given
+from kernels import cache, given, state
 
 T, N = dim("T"), dim("N")
 BOUNDS = {"T": (1, 64), "N": (1, 8), "M": (1, 4)}
@@ -197,6 +198,28 @@ def test_a_checked_place_is_none_where_a_row_is_not_finite(interpreted: Interpre
     values = [inputs[str(i["name"])] for i in interpreted.bodies["checked"].inputs]
     for found in interpreted.run("checked", values, {"T": 5, "N": 1500}):
         assert found.tolist()[0] == found.tolist()[2] == -1 and found.tolist()[1] >= 0
+
+
+def test_a_scan_of_halves_takes_blocks_of_rows():
+    """Its decay is made where it is read; sequences of a block and a rest, of a row, of one less
+    than two blocks.
+    """
+    x, k = (given(n, "bf16", T, 1, 16) for n in "qk")
+    v, g, rate = given("v", "bf16", T, 2, 16), given("g", "f32", T, 2, 1), given("a", "f32", 2, 1)
+    batch = (given("starts", "i32", N + 1), given("source", "i32", N), given("target", "i32", N))
+    decay = t.neg(t.mul(t.exp(rate), g))
+    made = r.state_scan(x, k, v, decay, state("s", "f32", 2, 16, 16), *batch)
+    scan = body(item(made, index=0), item(made, index=1))
+    assert "BLOCK=BLOCK" in lower("k4_scan", scan, Target.parse("cuda:sm_90")).text
+    kernels = Interpreted({"scan": scan})
+    try:
+        inputs = {
+            "starts": torch.tensor([0, 40, 41, 104]), "source": torch.tensor([2, -1, 0]),
+            "target": torch.tensor([2, 3, 0]), "g": torch.rand(104, 2, 1),
+        }  # fmt: skip
+        kernels.check("scan", inputs, T=104, N=3, C=4)
+    finally:
+        kernels.close()
 
 
 def test_two_results_over_the_same_rows_share_a_program_and_its_loads():

@@ -51,6 +51,17 @@ def delta() -> Graph:
     return body(item(made, index=0), item(made, index=1))
 
 
+def scan() -> Graph:
+    """As state spaces have it: one decay a head, made where it is read."""
+    x, k = (given(n, "bf16", T, 1, 128) for n in "qk")
+    v, g = given("v", "bf16", T, 24, 64), given("g", "f32", T, 24, 1)
+    rate = given("a", "f32", 24, 1)
+    made = r.state_scan(
+        x, k, v, t.neg(t.mul(t.exp(rate), g)), state("s", "f32", 24, 128, 64), *batch()
+    )
+    return body(item(made, index=0), item(made, index=1))
+
+
 def experts() -> Graph:
     x, index = given("x", "bf16", T, 2, 512), given("index", "i32", T, 2)
     y = m.expert_linear(x, given("w", "bf16", 8, 256, 512), index)
@@ -70,7 +81,7 @@ def greedy() -> Graph:
 
 
 KINDS = {
-    "conv": conv, "delta": delta, "experts": experts, "expert_codes": expert_codes,
+    "conv": conv, "delta": delta, "scan": scan, "experts": experts, "expert_codes": expert_codes,
     "greedy": greedy,
 }  # fmt: skip
 

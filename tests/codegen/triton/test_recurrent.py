@@ -53,6 +53,39 @@ def test_scan(interpreter: Interpreter, delta: bool, wide: bool) -> None:
     assert torch.allclose(back[5].double(), after, rtol=1e-4, atol=1e-4 * after.abs().max())
 
 
+def test_blocks_of_a_scan_give_what_one_row_after_another_gives(interpreter: Interpreter) -> None:
+    """Sequences shorter than a block, of some blocks and a rest; decays from none at all to all."""
+    heads, groups, keys, values, block = 2, 1, 20, 19, 16
+    starts = torch.tensor([0, 37, 38, 38, 70], dtype=torch.int32)
+    q, k = torch.randn(70, groups, keys), torch.randn(70, groups, keys)
+    v, state = torch.randn(70, heads, values), torch.randn(5, heads, keys, values)
+    decay = -torch.rand(70, heads, 1) * 10 ** (3 * torch.rand(70, heads, 1) - 2)
+    decay[5], decay[40], decay[45, 0] = 0.0, -torch.inf, -3e4
+    sizes = {"H": heads, "G": groups, "K": keys, "V": values, "D": 1, "BK": 32, "BV": 16}
+    given = (q, k, v, decay, torch.rand(70, heads), state, starts, SOURCE, TARGET)
+    found = [
+        interpreter.run(
+            f"{MODULE}:scan", (4, heads, 2), *given, torch.full_like(v, torch.nan), **sizes,
+            BETA=None, BLOCK=size,
+        )
+        for size in (1, block)
+    ]  # fmt: skip
+    for at in (-1, 5):
+        one, blocks = found[0][at], found[1][at]
+        assert torch.allclose(blocks, one, rtol=1e-5, atol=1e-5 * one.abs().max())
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_blocks_of_a_scan_fit(arch: str) -> None:
+    types = dict.fromkeys(("q", "k", "v", "y"), "*bf16")
+    types |= dict.fromkeys(("decay", "beta", "state"), "*fp32")
+    types |= dict.fromkeys(("starts", "source", "target"), "*i32")
+    sizes = {"H": 24, "G": 1, "K": 128, "V": 64, "D": 1, "BK": 128, "BV": 32}
+    choices = sizes | {"BETA": None, "BLOCK": 32, "TF32": True}
+    found = taken(compiled(entries.scan, arch, types, choices, warps=4, stages=3))
+    assert found.fits(arch), f"{found}"
+
+
 @pytest.mark.parametrize(("taps", "states"), [(4, True), (1, False), (3, False)])
 def test_conv(interpreter: Interpreter, taps: int, states: bool) -> None:
     channels, rows = 11, 15
@@ -80,6 +113,6 @@ def test_scans_keep_their_state_in_registers() -> None:
     types |= dict.fromkeys(("decay", "beta", "state"), "*fp32")
     types |= dict.fromkeys(("starts", "source", "target"), "*i32")
     sizes = {"H": 32, "G": 16, "K": 128, "V": 128, "D": 1}
-    choices = sizes | {"BK": 128, "BV": 32, "BETA": entries.load_beta}
+    choices = sizes | {"BK": 128, "BV": 32, "BETA": entries.load_beta, "BLOCK": 1, "TF32": False}
     found = taken(compiled(entries.scan, "sm_90", types, choices, warps=4, stages=1))
     assert found.fits("sm_90"), f"{found}"
