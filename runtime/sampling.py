@@ -118,18 +118,20 @@ def greatest(logits: Array, count: int, among: Array | None = None) -> Array:
 def nucleus(logits: Array, best: float, temperature: float, top_p: float) -> tuple[Array, Array]:
     """The fewest most likely tokens whose share of all reaches `top_p`, and their weights."""
     every = _weights(logits, best, temperature)
-    wanted = top_p * float(every.sum(dtype=np.float64))
+    total = float(every.sum(dtype=np.float64))
+    wanted = top_p * total
     if wanted <= _GROUP:  # no weight is more than 1
         tokens = greatest(logits, _GROUP)
         weights = _weights(logits[tokens], best, temperature)
         if float(weights.sum(dtype=np.float64)) >= wanted:
             kept = _most_likely(weights, wanted)
             return tokens[kept], weights[kept]
-    if every.dtype != np.float32:
-        kept = _most_likely(every, wanted)
-    else:
-        kept = _most_likely_of_many(every, wanted)
-    return kept, every[kept]
+    # All that are less than this together have less than what is left out.
+    likely = np.flatnonzero(every >= (total - wanted) / every.shape[0])
+    weights = every[likely]
+    find = _most_likely if weights.shape[0] <= _BLOCK else _most_likely_of_many
+    kept = find(weights, wanted)
+    return likely[kept], weights[kept]
 
 
 def typical(weights: Array, share: float) -> Array:
@@ -148,8 +150,10 @@ def typical(weights: Array, share: float) -> Array:
 
 def _weights(logits: Array, best: float, temperature: float) -> Array:
     # Shifted first, so that a small temperature cannot overflow; double only where few are left.
-    precise = logits.astype(np.float64 if logits.shape[0] <= _BLOCK else np.float32)
-    return np.exp((precise - best) / temperature)
+    weights = logits.astype(np.float64 if logits.shape[0] <= _BLOCK else np.float32)
+    weights -= best
+    weights /= temperature
+    return np.exp(weights, out=weights)
 
 
 def _most_likely(weights: Array, wanted: float) -> Array:
