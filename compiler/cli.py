@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import export_command, serve, tune_command, zoo_command
+from . import collect_env, export_command, serve, tune_command, zoo_command
 
 if TYPE_CHECKING:
     from ..runtime.artifact import Artifact
@@ -31,6 +31,7 @@ serve.add_commands(app)
 tune_command.add_commands(app)
 zoo_command.add_commands(app)
 export_command.add_commands(app)
+app.command("collect-env")(collect_env.collect_env)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A compiled artifact.", show_default=False)

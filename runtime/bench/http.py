@@ -101,6 +101,8 @@ class Answer:
         async for piece in self.pieces():
             *whole, held = (held + piece).split(b"\n\n")
             for block in whole:
+                if block.startswith(b":"):
+                    continue  # a comment, which says that the server is there
                 data = block.split(b"data: ", 1)[-1]
                 if data == b"[DONE]":
                     return

@@ -17,6 +17,7 @@ from .errors import ApiError, failed, refused
 T = TypeVar("T")
 Events = AsyncGenerator[str, None]
 Fault = Callable[[ApiError], str]
+BEAT_SECONDS = 15.0
 
 
 class ClientGone(Exception):
@@ -72,6 +73,7 @@ class EventStream(Response):
         super().__init__()
         self._events, self._seconds, self._close = events, seconds, close
         self._fault, self._ends = fault, ends
+        self._sent: float | None = None  # when something was sent; None before and after
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
@@ -80,6 +82,7 @@ class EventStream(Response):
         """Answer the request (ASGI)."""
         sending = asyncio.ensure_future(self._send_all(send))
         watch = asyncio.ensure_future(_gone(receive))
+        beat = asyncio.ensure_future(self._beat(send))
         try:
             # Time for the error event after the limit itself.
             await asyncio.wait(
@@ -90,8 +93,8 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await _cancel(sending)
-            await _cancel(watch)
+            for task in (sending, watch, beat):
+                await _cancel(task)
             await self._events.aclose()
             # A generator that never began has no `finally` to run.
             self._close()
@@ -100,14 +103,29 @@ class EventStream(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
+        clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(finite(self._seconds)):
+                self._sent = clock()
                 async for text in self._events:
                     await _send_text(send, text)
+                    self._sent = clock()
         except TimeoutError:
             last = done() if self._ends else ""
             await _send_text(send, self._fault(_too_late(self._seconds)) + last)
+        self._sent = None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _beat(self, send: Send) -> None:
+        """Send comments while nothing else is to be sent, in a long queue or a long call: proxies
+        and clients take silence for death.
+        """
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(BEAT_SECONDS / 4)
+            if self._sent is not None and clock() - self._sent >= BEAT_SECONDS:
+                self._sent = clock()
+                await _send_text(send, ": the answer is on its way\n\n")
 
 
 async def _send_text(send: Send, text: str) -> None:

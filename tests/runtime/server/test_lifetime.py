@@ -1,5 +1,6 @@
 """Clients that leave, servers that end, engines that break."""
 
+import asyncio
 import http.client
 import itertools
 import json
@@ -8,6 +9,10 @@ import time
 import urllib.request
 
 import openai
+from ferrule.runtime.bench.http import Target
+from ferrule.runtime.bench.load import Load, measure
+from ferrule.runtime.bench.prompts import Ask
+from ferrule.runtime.server import streams
 from scripted import ScriptRunner, serving, wait_for
 from test_errors import post, slow
 
@@ -121,3 +126,26 @@ def test_a_clock_that_jumps_changes_no_answer_and_no_metric(tokenizer, monkeypat
             live = json.loads(answer.read())["models"]["fox"]
     assert 0 <= live["time_to_first_token_ms"]["p99"] < 60_000
     assert 0 <= live["inter_token_latency_ms"]["p99"] < 60_000
+
+
+def test_a_silent_stream_tells_that_it_lives(tokenizer, monkeypatch):
+    monkeypatch.setattr(streams, "BEAT_SECONDS", 0.05)
+    runner = ScriptRunner({"<reply>": "ab"})
+    runner.delay = 0.2
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "temperature": 0}
+    with serving(tokenizer, {"fox": runner}) as running:
+        request = urllib.request.Request(
+            f"{running.url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            blocks = answer.read().decode().split("\n\n")
+        assert blocks[-2:] == ["data: [DONE]", ""]
+        assert 3 <= sum(block.startswith(":") for block in blocks) <= 20
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="x") as client:
+            chunks = client.chat.completions.create(model="fox", **body)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks) == "ab"
+        load = Load(model="fox", endpoint="/v1/chat/completions")
+        found = asyncio.run(measure(Target(running.url, {}), [Ask("hi", 4)], load))
+        assert found["completed"] == 1 and found["total_output_tokens"] == 3
