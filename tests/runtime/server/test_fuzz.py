@@ -8,9 +8,10 @@ import pytest
 from ferrule.runtime.server import fields
 from ferrule.runtime.server.app import build_app
 from ferrule.runtime.server.batch import _post
+from ferrule.runtime.server.items import InputBody, ResponseBody
+from ferrule.runtime.server.messages import MessagesBody, PromptBody
 from ferrule.runtime.server.metrics import ServerMetrics
 from ferrule.runtime.server.models import Models
-from ferrule.runtime.server.responses import ResponseBody
 from ferrule.runtime.server.service import Service
 from ferrule.runtime.server.settings import Settings
 from hypothesis import HealthCheck, example, given, settings
@@ -19,10 +20,14 @@ from scripted import ScriptRunner, served
 
 # More of them where somebody wants to know: FERRULE_FUZZ=10000.
 EXAMPLES = int(os.environ.get("FERRULE_FUZZ", "400"))
+MESSAGES = [{"role": "user", "content": "a"}]
 ENDPOINTS = {
     "/v1/completions": (fields.CompletionBody, {"prompt": "th"}),
-    "/v1/chat/completions": (fields.ChatBody, {"messages": [{"role": "user", "content": "a"}]}),
+    "/v1/chat/completions": (fields.ChatBody, {"messages": MESSAGES}),
     "/v1/responses": (ResponseBody, {"input": "hi"}),
+    "/v1/responses/input_tokens": (InputBody, {"input": "hi"}),
+    "/v1/messages": (MessagesBody, {"messages": MESSAGES, "max_tokens": 2}),
+    "/v1/messages/count_tokens": (PromptBody, {"messages": MESSAGES}),
     "/v1/embeddings": (fields.EmbeddingBody, {"input": "hi"}),
     "/score": (fields.ScoreBody, {"text_1": "a", "text_2": "b"}),
     "/rerank": (fields.RerankBody, {"query": "a", "documents": ["b"]}),
@@ -39,7 +44,26 @@ SCALARS = (
     | TEXT
 )
 KEYS = st.sampled_from(
-    ["role", "content", "type", "text", "function", "name", "parameters", "json", "regex", "choice"]
+    [
+        "role",
+        "content",
+        "type",
+        "text",
+        "function",
+        "name",
+        "parameters",
+        "json",
+        "regex",
+        "choice",
+        "id",
+        "call_id",
+        "output",
+        "summary",
+        "arguments",
+        "input",
+        "tool_use_id",
+        "encrypted_content",
+    ]
 ) | st.text(max_size=4)
 VALUES = st.recursive(
     SCALARS,
@@ -101,7 +125,8 @@ def requests(draw):
     kind, good = ENDPOINTS[path]
     names = st.sampled_from(sorted(kind.model_fields)) | st.text(max_size=5)
     changes = draw(st.dictionaries(names, VALUES, max_size=3))
-    return path, {"max_tokens": 3, **good, **changes} if "v1" in path else {**good, **changes}
+    short = {n: 3 for n in ("max_tokens", "max_output_tokens") if n in kind.model_fields}
+    return path, {**short, **good, **changes}
 
 
 class Loop:
