@@ -80,13 +80,14 @@ class _Split:
         span: Span,
         groups: tuple[Expr, Expr],
         step: int,
+        each: Callable[[], None] | None = None,
     ) -> None:
         """Weights from scores; the values' sums begin with zeros."""
         partials, number = self.partials, self.number
         with T.serial(*(bind(g * i64(a.repeat)) for g in groups)) as h:
             row = Row(self.scores, self.weights, h, i64(0), h)
             vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
-            largest, total = weigh(a, work, item, row, span, step)
+            largest, total = weigh(a, work, item, row, span, step, each)
             partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
             clear(partials.values, partials.row(number, h))
 
@@ -280,7 +281,8 @@ def _stream(
         at = bind(block * i64(RUNS * LANES))
         q, to = (Rows(b, first, a.repeat) for b in (split.q, split.scores))
         score_streamed(products, own, q, bind(span.base + at), to, at, ahead.ask)
-    split.weigh(a, work, item, span, groups, products.key_step)
+    # Memory does not wait while weights are computed: some of the values come then.
+    split.weigh(a, work, item, span, groups, products.key_step, lambda: ahead.ask(1))
     ahead.look(turn.find)
     with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
         own, first = replace(item, group=g), bind(g * i64(a.repeat))

@@ -4,6 +4,7 @@ splits into one another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -65,10 +66,16 @@ class Row:
 
 
 def weigh(
-    a: Attention, work: Work, item: Item, row: Row, span: Span, step: int
+    a: Attention,
+    work: Work,
+    item: Item,
+    row: Row,
+    span: Span,
+    step: int,
+    each: Callable[[], None] | None = None,
 ) -> tuple[Expr, Expr]:
     """The weights of scores over the steps of so many keys that hold the span; gives (largest
-    score, sum of weights as they are stored).
+    score, sum of weights as they are stored). `each` is done once for LANES keys.
 
     A row that sees none of the keys has weights of zero and -inf as its largest score.
     """
@@ -88,26 +95,69 @@ def weigh(
     largest = across(best, tirx.max, "float32")
     level = bind(tirx.Select(tirx.EQ(largest, _f(NEVER)), _f(0), largest))
     total = filled(0)
+    narrow = str(row.weights.dtype) != "float32"
+    if narrow:
+        a.kernel.snippets.add(SCALE)
     with T.serial(first, last) as c:
         start = bind(c * i64(LANES))
-        with vectorized(LANES) as v:
-            weight = bind(m.exp_below(row.scores[row.at, start + v] - level))
-            weight = _stored(row.weights, weight, [row.at, start + v])
-            T.buffer_store(total, total[v] + weight, [v])
+        if each is not None:
+            each()
+        if narrow:
+            _put_narrow(row, start, level, total)
+        else:
+            _put(row, start, level, total)
     return largest, across(total, fold_of("reduce_sum"), "float32")
 
 
-def _stored(buffer: tirx.Buffer, weight: Expr, at: list[Expr]) -> Expr:
-    """Store a weight; gives what it is there. Weights are no less than zero and end at one, or
-    are NaN: to bfloat16 they are rounded by their bits, halves up.
+SCALE = """
+define <16 x float> @ferrule_scale(<16 x float> %x, <16 x float> %n) alwaysinline {
+  %r = call <16 x float> @llvm.x86.avx512.mask.scalef.ps.512(
+    <16 x float> %x, <16 x float> %n, <16 x float> zeroinitializer, i16 -1, i32 4)
+  ret <16 x float> %r
+}
+declare <16 x float> @llvm.x86.avx512.mask.scalef.ps.512(
+  <16 x float>, <16 x float>, <16 x float>, i16, i32)
+"""
+"""vscalefps: x 2^n, 0 where that is too small."""
+
+_POWER = (0.00957010127604, 0.05591785907745, 0.24024744331837, 0.69312179088593, 0.99999928474426)
+"""2^f for |f| <= 1/2 within 2.7e-6 of itself: weights of bfloat16 are rounded by 2e-3."""
+
+
+def _put(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
+    """Store weights e^(score - level) of LANES keys and add them to the total."""
+    with vectorized(LANES) as v:
+        weight = bind(m.exp_below(row.scores[row.at, start + v] - level))
+        T.buffer_store(row.weights, weight, [row.at, start + v])
+        T.buffer_store(total, total[v] + weight, [v])
+
+
+def _put_narrow(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
+    """Store bfloat16 weights e^(score - level) of LANES keys and add them to the total as they are
+    stored. Weights are no less than zero and end at one, or are NaN: they are rounded by their
+    bits, halves up.
     """
-    if str(buffer.dtype) == "float32":
-        T.buffer_store(buffer, weight, at)
-        return weight
-    bits = tirx.op.reinterpret("uint32", weight) + const(0x8000, "uint32")
-    high = bind(tirx.op.shift_right(bits, const(16, "uint32")))
-    T.buffer_store(buffer, tirx.Cast("uint16", high), at)
-    return tirx.op.reinterpret("float32", tirx.op.shift_left(high, const(16, "uint32")))
+
+    def all_of(value: Expr) -> Expr:
+        return T.broadcast(value, LANES)
+
+    lanes = lanes_from(start)
+    x = bind((row.scores[row.at, lanes] - all_of(level)) * all_of(_f(1.4426950408889634)))
+    low = all_of(_f(-200.0))
+    x = bind(tirx.Select(tirx.GT(low, x), low, x))  # -inf becomes 0, NaN stays
+    n = bind(tirx.nearbyint(x))
+    f = bind(x - n)
+    power = all_of(_f(_POWER[0]))
+    for c in _POWER[1:]:
+        power = power * f + all_of(_f(c))
+    weight = T.call_extern("float32x16", "ferrule_scale", bind(power), n)
+    u = lambda k: all_of(const(k, "uint32"))  # noqa: E731
+    bits = tirx.op.reinterpret("uint32x16", weight) + u(0x8000)
+    high = bind(tirx.op.shift_right(bits, u(16)))
+    T.buffer_store(row.weights, tirx.Cast("uint16x16", high), [row.at, lanes])
+    stored = tirx.op.reinterpret("float32x16", tirx.op.shift_left(high, u(16)))
+    every = lanes_from(0)
+    T.buffer_store(total, total[every] + stored, [every])
 
 
 def _score(

@@ -100,6 +100,9 @@ BODIES = {
     "small blocks": paged("bf16", 3, 1, 32, 32, block=5, window=40),
     "large blocks": paged("f16", 2, 2, 96, 24, block=32, softcap=9.0),
     "pairs": paged("bf16", 12, 4, 64, 64),
+    "pairs by 7": paged("bf16", 14, 2, 64, 64, window=300),
+    "pairs by 8": paged("bf16", 16, 2, 80, 80, softcap=20.0),
+    "single pairs": paged("bf16", 3, 3, 48, 32, block=32, extras=("slopes",)),
     "latent pairs": paged("bf16", 40, 1, 96, 64, shared=True, value_start=16),
     "half cache": paged("bf16", 4, 2, 64, 48, cached="f16", window=50),
     "short cache": paged("f32", 4, 2, 32, 32, cached="bf16"),
@@ -146,7 +149,9 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
         kernels.check(name, inputs, **dims)
 
 
-@pytest.mark.parametrize("name", ["plain", "wide", "pairs", "latent pairs", "small blocks"])
+@pytest.mark.parametrize(
+    "name", ["plain", "wide", "pairs", "pairs by 7", "pairs by 8", "latent pairs", "small blocks"]
+)
 def test_lengths_around_the_edges_of_blocks_and_splits(
     libraries: dict[str, Kernels], name: str
 ) -> None:
@@ -164,7 +169,7 @@ def test_lengths_around_the_edges_of_blocks_and_splits(
         kernels.check(name, inputs, **dims)
 
 
-@pytest.mark.parametrize("name", ["plain", "odd", "wide", "pairs"])
+@pytest.mark.parametrize("name", ["plain", "odd", "wide", "pairs", "pairs by 8"])
 def test_a_row_does_not_depend_on_what_it_is_computed_with(
     libraries: dict[str, Kernels], name: str
 ) -> None:
