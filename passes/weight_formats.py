@@ -94,7 +94,7 @@ class Format:
         if self.is_float:
             return self._floats(w)
         per = self._per_block(int(w.shape[-1]))
-        wide = self._grouped(w, per)
+        wide = self._grouped(w)
         if per > 1:
             return self._in_blocks(wide, per)
         low, scale = self._range(wide)
@@ -120,12 +120,13 @@ class Format:
         return Coded(codes, scale, None)
 
     def _per_block(self, k: int) -> int:
-        """Groups of a block of rows of k values: 1 where groups have scales of their own."""
-        groups, wanted = -(-k // self.group) if self.group else 1, self.block // max(1, self.group)
-        if not wanted or groups == 1:
+        """Groups of a block of rows of k values: those of a whole block, or 2, where they divide
+        the row's groups; else 1, scales of their own.
+        """
+        if not self.block:
             return 1
-        # Fewer groups a block rather than many empty ones at the end of short rows.
-        return wanted if groups % wanted == 0 or groups > 3 * wanted else 2
+        groups = -(-k // self.group)
+        return next(p for p in (self.block // self.group, 2, 1) if groups % p == 0)
 
     def _in_blocks(self, wide: Node, per: int) -> Coded:
         """w[.., N, J, G] in blocks of `per` groups.
@@ -164,12 +165,12 @@ class Format:
         off = t.sub(back, wide)
         return t.reduce_sum(t.mul(off, off), axes=(len(wide.shape) - 1,))
 
-    def _grouped(self, w: Node, per: int) -> Node:
-        """w in float32 as [.., N, J, G], J a multiple of `per`, zeros at the end."""
+    def _grouped(self, w: Node) -> Node:
+        """w in float32 as [.., N, J, G], zeros at the end."""
         *rows, k = (int(d) for d in w.shape)
         whole = -(-k // _STEP) * _STEP
         length = min(self.group, whole) or whole
-        groups = -(-k // (length * per)) * per
+        groups = -(-k // length)
         wide = t.cast(w, dtype="f32") if w.dtype != "f32" else w
         if groups * length != k:
             none = (0,) * len(rows)

@@ -67,12 +67,10 @@ def _without_multipliers(more: tuple[TensorType, ...]) -> tuple[TensorType, ...]
 
 
 def _covers(x: TensorType, q: TensorType, scale: TensorType) -> None:
-    """Whether q[..., N, J, G] and scale[..., N, J] cover the last dim of x: the last groups may be
-    empty where blocks of groups are filled up.
-    """
+    """Whether q[..., N, J, G] and scale[..., N, J] cover the last dim of x."""
     j, g, k = q.shape[-2], q.shape[-1], x.shape[-1]
     sized = isinstance(j, int) and isinstance(g, int) and isinstance(k, int)
-    if not equal(j, scale.shape[-1]) or not sized or not k <= j * g < 2 * (k + g):
+    if not equal(j, scale.shape[-1]) or not sized or not (j - 1) * g < k <= j * g:
         raise IRError(f"groups of {q} with {scale} do not cover the last dim of {x}")
 
 

@@ -21,7 +21,12 @@ import ferrule
 
 from . import zoo
 
-CASES = [("llama", "int4-asym"), ("mixtral", "int8-g16"), ("qwen3_moe", "int4-g32-asym")]
+CASES = [
+    ("llama", "int4-asym"),
+    ("llama", "int4"),
+    ("mixtral", "int8-g16"),
+    ("qwen3_moe", "int4-g32-asym"),
+]
 
 
 @torch.no_grad()

@@ -38,8 +38,8 @@ def values(graph: Graph, tokens: torch.Tensor, weights: dict[str, torch.Tensor])
     return evaluate(verify(graph), {"tokens": tokens}, weights)
 
 
-def drawn() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    shapes = {"embed": (21, 77), "out": (9, 77), "bias": (9,)}
+def drawn(width: int = 77) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    shapes = {"embed": (21, width), "out": (9, width), "bias": (9,)}
     return torch.randint(0, 21, (5,)).int(), {n: torch.randn(s) for n, s in shapes.items()}
 
 
@@ -71,13 +71,18 @@ def test_activations_become_integers_where_dots_are(text: str):
     assert any(n.op.name == "packed_integer_linear" for n in packed.nodes())
 
 
-def test_a_shared_table_is_stored_once():
+@pytest.mark.parametrize(("width", "levels"), [(77, 1), (128, 2), (160, 1), (192, 2)])
+def test_a_shared_table_is_stored_once(width: int, levels: int):
     layouts = {"u4": Layout(16, 4, 2)}
-    done = Quantize("int4").run(parse_graph(TIED))
-    step, _ = split_preparation(LayoutWeights(layouts, integer=True).run(done))
+    graph = parse_graph(TIED.replace("77", str(width)))
+    packed = LayoutWeights(layouts, integer=True).run(Quantize("int4").run(graph))
+    step, _ = split_preparation(packed)
     stored = [n.dtype for n in step.parameters()]
-    # Two weights, each codes, multipliers and scales of blocks; one bias.
-    assert sorted(stored) == ["bf16", "bf16", "f32", "u4", "u4", "u4", "u4"]
+    # Two weights, each codes, scales of groups or blocks, and multipliers of these; one bias.
+    assert sorted(stored) == ["bf16", "bf16", "f32", *["u4"] * (2 * levels)]
+    tokens, weights = drawn(width)
+    for a, b in zip(values(graph, tokens, weights), values(packed, tokens, weights), strict=True):
+        assert float((a - b).norm() / a.norm()) < 0.25
 
 
 def test_rules_choose_by_name_and_what_is_left_is_listed():
