@@ -49,7 +49,11 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of an artifact; an absent, altered or foreign one is an `ArtifactError`."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{directory}: no artifact here: it has no {MANIFEST}")
+        hint = "; it is a checkpoint: compile it first, ferrule compile DIR -o ARTIFACT"
+        known = (Path(directory) / "config.json").is_file()
+        raise ArtifactError(
+            f"{directory}: no artifact here: it has no {MANIFEST}{hint if known else ''}"
+        )
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:

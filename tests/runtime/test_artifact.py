@@ -14,7 +14,7 @@ import pytest
 from ferrule.runtime.artifact import Artifact, load
 from ferrule.runtime.errors import ArtifactError, RequestError, StepError
 from ferrule.runtime.front import Front
-from ferrule.runtime.manifest import PIECE, hash_files, write_manifest
+from ferrule.runtime.manifest import PIECE, hash_files, read_manifest, write_manifest
 from ferrule.runtime.sampling import SamplingParams
 from toys import argument, toy_generate, write_toy
 
@@ -333,3 +333,9 @@ def _seconds(function):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def test_a_checkpoint_is_told_from_an_artifact(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"no artifact here.*compile it first"):
+        read_manifest(tmp_path)
