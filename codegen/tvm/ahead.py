@@ -128,7 +128,9 @@ class Ahead:
         begin, end = span.blocks(2 * LANES)
         pieces = bind(tirx.truncdiv((end - begin) * i64(2 * LANES), keys))
         wide = bind((high - low) * keys * i64(_row(a.memory[0])))
-        lead = bind(tirx.truncdiv(i64(LEAD) + wide - i64(1), wide))
+        # Single keys are asked for at once: of few groups memory would not keep up with more.
+        most = tirx.Select(tirx.EQ(keys, i64(1)), i64(LEAD // 8), i64(LEAD))
+        lead = bind(tirx.truncdiv(most + wide - i64(1), wide))
         addresses = (T.address_of(m.buffer[i64(0), i64(0), i64(0)]) for m in a.memory)
         between = bind(T.call_extern("int64", "ferrule_between", *addresses))
         made = Ahead(

@@ -27,7 +27,7 @@ define i64 @ferrule_add(ptr %counter, i64 %more) alwaysinline {
 
 TURNS = 4
 """Turns at the counter for each core of the target: more where there turn out to be more."""
-ITEMS = 8
+ITEMS = 1
 """Items of decode wanted for each core before splits are cut by groups too."""
 
 
