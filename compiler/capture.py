@@ -38,6 +38,7 @@ from .sources import model_line
 BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
 DEFAULT_CONTEXT = 2048
+A_NUMBER = "specialized it to be a constant"
 TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
 
@@ -262,6 +263,8 @@ def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
         # The least of two sizes is beyond the tracer's algebra.
         if "Constraints violated" in str(refusal) and "min(" in str(refusal):
             return _export_proved(model, limit, refusal)
+        if A_NUMBER in str(refusal):
+            raise  # the model counts by it: sizes that are not looked at are no help
         try:
             # Where a part of a table is all of it, its strides are others, and the tracer keeps the
             # two apart. Told not to look at sizes for what is decided the same way without, it

@@ -21,7 +21,16 @@ from ..passes.join_lengths import JoinLengths, step_of
 from ..passes.lift_steps import lift_steps
 from ..passes.raise_scans import RaiseScans
 from ..passes.token_values import WHAT_TO_WRITE
-from .capture import BATCH, MOST_BATCH, Captured, LogitsOf, export, input_symbols, of_logits
+from .capture import (
+    A_NUMBER,
+    BATCH,
+    MOST_BATCH,
+    Captured,
+    LogitsOf,
+    export,
+    input_symbols,
+    of_logits,
+)
 from .checkpoint import OverlaidWeights, Weights
 from .errors import CompileError
 from .evaluator import part_runner
@@ -32,7 +41,6 @@ from .reference import evaluate
 # Short ones for loops over tokens, of no common factor with most sizes; then multiples of chunks.
 LENGTHS = ((19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
 CHECKED = (1,)
-_A_NUMBER = "specialized it to be a constant"
 FEW = 8  # token ids below this exist in every vocabulary
 
 
@@ -60,7 +68,7 @@ def capture_by_lengths(
             graph = RaiseScans(part_runner(held), step).run(_raised(graph))
     except IRError as error:
         raise CompileError(f"{refusal}\n{error}\n{WHAT_TO_WRITE}") from None
-    if join.loops == 0 and step == 1 and _A_NUMBER not in str(refusal):
+    if join.loops == 0 and step == 1 and A_NUMBER not in str(refusal):
         # Nothing in it needs one length: what refused it holds, but where that was a length that
         # became a number, as `len` makes it.
         raise refusal
