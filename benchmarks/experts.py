@@ -62,14 +62,17 @@ class Mixture:
         codes, scale, zeros = Format.parse(self.form).quantized(
             _given("w", "f32", self.experts, n, k)
         )
-        packed = PackedCodes.of(codes, scale, backend.layouts[codes.dtype], zeros)
-        parts = [p for p in (packed.codes, packed.scale, packed.zeros) if p is not None]
-        weights = [_given(f"w{i}", p.dtype, *p.shape) for i, p in enumerate(parts)]
+        layout, integer = backend.layouts[codes.dtype], backend.integer_dots
+        packed = PackedCodes.of(codes, scale, layout, zeros, levels=integer)
+        parts = (packed.codes, packed.scale, packed.zeros, packed.multipliers)
+        given = [p and _given(f"w{i}", p.dtype, *p.shape) for i, p in enumerate(parts)]
         offset = Format.parse(self.form).offset
         more = () if zeros is None else (zeros,)
         plain = quantized.quantized_expert_linear(x, codes, scale, index, *more, offset=offset)
-        held = PackedCodes(weights[0], weights[1], packed.layout, *weights[2:])
-        return weights, held.linear(plain, integer=backend.integer_dots)
+        q, s, z, m = given
+        assert q is not None and s is not None
+        held = PackedCodes(q, s, layout, z, m)
+        return [w for w in given if w is not None], held.linear(plain, integer=integer)
 
     def bodies(self) -> dict[str, Graph]:
         """The gated product of each token's rows, and the product back, weighed."""
@@ -101,10 +104,10 @@ def arguments(body: Graph, rows: int, chosen: np.ndarray) -> list[tvm.runtime.Te
             found.append(tvm.runtime.tensor(chosen))
         elif node.dtype in ("u8", "u4"):
             size = (*shape[:-1], shape[-1] // 2) if node.dtype == "u4" else shape
-            codes = np.random.default_rng(0).integers(0, 256, size, dtype="uint8")
+            codes = np.random.default_rng(0).integers(0, 256, tuple(size)).astype(np.uint8)
             found.append(tvm.runtime.tensor(codes))
         else:
-            found.append(random(node.dtype, shape))
+            found.append(tvm.runtime.tensor(random(node.dtype, shape)))
     return found
 
 
