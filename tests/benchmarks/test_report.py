@@ -38,7 +38,7 @@ def test_fewer_bits_have_a_higher_limit():
     timed = figures("ferrule", seconds={"tg128": 12.8})
     tg128 = CASES["tg128"]
     ratio = group("bf16", timed).share(timed, tg128) / group("int4", timed).share(timed, tg128)
-    assert ratio == pytest.approx(16 / 4.5, rel=0.01)
+    assert ratio == pytest.approx(16 / 4.25, rel=0.01)
 
 
 def test_what_failed_is_a_dash_and_told_by_name():
