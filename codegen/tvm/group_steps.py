@@ -27,6 +27,15 @@ def fresh_vector(dtype: str, value: Expr, lanes: int = LANES) -> tirx.Buffer:
     return buffer
 
 
+def gather(total: tirx.Buffer, part: tirx.Buffer, scale: Expr) -> None:
+    """The row's sum with one more group's (or block's), times its scale."""
+    lanes = T.ramp(0, 1, LANES)
+    value = part[lanes]
+    if str(part.dtype) != "float32":
+        value = tirx.Cast(f"float32x{LANES}", value)
+    T.buffer_store(total, total[lanes] + value * scale, [lanes])
+
+
 def over_steps(steps: int, step: Callable[[Expr, int], None]) -> None:
     """step(s, u) for all steps of a group, _UNROLL of them written out at a time: the u-th of them
     is step s.

@@ -25,13 +25,19 @@ from ..space import Space
 from .dots import Dot, nibbles
 from .fetch import LINE
 from .function import Anchor, Kernel
-from .group_steps import Parts, add_integers, fresh_vector, over_steps
+from .group_steps import Parts, add_integers, fresh_vector, gather, over_steps
 from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, ask_ahead, emit_scheme, load_vector
 from .loops import Place
 from .quantized_tiles import Vectors, by_tiles, fits_tiles, group_sums, zeros_of
 from .row_tiles import tile_spaces
-from .two_levels import begin_of_blocks, emit_unpacked, groups_per_block, over_blocks
+from .two_levels import (
+    begin_of_blocks,
+    emit_unpacked,
+    groups_per_block,
+    multiplies_codes,
+    over_blocks,
+)
 from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
@@ -121,7 +127,7 @@ def _over_wide_groups(
         over_steps(steps, lambda s, _: _wide_step(linear, parts, block, at, g, s, zeros))
         for o, c, scale in _scales(linear, node.inputs[2], block, g):
             for r in range(tile.rows):
-                _gather(sums, (o, r, c), parts[o, r, c], scale)
+                gather(sums.parts[o, r, c][0], parts[o, r, c], scale)
 
 
 def _wide_step(
@@ -187,6 +193,13 @@ def block_sums_below(kernel: Kernel, node: Node, x: Node | None = None) -> Node:
     return begin_of_blocks(below) if operands(node).multipliers is not None else below
 
 
+def beginnings(kernel: Kernel, node: Node, x: Node | None = None) -> tuple[Node, ...]:
+    """What the sums that the target's dot products make may begin with."""
+    below = sums_below(kernel, node, x)
+    multiplied = multiplies_codes(kernel.isa)
+    return (below, block_sums_below(kernel, node, x)) if multiplied else (below,)
+
+
 def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     """How integer dot products are summed."""
     _check(node, DOT_WORDS, node.inputs[2])
@@ -215,7 +228,7 @@ def unpacks(isa: Isa, node: Node) -> bool:
     """
     found = operands(node)
     far = int(found.x.shape[-1]) >= UNPACKED_FROM
-    return isa.integer_dot == "vnni512" and found.codes.dtype == "u4" and not found.zeros and far
+    return multiplies_codes(isa) and found.codes.dtype == "u4" and not found.zeros and far
 
 
 def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
@@ -248,7 +261,7 @@ def _over_integer_groups(
         for o, c, scale in _scales(linear, node.inputs[3], block, g):
             for r in range(tile.rows):
                 both = scale * T.broadcast(x_scale[r], LANES)
-                _gather(sums, (o, r, c), parts[o, r, c], both)
+                gather(sums.parts[o, r, c][0], parts[o, r, c], both)
 
 
 # -- what both share
@@ -267,23 +280,13 @@ def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tup
     ]
 
 
-def _gather(sums: Sums, key: tuple[int, int, int], part: tirx.Buffer, scale: Expr) -> None:
-    """The row's sum with one more group's."""
-    total = sums.parts[key][0]
-    lanes = T.ramp(0, 1, LANES)
-    value = part[lanes]
-    if str(part.dtype) != "float32":
-        value = tirx.Cast(f"float32x{LANES}", value)
-    T.buffer_store(total, total[lanes] + value * scale, [lanes])
-
-
 def _wide_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     return {wide_operand(node): "f32"}
 
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
-    needed = {node.inputs[0]: "i8", node.inputs[1]: "f32", sums_below(kernel, node): "i32"}
-    needed |= {block_sums_below(kernel, node): "i32"}
+    needed = {node.inputs[0]: "i8", node.inputs[1]: "f32"}
+    needed |= dict.fromkeys(beginnings(kernel, node), "i32")
     return needed | ({group_sums(node.inputs[0]): "i32"} if kernel.isa.has_integer_tiles else {})
 
 

@@ -15,10 +15,9 @@ from .function import Anchor, Kernel
 from .isa import isa_of
 from .loops import Place
 from .quantized import (
-    block_sums_below,
+    beginnings,
     integer_scheme,
     integer_tiles,
-    sums_below,
     wide_operand,
     wide_scheme,
     wide_tiles,
@@ -52,11 +51,8 @@ def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
     """Emit a packed_integer_expert_linear."""
     x, x_scale = _integer_operands(node)
     places = kernel.places
-    beside = {
-        node.inputs[1]: places[x_scale],
-        sums_below(kernel, node): places[sums_below(kernel, node, x)],
-        block_sums_below(kernel, node): places[block_sums_below(kernel, node, x)],
-    }
+    pairs = zip(beginnings(kernel, node), beginnings(kernel, node, x), strict=True)
+    beside = {node.inputs[1]: places[x_scale]} | {own: places[begin] for own, begin in pairs}
     inner = replace(kernel, places={**places, **beside})
     scheme = integer_scheme(kernel, node)
     kernel.places.update(emit_routed(inner, node, x, _stack(node), results, scheme))
@@ -69,8 +65,7 @@ def _integer_operands(node: Node) -> tuple[Node, Node]:
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     x, x_scale = _integer_operands(node)
-    below = {sums_below(kernel, node, x): "i32", block_sums_below(kernel, node, x): "i32"}
-    return {x: "i8", x_scale: "f32"} | below
+    return {x: "i8", x_scale: "f32"} | dict.fromkeys(beginnings(kernel, node, x), "i32")
 
 
 def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:

@@ -44,13 +44,8 @@ def by_tiles(linear: Linear, rows: Expr) -> None:
     if groups == 1 and linear.codes.dtype == "u8":
         steps = Steps(groups, length, size=64, width=1)
         return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
-    one_level = operands(linear.node).multipliers is None
-    if (
-        one_level
-        and linear.kernel.isa.sumsby_tiles
-        and linear.node.dtype == "bf16"
-        and length % 32 == 0
-    ):
+    one_level, isa = operands(linear.node).multipliers is None, linear.kernel.isa
+    if one_level and isa.sums_by_tiles and linear.node.dtype == "bf16" and length % 32 == 0:
         wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
         steps = Steps(groups, length, size=32, width=2, together=True)
         return emit_widened(linear, rows, steps, wide)
@@ -110,14 +105,15 @@ def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr]
     a block of groups times their multipliers.
     """
     offset, block = panel.vectors[vector]
-    if operands(panel.linear.node).multipliers is not None:
-        return unpack_block(panel.linear, block + i64(offset // LANES), group, put)
-    less = _zero_bytes(panel.linear, block + i64(offset // LANES), group)
+    at = block + i64(offset // LANES)
 
     def signed(run: Expr, codes: Expr) -> None:
-        put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes - less))
+        put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes))
 
-    _runs(panel, vector, group, signed)
+    if operands(panel.linear.node).multipliers is not None:
+        return unpack_block(panel.linear, at, group, 0, signed)
+    less = _zero_bytes(panel.linear, at, group)
+    _runs(panel, vector, group, lambda run, codes: signed(run, codes - less))
 
 
 def _zero_columns(panel: Panel, vector: int, group: Expr) -> Expr:

@@ -21,8 +21,8 @@ from ...ir.ops.quantized import operands
 from . import amx
 from .dots import Dot
 from .fetch import LINE, fetch
-from .group_steps import Parts, add_integers, codes_at, fresh_vector
-from .isa import LANES, Tile
+from .group_steps import Parts, add_integers, codes_at, fresh_vector, gather
+from .isa import LANES, Isa, Tile
 from .linear import AHEAD, Linear, Sums, ask_ahead, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .row_tiles import MANY
@@ -55,7 +55,7 @@ def over_blocks(
     """
     node, kernel = linear.node, linear.kernel
     found = operands(node)
-    whole = _summed if tile.rows == 1 or not _multiplies_codes(linear) else _by_multiplied
+    whole = _by_multiplied if tile.rows > 1 and multiplies_codes(kernel.isa) else _summed
     assert found.x_scale is not None
     factors, scales = kernel.places[found.x_scale], kernel.places[found.scale]
     with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
@@ -67,12 +67,13 @@ def over_blocks(
                 _ask_beside(linear, scales.buffer, (*place, i64(0)))
                 scale = load_vector(scales, place, "float32")
                 for r in range(tile.rows):
-                    _gather(sums.parts[o, r, c][0], wholes[o, r, c], scale, x_scale[r])
+                    both = scale * T.broadcast(x_scale[r], LANES)
+                    gather(sums.parts[o, r, c][0], wholes[o, r, c], both)
 
 
-def _multiplies_codes(linear: Linear) -> bool:
+def multiplies_codes(isa: Isa) -> bool:
     """Whether dot products take codes of eight bits without a sign as they are."""
-    return linear.kernel.isa.integer_dot == "vnni512"
+    return isa.integer_dot == "vnni512"
 
 
 def begin_of_blocks(below: Node) -> Node:
@@ -168,22 +169,10 @@ def _multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
     pair = bind(g * i64(per // 2) + i64(p // 2))
     if p == 0:
         _ask_beside(linear, buffer, (block, pair, i64(0), i64(0)))
-    both = tirx.Cast(f"int32x{LANES}", buffer[_bytes_of_pair(buffer, block, pair)])
+    both = tirx.Cast(f"int32x{LANES}", buffer[(block, pair, i64(0), T.ramp(i64(0), i64(1), LANES))])
     four = tirx.IntImm("int32", 4 if p % 2 else 15)
     take = tirx.op.shift_right if p % 2 else tirx.op.bitwise_and
     return bind(take(both, T.broadcast(four, LANES)))
-
-
-def _bytes_of_pair(buffer: tirx.Buffer, block: Expr, pair: Expr) -> tuple[Expr, ...]:
-    """Sixteen bytes, each the multipliers of two groups of a column."""
-    return (block, pair, i64(0), T.ramp(i64(0), i64(1), LANES))
-
-
-def _gather(total: tirx.Buffer, part: tirx.Buffer, scale: Expr, factor: Expr) -> None:
-    lanes = T.ramp(0, 1, LANES)
-    value = tirx.Cast(f"float32x{LANES}", part[lanes])
-    both = scale * T.broadcast(factor, LANES)
-    T.buffer_store(total, total[lanes] + value * both, [lanes])
 
 
 # -- many rows
@@ -239,37 +228,32 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
 
 def _unpack(panel: _Panel) -> None:
     """The codes of all of k, as bytes without a sign: of each column vector as they lie."""
-    linear, per = replace(panel.linear, streams=True), groups_per_block(panel.linear.node)
-    steps, dot = _steps(linear), Dot("vnni512", "u4")
+    linear = replace(panel.linear, streams=True)
     for v, (offset, b) in enumerate(panel.vectors):
         block = bind(b + i64(offset // LANES))
         with T.serial(i64(0), i64(int(operands(linear.node).x.shape[-2]))) as g:
-            for p in range(per):
-                times = byte_multipliers(linear, block, g, p)
-                for s in range(steps):
-                    step = bind(g * i64(per * steps) + i64(p * steps + s))
-                    (codes,) = codes_at(linear, dot, block, step)
-                    for half in range(2):
-                        value = multiplied(dot.nibbles(codes, half), times)
-                        at = [step * i64(2) + i64(half), i64(v), T.ramp(i64(0), i64(1), BYTES)]
-                        T.buffer_store(panel.held, value, at)
+
+            def put(run: Expr, value: Expr, v: int = v, g: Expr = g) -> None:
+                at = [g * i64(panel.fours) + run, i64(v), T.ramp(i64(0), i64(1), BYTES)]
+                T.buffer_store(panel.held, value, at)
+
+            unpack_block(linear, block, g, MIDDLE, put)
 
 
-def unpack_block(linear: Linear, block: Expr, g: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """A block of groups' codes less their zero, times their multipliers, as signed bytes: put(run,
-    bytes), run of four k after run of four.
+def unpack_block(
+    linear: Linear, block: Expr, g: Expr, zero: int, put: Callable[[Expr, Expr], None]
+) -> None:
+    """A block of groups' codes times their multipliers, as bytes that have `zero` for 0 (the codes
+    as they are, without multipliers): put(run, bytes), run of four k after run of four.
     """
-    per = groups_per_block(linear.node)
-    steps = int(operands(linear.node).x.shape[-1]) // per // 8
-    dot = Dot("vnni512", "u4")
+    per, steps, dot = groups_per_block(linear.node), _steps(linear), Dot("vnni512", "u4")
     for p in range(per):
-        times = byte_multipliers(linear, block, g, p, zero=0)
-        with T.serial(i64(0), i64(steps)) as s:
-            run = bind(i64(p * steps) + s)
-            (codes,) = codes_at(linear, dot, block, bind(g * i64(per * steps) + run))
+        times = byte_multipliers(linear, block, g, p, zero)
+        for s in range(steps):
+            run = p * steps + s
+            (codes,) = codes_at(linear, dot, block, bind(g * i64(per * steps) + i64(run)))
             for half in range(2):
-                value = bind(multiplied(dot.nibbles(codes, half), times))
-                put(bind(run * i64(2) + i64(half)), tirx.op.reinterpret(f"int8x{BYTES}", value))
+                put(i64(run * 2 + half), bind(multiplied(dot.nibbles(codes, half), times)))
 
 
 def byte_multipliers(
@@ -346,7 +330,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
         for v, (offset, b) in enumerate(panel.vectors):
             scale = load_vector(scales, (b + i64(offset // LANES), g), "float32")
             for r in range(panel.tile.rows):
-                _gather(sums[r, v], parts[r, v], scale, x_scale[r])
+                gather(sums[r, v], parts[r, v], scale * T.broadcast(x_scale[r], LANES))
     wide = panel.tile.columns
     for c in range(wide):
         sides: dict[int, tirx.Buffer] = {}

@@ -142,6 +142,17 @@ def test_values(target: str, dtype: str) -> None:
             library.check(name, {"z": below(16)}, T=rows)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_tiles_of_another_machine_compile(dtype: str) -> None:
+    formats = ("int8", "int4", "int4-g32", "int4-g32-asym")
+    bodies = {
+        f"{b}_{i}": Maker("cpu:sapphirerapids", f, dtype).body(b)
+        for i, f in enumerate(formats)
+        for b in ("plain", "gated")
+    }
+    assert Kernels("cpu:sapphirerapids", bodies).reports.keys() == bodies.keys()
+
+
 EXACT = (
     "int8", "int8-asym", "int8-g64", "int8-g64-asym", "int4-g32", "int4-g32-asym", "int4-g128",
     "int4",
