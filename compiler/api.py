@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 from torch import nn
 
 from ..passes.quantize import Recipe
-from .build import Options, build_in_temporary
+from .build import Options, build_in_temporary, in_folder
 from .module import CompiledModule, build_module
-from .pooled import embedder
+from .pooled import write_embedder
 from .recipes import recipe_of
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def compile(
     "int4-g64-asym", or a Recipe that chooses by parameter, or its file), `max_context` (tokens of a
     sequence), `max_batch` (sequences in a step), `chunk` (tokens in a step), `block` (tokens in a
     block of the cache), `deterministic` (a sequence's tokens do not depend on what else is in the
-    batch), `kv_dtype` (of the KV cache: "auto" is the model's; "bf16", "f16", or "int8"
-    with a scale for each token and head), `tokenizer` (a folder, or a transformers tokenizer, for a
-    model in memory), `pooling` ("last", "mean", "cls", or "auto" for what a checkpoint of
-    sentence-transformers declares: an artifact that gives one vector [1, H] for token ids [1, S],
-    for /v1/embeddings), `tuning` (a file of tuning records; those that `ferrule tune` keeps by
-    default), `dump` (a folder for the graph after every pass), `parity` (compare with eager at the
-    end), `progress` (bars on a terminal).
+    batch), `kv_dtype` (of the KV cache: "auto" is the model's; "bf16", "f16", or "int8" with a
+    scale for each token and head), `tokenizer` (a folder, or a transformers tokenizer, for a model
+    in memory), `pooling` ("last", "mean", "cls", or "auto" for what a checkpoint of sentence-
+    transformers declares: an artifact that gives one vector a text, by `embed` and in
+    /v1/embeddings; "classify": one that gives the scores of a sequence classifier's labels),
+    `tuning` (a file of tuning records; those that `ferrule tune` keeps by default), `dump` (a
+    folder for the graph after every pass), `parity` (compare with eager at the end), `progress`
+    (bars on a terminal).
 
     Raises CompileError, with the model's source line, where a model cannot be compiled, and where
     the built model's logits depart from eager PyTorch's.
@@ -92,7 +93,7 @@ def compile(
     chosen = _options(options)
     if args is None and kwargs is None:
         if chosen.pooling is not None:
-            return embedder(model, chosen)
+            return in_folder(None, lambda folder: write_embedder(model, folder, chosen))
         return build_in_temporary(model, chosen)
     if not isinstance(model, nn.Module):
         raise TypeError(f"args and kwargs are for a module, given {model!r}")

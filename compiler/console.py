@@ -272,6 +272,8 @@ def print_build(manifest: dict[str, Any], place: str) -> None:
         print(f"  left: {line}")
     for line in report.get("unquantized", ()):
         print(f"  unquantized: {line}")
+    if reason := report.get("unbatched"):
+        print(f"  one text at a time: {reason}")
     if manifest.get("parity"):
         print(f"  parity with eager: {_parity_text(manifest['parity'])}")
 

@@ -120,8 +120,11 @@ def build_files(
     options: Options,
     folder: Path,
     name: str | None = None,
+    reported: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write every file of a module's artifact into a folder; its name is the class's by default."""
+    """Write every file of a module's artifact into a folder; its name is the class's by default.
+    The report has what is `reported` beside its own.
+    """
     name = name or type(module).__name__
     target, clock = target_of(options), Clock()
     recorder = Recorder(options.dump, options.stop_after)
@@ -146,7 +149,7 @@ def build_files(
                 folder / WEIGHTS, kernels.step, kernels.preparation, imported.weights, shown
             )
     fields = manifest_fields(name, target, kernels.step)
-    report = build_report(recorder, reports, kernels.plan, clock)
+    report = build_report(recorder, reports, kernels.plan, clock) | dict(reported or {})
     write_manifest(
         folder, fields | {"signature": signature(captured, imported.graph), "report": report}
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..codegen.backend import Backend
 from ..ir.graph import Graph
 from ..ir.node import OPS
-from ..passes.base import Inspector, Phase, Ran, run_passes
+from ..passes.base import Inspector, Pass, Phase, Ran, run_passes
 from ..passes.cache_attention import CacheAttention
 from ..passes.cache_states import CacheStates
 from ..passes.canonicalize import Canonicalize
@@ -90,11 +90,8 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
         Phase(
             "serving form",
             (
-                SplitMasks(),
-                # Selections first: what is left of a mask then depends on positions alone.
-                RaiseSelections(max_context=context),
+                *_masking(context, evaluate),
                 # Masks before positions: what is left of them then needs no table.
-                DescribeMasks(max_context=context, evaluate=evaluate),
                 TabulatePositions(max_context=context, evaluate=evaluate),
                 FlattenTokens(max_tokens=sizes.chunk, max_batch=sizes.max_batch),
             ),
@@ -112,6 +109,46 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
                 Canonicalize(),
             ),
             leaves=_CACHED,
+        ),
+    )
+
+
+def _masking(context: int, evaluate: Evaluate) -> tuple[Pass, ...]:
+    return (
+        SplitMasks(),
+        # Selections first: what is left of a mask then depends on positions alone.
+        RaiseSelections(max_context=context),
+        DescribeMasks(max_context=context, evaluate=evaluate),
+    )
+
+
+def describing(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
+    """To attention that says by itself which keys a query sees."""
+    return (Phase("masks", _masking(sizes.max_context, evaluate)),)
+
+
+def whole_sequences(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
+    """The serving form of a model whose tokens read later ones, its masks described: a step has all
+    of a sequence, and nothing is cached.
+    """
+    return (
+        Phase(
+            "serving form",
+            (
+                TabulatePositions(max_context=sizes.max_context, evaluate=evaluate),
+                FlattenTokens(
+                    max_tokens=max(sizes.chunk, sizes.max_context),
+                    max_batch=sizes.max_batch,
+                    whole_sequences=True,
+                ),
+            ),
+            leaves=_NO_BATCH,
+        ),
+        Phase(
+            "states",
+            # Counts of tokens are scans, which kernels know with a state alone.
+            (Canonicalize(), CacheStates(), RaiseStacks(), SelectLogitRows(), Canonicalize()),
+            leaves=_CACHED | {"ragged_attention"},
         ),
     )
 

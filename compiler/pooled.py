@@ -1,11 +1,11 @@
-"""Embedders: a language model or encoder without its logits head, its hidden states pooled to one
-vector a text.
+"""Embedders and classifiers: a language model or encoder that gives one vector a text, its hidden
+states pooled, or a classifier's scores.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,53 +13,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from .build import DEFAULT_CONTEXT, Options, in_folder, target_of, text_files
+from ..ir.errors import IRError
+from .build import DEFAULT_CONTEXT, Options, StoppedError, target_of, text_files
 from .capture import own_limit
 from .errors import CompileError
 from .models import DTYPES, Opened, check_dtype, checkpoint_folder, open_model
 from .module import CompiledModule, build_files, check_module
 from .parity import tolerance_of
+from .pooled_rows import POOLINGS, PooledModel
+from .pooled_steps import steps_of, write_steps
 
-Pool = Callable[[torch.Tensor], torch.Tensor]
-POOLINGS: Mapping[str, Pool] = {  # of hidden states [1, S, H]
-    "last": lambda hidden: hidden[:, -1],
-    "mean": lambda hidden: hidden.mean(1),
-    "cls": lambda hidden: hidden[:, 0],
-}
-AUTO = "auto"
-EXAMPLE = 13  # tokens of the text that a built embedder is held against eager with
-
-
-class Pooled(nn.Module):
-    """Token ids [1, S] to one vector [1, H] in float32: the last layer's hidden states, with the
-    model's final norm, pooled over the tokens.
-    """
-
-    def __init__(self, base: nn.Module, pooling: str) -> None:
-        super().__init__()
-        self.base, self.pool = base, POOLINGS[pooling]
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The vector of one text."""
-        given = {"use_cache": False} if hasattr(self.base.config, "use_cache") else {}
-        hidden = self.base(input_ids=input_ids, return_dict=True, **given).last_hidden_state
-        return self.pool(hidden).float()
-
-
-def embedder(model: nn.Module | str | Path, options: Options) -> CompiledModule:
-    """A model compiled to give one vector [1, H] for token ids [1, S]; S up to `max_context`."""
-    return CompiledModule(in_folder(None, lambda folder: write_embedder(model, folder, options)))
+AUTO, CLASSIFY = "auto", "classify"
+EXAMPLE = 13  # tokens of the text that an embedder without steps is held against eager with
 
 
 def write_embedder(model: nn.Module | str | Path, folder: Path, options: Options) -> None:
-    """Write every file of an embedder's artifact into a folder."""
+    """Write every file of the artifact of a model that is pooled into a folder.
+
+    Where a model has no form for steps it becomes one for a text at a time, as the report says.
+    """
     assert options.pooling is not None, "a build of an embedder has a pooling"
     _check_options(options)
-    opened = _opened(model, options.dtype)
-    pooling = options.pooling
-    if pooling == AUTO:
-        pooling = declared_pooling(opened.folder)
-    module = Pooled(opened.model, pooling)
+    opened, pooled = _pooled(model, options)
+    text_files(opened, options.tokenizer, folder)  # before the manifest, which names all files
+    try:
+        steps = steps_of(opened, pooled, options)
+    except (CompileError, IRError) as refusal:
+        if pooled.labels is not None or isinstance(refusal, StoppedError):
+            raise
+        _write_alone(opened, pooled, options, folder, refusal)
+        return
+    if steps.whole and options.kv_dtype != "auto":
+        raise CompileError(f"kv_dtype={options.kv_dtype!r}: an encoder has no KV cache")
+    write_steps(opened, pooled, steps, options, folder)
+
+
+def _write_alone(
+    opened: Opened, pooled: PooledModel, options: Options, folder: Path, refusal: Exception
+) -> None:
+    """The artifact of a module that gives the vector of one text."""
+    if options.kv_dtype != "auto":
+        raise CompileError(f"kv_dtype={options.kv_dtype!r}: {refusal}") from refusal
+    module = pooled.vector
+    assert isinstance(module, nn.Module), f"{type(module)} computes the vector of a text"
     longest = options.max_context or min(
         own_limit(opened.model) or DEFAULT_CONTEXT, DEFAULT_CONTEXT
     )
@@ -68,38 +64,61 @@ def write_embedder(model: nn.Module | str | Path, folder: Path, options: Options
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(3, vocabulary, (1, length), generator=draw)
     shapes = {"input_ids": {1: torch.export.Dim("S", min=1, max=longest)}}
-    text_files(opened, options.tokenizer, folder)  # before the manifest, which names all files
-    build_files(module, (), {"input_ids": ids}, shapes, options, folder, name=opened.name)
+    reported = {"unbatched": str(refusal)}
+    build_files(
+        module, (), {"input_ids": ids}, shapes, options, folder, name=opened.name, reported=reported
+    )
     if options.parity:
         relative = tolerance_of(opened.dtype, options.recipe).relative
         check_module(module, CompiledModule.load(folder), (), {"input_ids": ids}, {"f32": relative})
 
 
+def _pooled(model: nn.Module | str | Path, options: Options) -> tuple[Opened, PooledModel]:
+    """The model in memory, and what is pooled of it, how."""
+    pooling, folder = options.pooling, None
+    if not isinstance(model, nn.Module):
+        check_dtype(options.dtype)
+        folder = checkpoint_folder(model)
+        if pooling == AUTO:
+            pooling = CLASSIFY if _is_classifier(folder) else declared_pooling(folder)
+    elif pooling == AUTO:
+        pooling = declared_pooling(None)
+    classifies = pooling == CLASSIFY
+    if isinstance(model, nn.Module):
+        base = model if classifies else _headless(model)
+        opened = replace(open_model(base, options.dtype), name=type(model).__name__)
+    else:
+        assert folder is not None, f"{model} was opened"
+        read = _read(folder, options.dtype, classifies=classifies)
+        opened = replace(open_model(read), folder=folder, name=str(model))
+    if classifies:
+        return opened, PooledModel.classifying(opened.model)
+    assert pooling is not None, "an embedder has a pooling"
+    return opened, PooledModel.embedding(opened.model, pooling)
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether a checkpoint says that it is a sequence classifier's."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or ()
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
 def _check_options(options: Options) -> None:
-    if options.pooling not in (AUTO, *POOLINGS):
-        known = ", ".join((AUTO, *POOLINGS))
+    if options.pooling not in (AUTO, *POOLINGS, CLASSIFY):
+        known = ", ".join((AUTO, *POOLINGS, CLASSIFY))
         raise CompileError(f"pooling is one of {known}, not {options.pooling!r}")
     if target_of(options).kind != "cpu":
         raise CompileError(f"target {options.target!r}: embedders are built for cpu alone")
-    if options.kv_dtype != "auto":
-        raise CompileError(f"kv_dtype={options.kv_dtype!r}: an embedder has no KV cache")
 
 
-def _opened(model: nn.Module | str | Path, dtype: str) -> Opened:
-    """The model without its head, its weights in memory."""
-    if isinstance(model, nn.Module):
-        return replace(open_model(_headless(model), dtype), name=type(model).__name__)
-    check_dtype(dtype)
-    folder = checkpoint_folder(model)
-    return replace(open_model(_read(folder, dtype)), folder=folder, name=str(model))
+def _read(folder: Path, dtype: str, *, classifies: bool) -> nn.Module:
+    from transformers import AutoModel, AutoModelForSequenceClassification
 
-
-def _read(folder: Path, dtype: str) -> nn.Module:
-    from transformers import AutoModel
-
+    kind = AutoModelForSequenceClassification if classifies else AutoModel
     try:
         wanted = "auto" if dtype == "auto" else DTYPES[dtype]
-        return AutoModel.from_pretrained(folder, dtype=wanted).eval()
+        return kind.from_pretrained(folder, dtype=wanted).eval()
     except Exception as error:
         raise CompileError(f"{folder}: transformers cannot read this model: {error}") from error
 

@@ -16,7 +16,7 @@ from ..ir.dims import dim
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_
-from ..ir.ops import tensor
+from ..ir.ops import model, tensor
 from ..ir.types import TensorType
 from ..ir.verify import quote
 from .analyze_tokens import analyze
@@ -42,26 +42,28 @@ _SEQUENCE_WISE = {"attention": attention, "selected_keys": selected_keys, **RECU
 class FlattenTokens:
     """The graph over ragged batches of at most `max_tokens` tokens in `max_batch` sequences.
 
-    Wants input ids [B, S] and, where position values were tabulated, positions [S]; logits [B, S,
-    V] as the output.
+    Attention to later tokens is refused unless the batches are of whole sequences
+    (`whole_sequences`): no token of a sequence is then in another step. Wants input ids [B, S] and,
+    where position values were tabulated, positions [S]; logits [B, S, V] as the output.
     """
 
     name: ClassVar[str] = "flatten-tokens"
     max_tokens: int = 512
     max_batch: int = 64
+    whole_sequences: bool = False
 
     def run(self, graph: Graph) -> Graph:
         """The flattened graph; raises IRError naming the op that mixes tokens and the model's
         source line."""
-        return _Flattener(graph, self.max_tokens, self.max_batch).run()
+        bounds = {"T": (1, self.max_tokens), "N": (1, self.max_batch)}
+        return _Flattener(graph, bounds, whole=self.whole_sequences).run()
 
 
 class _Flattener:
     """One run over one graph."""
 
-    def __init__(self, graph: Graph, max_tokens: int, max_batch: int) -> None:
-        self.graph = graph
-        self.bounds = {"T": (1, max_tokens), "N": (1, max_batch)}
+    def __init__(self, graph: Graph, bounds: dict[str, tuple[int, int]], *, whole: bool) -> None:
+        self.graph, self.bounds, self.whole = graph, bounds, whole
         self.kinds = analyze(graph).kinds
         self.done: dict[Node, Operand] = {}
         self.origins: dict[Node, tuple[str, ...]] = {}
@@ -104,10 +106,17 @@ class _Flattener:
             if not any(isinstance(v, TokenValue) for v in operands):
                 return self._lone_position(node)
             if node.op.name in _SEQUENCE_WISE:
+                self._check_order(node)
                 return _SEQUENCE_WISE[node.op.name](node, operands, self.query_start)
             return rule_for(node)(node, operands)
         except MixesTokensError as error:
             raise IRError(f"{error}\n{quote(self.graph, node)}\n{WHAT_TO_WRITE}") from None
+
+    def _check_order(self, node: Node) -> None:
+        if node.op is model.attention and not (node["causal"] or self.whole):
+            raise MixesTokensError(
+                "attention reads tokens that come later: not a causal language model"
+            )
 
     def _lone_position(self, node: Node) -> TokenValue:
         """A value with batch or length in its shape that no input reaches: only a broadcast

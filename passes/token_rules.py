@@ -379,10 +379,6 @@ def attention(node: Node, operands: Sequence[Operand], query_start: Node) -> Tok
     """Attention over [B, H, S, D] as ragged attention over [T, H, D]."""
     if "mask" in node["extras"]:
         raise MixesTokensError("attention has a mask that no pass described")
-    if not node["causal"]:
-        raise MixesTokensError(
-            "attention reads tokens that come later: not a causal language model"
-        )
     heads = [_heads(_token(v), what) for v, what in zip(operands[:3], "qkv", strict=True)]
     extras = [
         _token(v).node if word == "selected" else _constants(node, (v,))[0]

@@ -18,6 +18,7 @@ from .front import Front
 from .library import KernelLibrary
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
 from .options import DEFAULTS, EngineOptions
+from .pooling import Pooling, probabilities, unit
 from .pools import pools_for
 from .report import PlanReport, plan_report
 from .sampling import SamplingParams
@@ -109,9 +110,14 @@ class Artifact:
         ends = end_ids(_text_directory(self.path), self.text)
         try:
             arguments = options.arguments(self.plan, executor.blocks)
-            return Engine(executor, self.text, ends, **arguments)
+            return Engine(executor, self.text, ends, pooling=self.pooling, **arguments)
         except ValueError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def pooling(self) -> Pooling | None:
+        """How a prompt's rows become one vector; None where the artifact generates."""
+        return Pooling.of_manifest(self.manifest)
 
     def _executor(self) -> StepRunner:
         """A new executor with its own cache, on the machine that the artifact was built for."""
@@ -159,6 +165,32 @@ class Artifact:
         finally:
             for request_id in ids:
                 self._front.close(request_id)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> list[Array]:
+        """A vector f32[H] for every prompt, of length 1 unless it is wanted as the model gives it;
+        of a classifier its scores. All prompts are batched together.
+
+        Raises `RequestError` where the artifact was not compiled with a pooling.
+        """
+        if self.pooling is None:
+            raise RequestError(f"{self.path}: compiled without a pooling: it gives no vectors")
+        ids: list[str] = []
+        try:
+            for prompt in _prompts(prompts):
+                ids.append(self._front.submit(prompt, None))
+            vectors = [self._front.vector(request_id) for request_id in ids]
+        finally:
+            for request_id in ids:
+                self._front.close(request_id)
+        return [unit(v) for v in vectors] if normalize and not self.pooling.labels else vectors
+
+    def classify(self, prompts: Prompt | Sequence[Prompt]) -> list[dict[str, float]]:
+        """Of every prompt the probabilities of a classifier's labels."""
+        if self.pooling is None or not self.pooling.labels:
+            raise RequestError(f"{self.path}: no classifier: it has no labels")
+        names, activation = self.pooling.labels, self.pooling.activation
+        found = (probabilities(v, activation).tolist() for v in self.embed(prompts))
+        return [dict(zip(names, each, strict=True)) for each in found]
 
     def beam_search(self, prompt: Prompt, params: BeamSearchParams) -> tuple[Completion, ...]:
         """The likeliest continuations of a prompt, the best first."""

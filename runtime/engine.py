@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
-from operator import index
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -26,8 +25,9 @@ from .grammar import GrammarConstraint, Grammars
 from .logprobs import Decode
 from .memory import BlockMemory
 from .monitor import config_of, spreads
-from .params import SamplingParams
+from .params import SamplingParams, checked_token
 from .policies import Policy
+from .pooling import Pooling
 from .results import (
     Completion,
     Delta,
@@ -44,7 +44,7 @@ from .step import Part, Step
 from .swap import Disk
 from .tensors import Array
 from .text import Text, TextStream
-from .track import Request, Track
+from .track import Request, TokenTrack, Track
 
 __all__ = [
     "Completion",
@@ -78,6 +78,7 @@ class Engine:
     others decode; with a `pace` the latter follows what is measured, so that such a step takes at
     most so many times as long as one of decodes. `max_batch` and `max_context` are limits below
     those of the runner. With a `seed` requests without one get theirs from it, one after another.
+    With a `pooling` the runner's rows are no logits, and a request ends with one vector.
     """
 
     def __init__(
@@ -97,17 +98,16 @@ class Engine:
         max_batch: int | None = None,
         max_context: int | None = None,
         seed: int | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         if pace is not None and not pace > 1.0:
             raise ValueError(f"pace={pace}: wanted more than 1")
         self.runner, self.text, self.max_waiting = runner, text, max_waiting
         self.max_context = _at_most("max_context", max_context, runner.max_context)
         self.max_batch = _at_most("max_batch", max_batch, runner.max_batch)
-        if token_budget is not None and token_budget < self.max_batch:
-            raise ValueError(
-                f"token_budget={token_budget}: wanted {self.max_batch} or more, one token for each"
-                " sequence of a full batch"
-            )
+        _check_budget(token_budget, self.max_batch)
+        self.pooling = pooling
+        self.vocabulary = pooling.token_ids if pooling else runner.vocabulary
         # A configuration may name tokens that the model never learned to give.
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
         self.grammars = text and Grammars(text, runner.vocabulary, self.ends)
@@ -125,10 +125,12 @@ class Engine:
             budget=token_budget,
             beside_decodes=beside_decodes,
             pace=pace,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching and not (pooling and pooling.whole),
             window=runner.window,
             states=runner.states,
         )
+        if pooling is not None:
+            self.max_context = pooling.longest(self.max_context, self.scheduler)
         self.steps = self.prompt_tokens = self.generated_tokens = self.corrupted = 0
         self._ended = 0.0
         self._requests: dict[str, Request] = {}
@@ -176,7 +178,8 @@ class Engine:
         if self.is_full:
             raise QueueFullError(f"{len(self.scheduler.waiting)} requests wait: try again later")
         tokens = self.prompt_ids(prompt)
-        request = self._request(name, tokens, params)
+        pooling = self.pooling
+        request = pooling.request(name, tokens) if pooling else self._request(name, tokens, params)
         track = request.fresh(0)
         track.sequence.client, track.sequence.priority = client, priority
         track.sequence.salt = cache_salt.encode()
@@ -197,14 +200,15 @@ class Engine:
                 raise RequestError("the artifact has no tokenizer: give token ids, not text")
             tokens = self.text.encode(prompt)
         else:
-            tokens = [_token(t, self.runner.vocabulary) for t in prompt]
+            tokens = [checked_token(t, self.vocabulary) for t in prompt]
         if not tokens:
             raise RequestError("the prompt is empty: wanted at least one token")
-        longest = self.max_context - 1
+        longest = self.max_context - (self.pooling is None)
         if len(tokens) > longest:
+            room = "" if self.pooling else ", and room for one token"
             raise RequestError(
                 f"the prompt has {len(tokens)} tokens, the limit is {longest}"
-                f" (a context of {self.max_context}, and room for one token)"
+                f" (a context of {self.max_context}{room})"
             )
         return tokens
 
@@ -242,7 +246,7 @@ class Engine:
             )
             constraint = self._constraint(params) if number else first
             sampler = Sampler(params.of_sequence(number), ends, tokens, bad, constraint)
-            return Track(request, number, sequence, sampler, ends, self._stream(params))
+            return TokenTrack(request, number, sequence, sampler, ends, self._stream(params))
 
         request = Request(name, params, tuple(tokens), fresh, decode=self._decode)
         if scored:
@@ -396,7 +400,7 @@ class Engine:
             delta = track.extend(greedy, logits)
         except Exception as error:
             return self._fail(track, error)
-        self.generated_tokens += 1
+        self.generated_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._end(track)
         return delta
@@ -477,17 +481,15 @@ class Engine:
         assert set(tracked.values()) == set(self._requests), f"{tracked}, {set(self._requests)}"
 
 
+def _check_budget(tokens: int | None, max_batch: int) -> None:
+    if tokens is not None and tokens < max_batch:
+        raise ValueError(
+            f"token_budget={tokens}: wanted {max_batch} or more, one token for each sequence of a"
+            " full batch"
+        )
+
+
 def _at_most(name: str, given: int | None, limit: int) -> int:
     if given is not None and not 1 <= given <= limit:
         raise ValueError(f"{name}={given}: wanted 1 to {limit}, which the artifact was built for")
     return limit if given is None else given
-
-
-def _token(token: object, vocabulary: int) -> int:
-    try:
-        number = index(token)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        raise RequestError(f"a prompt is text or token ids, given {token!r}") from None
-    if not 0 <= number < vocabulary:
-        raise RequestError(f"token id {number}: wanted 0 to {vocabulary - 1}")
-    return number

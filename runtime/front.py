@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from .engine import Completion, Delta, Engine
 from .errors import RequestError
 from .sampling import SamplingParams
+from .tensors import Array
 
 
 class Front:
@@ -74,6 +75,13 @@ class Front:
             parts.setdefault(delta.index, []).append(delta)
         prompt = self._prompts[request_id]
         return tuple(_joined(deltas, prompt) for _, deltas in sorted(parts.items()))
+
+    def vector(self, request_id: str) -> Array:
+        """The vector of a request to an engine that pools."""
+        (delta,) = self.deltas(request_id)
+        if delta.vector is None:
+            raise RequestError("the request was ended by someone else")
+        return delta.vector
 
     def close(self, request_id: str) -> None:
         """Forget a request, and end it if it still runs."""

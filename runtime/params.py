@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from operator import index
 from typing import Any
 
 from .errors import RequestError
@@ -233,3 +234,14 @@ def _strings(name: str, values: Iterable[object]) -> None:
     for value in values:
         if not isinstance(value, str) or not value:
             raise RequestError(f"{name}: wanted strings that are not empty, given {value!r}")
+
+
+def checked_token(token: object, vocabulary: int) -> int:
+    """The token id; raises RequestError for what is none of a vocabulary's."""
+    try:
+        number = index(token)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise RequestError(f"a prompt is text or token ids, given {token!r}") from None
+    if not 0 <= number < vocabulary:
+        raise RequestError(f"token id {number}: wanted 0 to {vocabulary - 1}")
+    return number

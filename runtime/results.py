@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .spread import Counts
+from .tensors import Array
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -46,7 +47,8 @@ class Delta:
     for each token id, `prompt_logprobs` for each prompt token (None for the first); they come where
     they were asked for, the latter with the first delta. `cached_tokens` of the prompt were found
     in the prefix cache. `stop_reason` is the stop string or the stop token that ended the sequence,
-    None for the model's own end token. `times` come with the finish reason.
+    None for the model's own end token. `times` come with the finish reason, `vector` f32[H] with
+    that of a prompt that is pooled.
     """
 
     request_id: str
@@ -60,6 +62,7 @@ class Delta:
     cached_tokens: int = 0
     stop_reason: int | str | None = None
     times: Times | None = field(default=None, compare=False)
+    vector: Array | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,9 @@ class Scheduler:
 
     def _room_for(self, sequence: Sequence, room: _Room) -> int:
         pending = len(sequence.tokens) - sequence.computed
+        if sequence.whole:
+            rows = pending if sequence.all_rows else 1
+            return pending if pending <= room.tokens and rows <= room.rows else 0
         if pending > 1:
             pending = min(pending, room.prompt_tokens)
         if sequence.all_rows and sequence.computed < sequence.prompt_length:

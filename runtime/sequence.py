@@ -16,8 +16,9 @@ class Sequence:
     blocks, the first `freed` of which are given back (NO_BLOCK stands for each), because no later
     token sees them; `cached` counts prompt tokens that were found in the prefix cache, `charged`
     those that a policy has charged to the client. With `all_rows` every token of the prompt gets
-    logits. `state` is where its recurrent state is, `next_state` where the step that runs puts it
-    (NO_BLOCK: nowhere).
+    logits; else one has, the last that is computed, or the first with `first_row`. With `whole` one
+    step computes all of it. `state` is where its recurrent state is, `next_state` where the step
+    that runs puts it (NO_BLOCK: nowhere).
     """
 
     id: str
@@ -34,6 +35,8 @@ class Sequence:
     limit: int = 16
     salt: bytes = b""
     all_rows: bool = False
+    first_row: bool = False
+    whole: bool = False
     reads_cache: bool = True
     predicted: float = 0.0
     keys: list[bytes] = field(default_factory=list[bytes])

@@ -50,7 +50,8 @@ def _batch(parts: tuple[Part, ...], block: int) -> Batch:
             slots += [blocks[p // block] * block + p % block for p in range(begin, end)]
         lengths.append(end)
         starts.append(len(tokens))
-        rows += range(len(tokens) - part.rows, len(tokens))
+        first = starts[-2] if sequence.first_row else len(tokens) - part.rows
+        rows += range(first, first + part.rows)
     return Batch(
         tokens=tokens,
         positions=positions,

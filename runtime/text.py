@@ -45,6 +45,14 @@ class Text:
         """The ids of a text, with the tokens that the tokenizer puts around a prompt."""
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def pair(self, first: str, second: str, offset: int) -> list[int]:
+        """The ids of two texts that are read together, with the tokens that the tokenizer puts
+        around and between them; `offset` is added to those of the second type.
+        """
+        found = self.tokenizer.encode(first, second)
+        pairs = zip(found.ids, found.type_ids, strict=True)
+        return [token + offset * (kind > 0) for token, kind in pairs]
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ids; bytes that make no character come out as U+FFFD."""
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -1,6 +1,7 @@
 """One sequence of a request on its way: chooses its tokens, shows its text, sees its end."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,16 +35,42 @@ class Request:
 
 
 @dataclass(eq=False)
-class Track:
-    """One sequence of a request, its sampler and its text."""
+class Track(ABC):
+    """One sequence of a request, and what becomes of its rows."""
 
     request: Request
     index: int
     sequence: Sequence
+    first_token: float | None = field(default=None, init=False)
+
+    @property
+    @abstractmethod
+    def reads_logits(self) -> bool:
+        """Whether more than their argmax is wanted of its next rows of logits."""
+
+    @abstractmethod
+    def note_prompt(self, begin: int, logits: Array) -> None:
+        """Take rows of prompt tokens, the first of which stands at the position `begin`; rows come
+        again where a prompt is computed again.
+        """
+
+    @abstractmethod
+    def extend(self, greedy: int, logits: Array) -> Delta:
+        """What comes of the row behind all that is computed, whose argmax is `greedy`."""
+
+    def times(self) -> Times:
+        """The times of a sequence that ends now."""
+        request = self.request
+        return Times(request.arrived, request.started, self.first_token, time.monotonic())
+
+
+@dataclass(eq=False)
+class TokenTrack(Track):
+    """A sequence that gets tokens: its sampler and its text."""
+
     sampler: Sampler
     ends: frozenset[int]
     stream: TextStream | None
-    first_token: float | None = None
 
     @property
     def reads_logits(self) -> bool:
@@ -89,11 +116,6 @@ class Track:
             return
         for row, place in zip(logits, range(begin + 1, len(scores)), strict=False):
             scores[place] = self._score(row, request.prompt[place], count)
-
-    def times(self) -> Times:
-        """The times of a sequence that ends now."""
-        request = self.request
-        return Times(request.arrived, request.started, self.first_token, time.monotonic())
 
     def _finish(self, token: int) -> tuple[str, FinishReason | None, int | str | None]:
         """The text that may be shown after a token, why the sequence ends there, and by what."""

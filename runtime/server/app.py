@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from . import chat, completions, messages, responses, similarity, status, tokens
+from . import chat, completions, messages, pooling, responses, similarity, status, tokens
 from .errors import ApiError, from_validation
 from .middleware import Gate
 from .service import Service
@@ -31,7 +31,7 @@ def build_app(service: Service, version: str) -> ASGIApp:
             front.close()
 
     app = FastAPI(title="Ferrule", version=version, lifespan=life, docs_url=None, redoc_url=None)
-    for part in (completions, chat, responses, messages, tokens, similarity):
+    for part in (completions, chat, responses, messages, tokens, pooling, similarity):
         app.include_router(part.routes(service))
     app.include_router(status.routes(service, version))
     _answer_errors(app)

@@ -26,7 +26,7 @@ from ..kernel_times import kernel_report
 from ..options import DEFAULTS, EngineOptions
 from .app import build_app
 from .batch import BatchReport, read_lines, run_batch
-from .embedding import embedder_of
+from .embedding import EngineEmbedder, embedder_of
 from .front import EngineFront
 from .live import LiveWindow, Observers
 from .metrics import ServerMetrics
@@ -65,6 +65,7 @@ _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 # An engine's thread keeps the interpreter for so long before the event loop has its turn: with
 # Python's own 5 ms the tokens of fast models leave in bundles.
 _SWITCH_SECONDS = 0.0005
+AHEAD = 2  # full batches of one request's texts that are in an engine at once
 MachineOf = Callable[[Artifact], Machine | None]
 
 
@@ -168,13 +169,14 @@ def _served(
         Observers(*observers, live),
         limit=settings.max_waiting + engine.max_batch,
     )
-    vocabulary = engine.runner.vocabulary
+    pooling = engine.pooling
     return ServedModel(
         name,
         artifact.text,
         engine.max_context,
-        vocabulary,
+        pooling.vocabulary if pooling else engine.vocabulary,
         front,
+        EngineEmbedder(front, pooling, AHEAD * engine.max_batch) if pooling else None,
         live=live,
         plan=plan,
         config=engine.config(),

@@ -13,6 +13,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Choices = Annotated[int, Field(strict=True, ge=1, le=128)]
+RequestId = Annotated[str, Field(strict=True, min_length=1, max_length=128)]
 TokenIds = list[StrictInt]
 
 
@@ -102,7 +103,7 @@ class Generation(Sampling):
     prompt_cache_retention: Literal["in_memory"] | None = None
     safety_identifier: StrictStr | None = None
     spaces_between_special_tokens: Literal[True] | None = None
-    request_id: Annotated[str, Field(strict=True, min_length=1, max_length=128)] | None = None
+    request_id: RequestId | None = None
 
 
 class CompletionBody(Generation):
@@ -256,30 +257,48 @@ class DetokenizeBody(Whole):
     skip_special_tokens: StrictBool = False
 
 
-class EmbeddingBody(Whole):
+class Pooled(Whole):
+    """What the bodies of endpoints that give vectors share."""
+
+    model: StrictStr | None = None
+    user: StrictStr | None = None
+    priority: StrictInt | None = None
+    cache_salt: StrictStr | None = None
+    truncate_prompt_tokens: Positive | None = None
+    request_id: RequestId | None = None
+
+
+class InputBody(Pooled):
+    """The body of /classify."""
+
+    input: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
+    add_special_tokens: StrictBool = True
+
+
+class PoolingBody(InputBody):
+    """The body of /pooling."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class EmbeddingBody(PoolingBody):
     """The body of /v1/embeddings."""
 
-    model: StrictStr | None = None
-    input: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
-    encoding_format: Literal["float", "base64"] = "float"
-    user: StrictStr | None = None
+    dimensions: Positive | None = None
+    normalize: StrictBool = True
 
 
-class ScoreBody(Whole):
+class ScoreBody(Pooled):
     """The body of /score: a text, or as many as there are of the second."""
 
-    model: StrictStr | None = None
     text_1: StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
     text_2: StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
-    user: StrictStr | None = None
 
 
-class RerankBody(Whole):
+class RerankBody(Pooled):
     """The body of /rerank."""
 
-    model: StrictStr | None = None
     query: StrictStr
     documents: Annotated[list[StrictStr], Field(min_length=1)]
     top_n: Positive | None = None
     return_documents: StrictBool = True
-    user: StrictStr | None = None

@@ -181,7 +181,7 @@ class EngineFront:
         self,
         request_id: str,
         prompt: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | None,
         sink: Sink,
         *,
         trace: Mapping[str, str] | None = None,
@@ -192,7 +192,8 @@ class EngineFront:
         Options are `client`, `priority` and `cache_salt` of the request; `trace` are its headers.
         """
         sequences = getattr(params, "n", 1)
-        record = Record(request_id, len(prompt), sequences, params.max_tokens, self._clock())
+        most = params.max_tokens if params else None
+        record = Record(request_id, len(prompt), sequences, most, self._clock())
         record.trace = trace or {}
         if request_id in self._open:
             raise ApiError(
@@ -294,7 +295,7 @@ class EngineFront:
 
     def _book(self, record: Record, delta: Delta, now: float) -> int:
         """Take tokens into a request's books; returns what the step did for it."""
-        if not delta.token_ids:
+        if not delta.token_ids and delta.vector is None:
             return 0
         begun = record.first_token is None
         record.cached_tokens = max(record.cached_tokens, delta.cached_tokens)

@@ -35,19 +35,30 @@ async def encode(model: ServedModel, prompt: str, *, add_special_tokens: bool) -
     return work() if len(prompt) <= _INLINE else await asyncio.to_thread(work)
 
 
-def fitted(model: ServedModel, tokens: list[int], last: int | None, param: str) -> list[int]:
-    """The ids, cut to their `last` ones where asked; raises where they leave no room."""
+def fitted(
+    model: ServedModel,
+    tokens: list[int],
+    last: int | None,
+    param: str,
+    *,
+    room: int = 1,
+    types: int = 1,
+) -> list[int]:
+    """The ids, cut to their `last` ones where asked; raises where they leave no `room` for tokens
+    of output. Token ids come in `types`, the vocabulary over and over.
+    """
     tokens = tokens[-last:] if last is not None else tokens
     if not tokens:
         raise ApiError(400, f"{param}: the prompt is empty", param=param, code="invalid_value")
     for token in tokens:
-        if not 0 <= token < model.vocabulary:
+        if not 0 <= token < model.vocabulary * types:
             wanted = f"{param}: token id {token}, wanted 0 to {model.vocabulary - 1}"
             raise ApiError(400, wanted, param=param, code="invalid_value")
-    if len(tokens) >= model.max_context:
+    if len(tokens) + room > model.max_context:
+        beside = f" with at least {room} of output" if room else ""
         message = (
             f"{param}: the prompt has {len(tokens)} tokens, the context holds {model.max_context}"
-            " with at least one token of output"
+            f"{beside}"
         )
         raise ApiError(400, message, param=param, code="context_length_exceeded")
     return tokens

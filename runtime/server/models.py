@@ -1,27 +1,41 @@
 """The models of a server, by name."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from ..pooling import Pooling
+from ..tensors import Array
 from ..text import Text
 from .errors import ApiError, no_model
 from .front import EngineFront
 from .live import LiveWindow
 
 
-class Embedder(Protocol):
-    """What a model without a logits head gives: a vector for each list of token ids."""
+class Embedder:
+    """What a model without a logits head gives: a vector for each list of token ids. `pooling` is
+    how its engine makes it; None where a module does.
+    """
 
-    def embed(self, prompts: list[list[int]]) -> list[list[float]]:
-        """The vectors, in order."""
-        ...
+    pooling: Pooling | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a classifier's vectors are the scores of; nothing for embeddings."""
+        return (self.pooling.labels or ()) if self.pooling else ()
+
+    async def vectors(
+        self, request_id: str, prompts: Sequence[list[int]], **options: Any
+    ) -> list[Array]:
+        """The vectors f32[H], in order; options are those of a request to an engine."""
+        raise NotImplementedError
 
 
 @dataclass(eq=False)
 class ServedModel:
-    """A model under its name. `front` is None where it generates nothing.
+    """A model under its name. `front` is None where no engine runs it, `embedder` where it
+    generates.
 
     `plan` is what /plan answers, `kernels` what /kernels does (None: no step was timed yet), and
     `config` how its engine was made; `max_context` counts prompt and output together. `sampling`
@@ -47,7 +61,7 @@ class ServedModel:
     @property
     def generates(self) -> EngineFront:
         """The front; an error for a model that only embeds."""
-        if self.front is None:
+        if self.front is None or self.embedder is not None:
             message = f"the model {self.name!r} has no logits head: it embeds and does not generate"
             raise ApiError(400, message, param="model", code="unsupported_model")
         return self.front
@@ -92,5 +106,5 @@ class Models:
 
     @property
     def fronts(self) -> dict[str, EngineFront]:
-        """The fronts of the models that generate."""
+        """The fronts of the models that have an engine."""
         return {m.name: m.front for m in self if m.front is not None}

@@ -10,7 +10,7 @@ from ..beam import BeamSearchParams
 from ..sampling import SamplingParams
 from .beams import BeamRun
 from .errors import ApiError, unsupported
-from .fields import Generation
+from .fields import Generation, Pooled
 from .generation import Run, new_id
 from .kept import KeptResponses
 from .metrics import ServerMetrics
@@ -89,7 +89,7 @@ class Service:
             close()
             raise
 
-    def options(self, request: Request, body: Generation) -> dict[str, Any]:
+    def options(self, request: Request, body: Generation | Pooled) -> dict[str, Any]:
         """What the engine is told beside the sampling parameters.
 
         Where the server has several keys each of them is a client: who shares tokens fairly does

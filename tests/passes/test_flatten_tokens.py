@@ -3,6 +3,8 @@ op and place."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from ferrule.ir.errors import IRError
@@ -123,6 +125,23 @@ def test_values_are_those_of_the_rows(text: str, evaluator):
     }
     given = evaluator(after, parameters, inputs)(after.outputs, {"T": 21, "N": 3})[0]
     np.testing.assert_allclose(given.reshape(wanted.shape), wanted, rtol=2e-5, atol=1e-5)
+
+
+def test_attention_to_later_tokens_wants_whole_sequences(evaluator):
+    before = parse_graph(HEAD + ATTENTION.replace("causal = true, window = 4", "causal = false"))
+    with pytest.raises(IRError, match="attention reads tokens that come later"):
+        FlattenTokens(64, 8).run(before)
+    after = verify(FlattenTokens(64, 8, whole_sequences=True).run(before))
+    table = {"emb": RNG.random((50, 12), np.float32)}
+    starts = np.array([0, 1, 6, 9], np.int32)
+    tokens = RNG.integers(0, 50, 9).astype(np.int32)
+    inputs = {"tokens": tokens, "query_start": starts}
+    given = evaluator(after, table, inputs)(after.outputs, {"T": 9, "N": 3})[0]
+    for begin, end in itertools.pairwise(starts):
+        ids = tokens[None, begin:end].astype(np.int64)
+        dims = {"B": 1, "S": int(end - begin)}
+        wanted = evaluator(before, table, {"ids": ids})(before.outputs, dims)[0]
+        np.testing.assert_allclose(given[begin:end], wanted[0], rtol=2e-5, atol=1e-5)
 
 
 def test_origins_are_kept():
