@@ -57,7 +57,7 @@ Deterministic = Annotated[
 ]
 Pooling = Annotated[
     str | None,
-    typer.Option(help="One vector a text, by last, mean, cls, classify (its head), or auto (as declared)."),
+    typer.Option(help="A vector a text: last, mean, cls, classify (its head) or auto (declared)."),
 ]
 Dump = Annotated[Path | None, typer.Option(help="Write the graph after every pass here.")]
 StopAfter = Annotated[str | None, typer.Option(help="Stop after this pass (with --dump).")]
