@@ -129,10 +129,11 @@ def _pairs(text: str, schemas: Schemas) -> list[Found]:
 
 def _typed(pairs: list[tuple[str, str]], schema: Mapping[str, Any]) -> dict[str, Any]:
     kinds = schema.get("properties", {})
-    return {key.strip(): _value(text, kinds.get(key.strip(), {})) for key, text in pairs}
+    return {key.strip(): value_of(text, kinds.get(key.strip(), {})) for key, text in pairs}
 
 
-def _value(text: str, schema: object) -> Any:
+def value_of(text: str, schema: object) -> Any:
+    """What a text without a type is: text where its schema says string, JSON where it is some."""
     kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
     if kind == "string":
         return text

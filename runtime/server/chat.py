@@ -18,7 +18,7 @@ from .parameters import format_constraint, sampling_params, structured
 from .replies import ReplyReader, reply_reader
 from .service import Form, Service
 from .streams import Events, event
-from .tools import Call, call_schema, shown_marks
+from .tools import call_schema, shown_marks
 
 
 def routes(service: Service) -> APIRouter:
@@ -164,7 +164,7 @@ class ChatForm(Form):
         thought, content = reader.push(choice.text, last=True)
         reader.count_thoughts(choice)
         content = self._echo + content
-        calls = self._kept(reader.calls)
+        calls = reader.calls[: self._most_calls]
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         message |= self._thought(thought)
         if calls:
@@ -210,20 +210,20 @@ class ChatForm(Form):
 
     def _message(self, delta: Delta, reader: ReplyReader) -> tuple[dict[str, Any], bool]:
         """What a delta adds to the message, and whether the choice has called a tool by now."""
-        before = len(reader.calls)
         thought, content = reader.push(delta.text, last=delta.finish_reason is not None)
         message: dict[str, Any] = {"content": content} if content else {}
         message |= self._thought(thought)
-        kept = self._kept(reader.calls)[before:]
-        if kept:
-            message["tool_calls"] = [c.to_json(before + at) for at, c in enumerate(kept)]
+        pieces = [p for p in reader.grown(self._most_calls) if p.begins or p.arguments]
+        if pieces:
+            message["tool_calls"] = [piece.to_json() for piece in pieces]
         return message, bool(reader.calls)
 
     def _thought(self, thought: str) -> dict[str, Any]:
         return {"reasoning_content": thought} if thought and self.body.include_reasoning else {}
 
-    def _kept(self, calls: list[Call]) -> list[Call]:
-        return calls if self.body.parallel_tool_calls else calls[:1]
+    @property
+    def _most_calls(self) -> int | None:
+        return None if self.body.parallel_tool_calls else 1
 
     def _logprobs(self, tokens: Sequence[int], found: Sequence[Any]) -> dict[str, Any] | None:
         if not self.body.logprobs or not tokens:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from .beams import BeamRun
 from .errors import ApiError
 from .generation import Choice, Run
 from .models import ServedModel
-from .replies import ReplyReader
+from .replies import CallPiece, ReplyReader
 from .service import Form
 from .streams import Events, event
 from .tools import Call
@@ -52,14 +53,17 @@ class MessageForm(Form):
         yield _event("ping")
         async for _, delta in run:
             last = delta.finish_reason is not None
-            before = len(self.reader.calls)
             thought, text = self.reader.push(delta.text, last=last)
+            calls = self.reader.grown(self._most)
+            # What goes on goes before text that stands behind it.
+            going_on = [c for c in calls if not c.begins]
+            for line in chain.from_iterable(map(self._called, going_on)):
+                yield line
             for kind, piece in (("thinking", thought), ("text", text)):
                 for line in self._grown(kind, piece):
                     yield line
-            for call in self.reader.calls[: self._most][before:]:
-                for line in self._called(call):
-                    yield line
+            for line in chain.from_iterable(self._called(c) for c in calls if c.begins):
+                yield line
         for line in self._closed():
             yield line
         yield _event("message_delta", delta=self._end(choice), usage=_usage(run.usage()))
@@ -82,14 +86,18 @@ class MessageForm(Form):
         grown = {"type": delta, name: piece}
         yield _event("content_block_delta", index=self._blocks, delta=grown)
 
-    def _called(self, call: Call) -> Iterator[str]:
-        yield from self._closed()
-        block = _call_block(call) | {"input": {}}
-        yield _event("content_block_start", index=self._blocks, content_block=block)
-        grown = {"type": "input_json_delta", "partial_json": call.arguments}
-        yield _event("content_block_delta", index=self._blocks, delta=grown)
-        self._open = "tool_use"
-        yield from self._closed()
+    def _called(self, piece: CallPiece) -> Iterator[str]:
+        """More of a call's arguments, in a block that it begins and its end closes."""
+        if piece.begins:
+            yield from self._closed()
+            block = _call_block(piece.call) | {"input": {}}
+            yield _event("content_block_start", index=self._blocks, content_block=block)
+            self._open = "tool_use"
+        if piece.arguments:
+            grown = {"type": "input_json_delta", "partial_json": piece.arguments}
+            yield _event("content_block_delta", index=self._blocks, delta=grown)
+        if piece.call.done:
+            yield from self._closed()
 
     def _closed(self) -> Iterator[str]:
         if self._open is not None:

@@ -2,6 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from .fields import Tool
 from .generation import Choice
@@ -10,11 +12,33 @@ from .thoughts import ThoughtReader, thought_reader
 from .tools import Call, CallReader, reader_of
 
 
+@dataclass(frozen=True)
+class CallPiece:
+    """More of the arguments of a call; whether the call begins with it. It ends with the piece with
+    which the call is done.
+    """
+
+    index: int
+    call: Call
+    arguments: str
+    begins: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The object in a chunk of a chat: its id and name are said once."""
+        if self.begins:
+            whole = self.call.to_json()
+            function = whole["function"] | {"arguments": self.arguments}
+            return {"index": self.index, **whole, "function": function}
+        return {"index": self.index, "function": {"arguments": self.arguments}}
+
+
 class ReplyReader:
     """Splits a reply that comes in pieces: thoughts first, then calls out of what follows them."""
 
     def __init__(self, thoughts: ThoughtReader | None, calls: CallReader | None) -> None:
         self._thoughts, self._calls = thoughts, calls
+        self._begun = self._ended = 0  # calls that were given on, those of them that have ended
+        self._given = 0  # characters of the arguments of the one that has not
 
     @property
     def calls(self) -> list[Call]:
@@ -36,8 +60,22 @@ class ReplyReader:
             thought, answer = thought + more, answer + rest
         if self._calls is None:
             return thought, answer
-        answer = self._calls.push(answer)[0]
-        return thought, answer + (self._calls.finish()[0] if last else "")
+        answer = self._calls.push(answer)
+        return thought, answer + (self._calls.finish() if last else "")
+
+    def grown(self, most: int | None = None) -> list[CallPiece]:
+        """What calls have grown by since this was asked last; `most` is how many calls count."""
+        found: list[CallPiece] = []
+        for index, call in enumerate(self.calls[:most]):
+            if index < self._ended:
+                continue
+            begins = index == self._begun
+            if begins or call.done or len(call.arguments) > self._given:
+                found.append(CallPiece(index, call, call.arguments[self._given :], begins=begins))
+            self._begun, self._given = index + 1, len(call.arguments)
+            if call.done:
+                self._ended, self._given = index + 1, 0
+        return found
 
 
 def reply_reader(

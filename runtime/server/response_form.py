@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from .beams import BeamRun
@@ -9,10 +10,12 @@ from .errors import ApiError
 from .generation import Choice, Run, chat_logprobs, new_id
 from .items import ResponseBody, sealed
 from .models import ServedModel
-from .replies import ReplyReader
+from .replies import CallPiece, ReplyReader
 from .service import Form
 from .streams import Events, event
 from .tools import Call
+
+_MESSAGE = -1  # stands for the message beside the numbers of calls
 
 
 class ResponseForm(Form):
@@ -34,6 +37,7 @@ class ResponseForm(Form):
         self.created = int(time.time())
         self.message_id, self.thought_id = new_id("msg_"), new_id("rs_")
         self._number = -1
+        self._order: list[int] = []  # the message and the calls by their numbers, as they began
         self._thought = ""
         include = body.include or ()
         self._scored = "message.output_text.logprobs" in include
@@ -57,6 +61,7 @@ class ResponseForm(Form):
         async for _, delta in run:
             thought, piece = self.reader.push(delta.text, last=delta.finish_reason is not None)
             self.reader.count_thoughts(choice)
+            calls = self.reader.grown(self._most_calls)
             if thought:
                 for line in self._thinking(thought):
                     yield line
@@ -72,6 +77,11 @@ class ResponseForm(Form):
                 text += piece
                 begin, seen = max(seen, choice.reasoning_tokens), len(choice.tokens)
                 yield self._text_event("delta", choice, begin, delta=piece)
+            for line in chain.from_iterable(map(self._calling, calls)):
+                yield line
+        if not self._order:
+            for line in self._opening():
+                yield line
         whole = self._response(run, choice, text)
         for line in self._closing(text, choice, whole["output"]):
             yield line
@@ -127,45 +137,53 @@ class ResponseForm(Form):
             **({"encrypted_content": sealed(text)} if self._carried else {}),
         }
 
-    @property
-    def _at(self) -> int:
-        """Where the message stands among the items."""
-        return int(bool(self._thought))
+    def _at(self, item: int) -> int:
+        """Where the message or a call by its number stands among the items: behind the thoughts, in
+        the order in which they began.
+        """
+        return bool(self._thought) + self._order.index(item)
 
     def _opening(self) -> Iterator[str]:
+        self._order.append(_MESSAGE)
         item = self._message("", "in_progress", None) | {"content": []}
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        yield self._event("response.output_item.added", output_index=self._at, item=item)
+        yield self._event("response.output_item.added", output_index=self._at(_MESSAGE), item=item)
         yield self._event("response.content_part.added", **self._place, part=part)
 
     def _closing(
         self, text: str, choice: Choice, output: Sequence[dict[str, Any]]
     ) -> Iterator[str]:
-        """The ends of the message and of the calls, the items of the output behind the thoughts."""
+        """The end of the message, where there is one."""
         for index, item in enumerate(output):
             if item["type"] == "message":
-                if not text:
-                    yield from self._opening()
                 begin = choice.reasoning_tokens
                 yield self._text_event("done", choice, begin, text=text)
                 (part,) = item["content"]
                 yield self._event("response.content_part.done", **self._place, part=part)
                 yield self._event("response.output_item.done", output_index=index, item=item)
-            elif item["type"] == "function_call":
-                yield from self._call_events(index, item)
 
-    def _call_events(self, index: int, done: dict[str, Any]) -> Iterator[str]:
-        begun = done | {"arguments": "", "status": "in_progress"}
-        place = {"output_index": index, "item_id": done["id"]}
-        kind, arguments = "response.function_call_arguments", done["arguments"]
-        yield self._event("response.output_item.added", output_index=index, item=begun)
-        yield self._event(f"{kind}.delta", **place, delta=arguments)
-        yield self._event(f"{kind}.done", **place, arguments=arguments, name=done["name"])
-        yield self._event("response.output_item.done", output_index=index, item=done)
+    def _calling(self, piece: CallPiece) -> Iterator[str]:
+        """More of a call's arguments; its item begins with the first piece and ends with the
+        last.
+        """
+        call, kind = _call_item(piece.call), "response.function_call_arguments"
+        if piece.begins:
+            self._order.append(piece.index)
+            item = call | {"arguments": "", "status": "in_progress"}
+            at = self._at(piece.index)
+            yield self._event("response.output_item.added", output_index=at, item=item)
+        place = {"output_index": self._at(piece.index), "item_id": call["id"]}
+        if piece.arguments:
+            yield self._event(f"{kind}.delta", **place, delta=piece.arguments)
+        if piece.call.done:
+            told = {"arguments": call["arguments"], "name": call["name"]}
+            yield self._event(f"{kind}.done", **place, **told)
+            at = place["output_index"]
+            yield self._event("response.output_item.done", output_index=at, item=call)
 
     @property
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self.message_id, "output_index": self._at, "content_index": 0}
+        return {"item_id": self.message_id, "output_index": self._at(_MESSAGE), "content_index": 0}
 
     def _text_event(self, kind: str, choice: Choice, begin: int, **fields: str) -> str:
         """An event about text, with the log probabilities of the tokens from `begin` on."""
@@ -184,17 +202,23 @@ class ResponseForm(Form):
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
     def _response(self, run: Run | BeamRun, choice: Choice, text: str) -> dict[str, Any]:
-        calls = self.reader.calls if self.body.parallel_tool_calls else self.reader.calls[:1]
+        calls = self.reader.calls[: self._most_calls]
         status = "completed" if choice.finish_reason == "stop" else "incomplete"
-        items = [self._message(text, status, choice)] if text or not calls else []
+        items = {n: _call_item(call) for n, call in enumerate(calls)}
+        if text or not calls:
+            items = {_MESSAGE: self._message(text, status, choice), **items}
         thoughts = [self._thoughts("completed")] if self._thought else []
-        output = thoughts + items + [_call_item(call) for call in calls]
+        output = thoughts + [items[n] for n in self._order or items]
         whole = self.frame(status) | {"output": output, "usage": _usage(run.usage())}
         if status == "completed":
             whole["completed_at"] = int(time.time())
         elif choice.finish_reason == "length":
             whole["incomplete_details"] = {"reason": "max_output_tokens"}
         return whole
+
+    @property
+    def _most_calls(self) -> int | None:
+        return None if self.body.parallel_tool_calls else 1
 
     def _message(self, text: str, status: str, choice: Choice | None) -> dict[str, Any]:
         scores = self._scores(choice, choice.reasoning_tokens if choice else 0)

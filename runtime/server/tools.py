@@ -13,6 +13,7 @@ from typing import Any
 
 from .calls import INNER, read_calls
 from .fields import Tool
+from .growth import Arguments, after_calls, head_of
 from .models import ServedModel
 from .thoughts import thought_marks
 
@@ -43,50 +44,65 @@ _MARKS = frozenset(
 _ALPHABET = string.ascii_letters + string.digits
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
-    """A call of a function: its arguments are JSON text."""
+    """A call of a function: its arguments are JSON text, which grows until it is `done`."""
 
     id: str
     name: str
-    arguments: str
+    arguments: str = ""
+    done: bool = False
 
-    def to_json(self, index: int | None = None) -> dict[str, Any]:
-        """The object in a message, or in a chunk where it has an index."""
-        found = {
+    def to_json(self) -> dict[str, Any]:
+        """The object in a message."""
+        return {
             "id": self.id,
             "type": "function",
             "function": {"name": self.name, "arguments": self.arguments},
         }
-        return found if index is None else {"index": index, **found}
 
 
 class CallReader:
     """Splits text that comes in pieces into content and calls of functions.
 
     `schemas` are the functions by name, with the JSON schemas of their parameters. Text that looks
-    like a call but is none is content: a model may write anything.
+    like a call but is none is content: a model may write anything. What names an offered function
+    and begins its arguments is a call, however it goes on.
     """
 
     def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
         self._schemas = dict(schemas)
         self._held = ""
         self._whole: bool | None = None  # all of the reply may be calls; not known at first
+        self._tag: str | None = None  # around the calls that are read; "" where all of the reply is
+        self._growing: Arguments | None = None  # of the last call
         self.calls: list[Call] = []
 
-    def push(self, text: str) -> tuple[str, list[Call]]:
-        """Add text; returns the content and the calls that are certain now."""
+    def push(self, text: str) -> str:
+        """Add text; returns the content that is certain now."""
         self._held += text
         if self._whole is None and not self._decide():
-            return "", []
-        return ("", []) if self._whole else self._tagged()
+            return ""
+        content = ""
+        while self._held:
+            piece, goes_on = self._next()
+            content += piece
+            if not goes_on:
+                break
+        return content
 
-    def finish(self) -> tuple[str, list[Call]]:
-        """What was held back, now that nothing follows."""
+    def finish(self) -> str:
+        """The content that was held back, now that nothing follows."""
         rest, self._held = self._held, ""
+        if self._growing is not None:
+            self.calls[-1].arguments += self._growing.finish()
+            self._end_call()
+            return ""
+        if self._tag is not None:
+            return after_calls(rest)
         body = rest.strip().removeprefix(_FIRST) if self._whole is not False else rest
-        calls = self._read(body) if self._whole is not False else self._unclosed(rest)
-        return ("" if calls else rest), calls
+        read = self._read(body) if self._whole is not False else self._unclosed(rest)
+        return "" if read else rest
 
     def _decide(self) -> bool:
         """Whether enough has come to tell a reply that is calls from one with tags in it."""
@@ -97,45 +113,94 @@ class CallReader:
         self._whole = start.startswith(("{", "[", _FIRST)) and not start.startswith(tuple(_TAGS))
         return True
 
-    def _tagged(self) -> tuple[str, list[Call]]:
-        content, found = "", []
-        while True:
-            begin, tag = _first_tag(self._held)
-            if tag is None:
-                keep = _begun_tag(self._held)
-                content += self._held[: len(self._held) - keep]
-                self._held = self._held[len(self._held) - keep :]
-                return content, found
-            content += self._held[:begin]
-            self._held = self._held[begin:]
-            close = _TAGS[tag]
-            end = self._held.find(close, len(tag)) if close else -1
-            if end < 0:
-                return content, found
-            whole = self._held[: end + len(close)]
-            self._held = self._held[len(whole) :]
-            calls = self._read(_body(whole, tag))
-            content += "" if calls else whole
-            found += calls
+    def _next(self) -> tuple[str, bool]:
+        """The content of what comes next, and whether it was whole."""
+        if self._growing is not None:
+            return "", self._grow(self._growing)
+        if self._tag is not None:
+            return self._behind_call(_TAGS.get(self._tag, ""))
+        if self._whole:
+            return "", self._begin("", 0, first=True)
+        return self._outside()
 
-    def _unclosed(self, rest: str) -> list[Call]:
-        """Calls behind a tag that nothing closes: the reply's end does."""
+    def _grow(self, arguments: Arguments) -> bool:
+        grown = arguments.push(self._held)
+        self.calls[-1].arguments += grown.arguments
+        self._held = grown.rest or ""
+        if grown.rest is not None:
+            self._end_call()
+        return grown.rest is not None
+
+    def _end_call(self) -> None:
+        self.calls[-1].done, self._growing = True, None
+
+    def _begin(self, tag: str, at: int, *, first: bool) -> bool:
+        """Begin a call of a known function, if one stands behind a tag or another call."""
+        found = head_of(self._held[at:], self._schemas, _TAGS.get(tag, ""), first=first)
+        if found is None:
+            return False
+        self._tag, self._growing = tag, found.arguments
+        self._held = self._held[at + found.end :]
+        self.calls.append(Call(_new_id(), found.name))
+        return True
+
+    def _behind_call(self, close: str) -> tuple[str, bool]:
+        """Another call, or the end of those in a tag; what else stands there is content."""
+        if self._begin(self._tag or "", 0, first=False):
+            return "", True
+        end = self._held.find(close) if close else -1
+        if end < 0:
+            return "", False
+        content = after_calls(self._held[:end])
+        self._held, self._tag = self._held[end + len(close) :], None
+        return content, True
+
+    def _outside(self) -> tuple[str, bool]:
+        """Content up to a tag, and behind it a call that begins, or calls that are whole."""
+        begin, tag = _first_tag(self._held)
+        if tag is None:
+            at = len(self._held) - _begun_tag(self._held)
+            content, self._held = self._held[:at], self._held[at:]
+            return content, False
+        content, self._held = self._held[:begin], self._held[begin:]
+        if self._begin(tag, _inside(tag), first=True):
+            return content, True
+        close = _TAGS[tag]
+        end = self._held.find(close, len(tag)) if close else -1
+        if end < 0:
+            return content, False
+        whole = self._held[: end + len(close)]
+        self._held = self._held[len(whole) :]
+        return content + ("" if self._read(_body(whole, tag)) else whole), True
+
+    def _unclosed(self, rest: str) -> bool:
+        """Whether there are calls behind a tag that nothing closes: the reply's end does."""
         begin, tag = _first_tag(rest)
         if tag is None or rest[:begin].strip():
-            return []
+            return False
         # Mistral writes its tag before each of several calls.
         bodies = _body(rest[begin:], tag).split(tag) if not _TAGS[tag] else [_body(rest, tag)]
-        return [call for body in bodies for call in self._read(body)]
+        read = [self._read(body) for body in bodies]
+        return any(read)
 
-    def _read(self, body: str) -> list[Call]:
-        calls = [_call(*found) for found in read_calls(body, self._schemas)]
-        self.calls += calls
-        return calls
+    def _read(self, body: str) -> bool:
+        """Take the calls of a body that is whole; whether there are any."""
+        found = read_calls(body, self._schemas)
+        for name, arguments in found:
+            text = arguments
+            if not isinstance(text, str):
+                text = json.dumps(arguments, ensure_ascii=False)
+            self.calls.append(Call(_new_id(), name, text, done=True))
+        return bool(found)
 
 
-def _call(name: str, arguments: dict[str, Any] | str) -> Call:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return Call("".join(secrets.choice(_ALPHABET) for _ in range(9)), name, text)
+def _new_id() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+
+
+def _inside(tag: str) -> int:
+    """Where a body begins behind a tag; one that names the function is part of it."""
+    return 0 if tag == "<function=" else len(tag)
 
 
 def _body(whole: str, tag: str) -> str:

@@ -104,9 +104,43 @@ def test_streamed_tool_calls_of_several_families(client, script, text):
         calls += choice.delta.tool_calls or []
         content += choice.delta.content or ""
         reason = choice.finish_reason or reason
-    assert [(c.index, c.function.name) for c in calls] == [(0, "weather")]
-    assert json.loads(calls[0].function.arguments) == {"city": "Bern"}
+    # The name and the id come once, then the arguments in the pieces in which they are written.
+    assert {c.index for c in calls} == {0} and len(calls) > 10
+    assert [c.function.name for c in calls if c.function.name] == ["weather"]
+    assert [c.id for c in calls if c.id] == [calls[0].id]
+    arguments = [c.function.arguments for c in calls]
+    assert json.loads("".join(arguments)) == {"city": "Bern"} and max(map(len, arguments)) < 8
     assert (content, reason) == ("", "tool_calls")
+
+
+def test_the_clients_own_reader_puts_streamed_calls_together(client, script):
+    second = CALL.replace("Bern", "Basel {")
+    script["<reply>"] = f"I look. {CALL} and {second}"
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    strict = {"parameters": schema | {"additionalProperties": False}, "strict": True}
+    tools = [{"type": "function", "function": {"name": "weather", **strict}}]
+    asked = {"model": "fox", "messages": ASK, "tools": tools, "temperature": 0}
+    with client.chat.completions.stream(**asked) as stream:
+        pieces = [e for e in stream if e.type == "tool_calls.function.arguments.delta"]
+        (choice,) = stream.get_final_completion().choices
+    assert len(pieces) > 20
+    cities = [call.function.parsed_arguments["city"] for call in choice.message.tool_calls]
+    assert (cities, choice.message.content) == (["Bern", "Basel {"], "I look.  and ")
+    with client.chat.completions.stream(**asked, parallel_tool_calls=False) as stream:
+        (choice,) = stream.get_final_completion().choices
+    assert len(choice.message.tool_calls) == 1
+
+
+def test_a_call_that_is_cut_off_says_so(client, script):
+    script["<reply>"] = CALL
+    asked = {"model": "fox", "messages": ASK, "tools": TOOLS, "temperature": 0, "max_tokens": 60}
+    (choice,) = client.chat.completions.create(**asked).choices
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "length"
+    assert '{"city": "Bern"}'.startswith(call.function.arguments) and call.function.arguments
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    pieces = [t for c in chunks for t in c.choices[0].delta.tool_calls or ()]
+    assert "".join(p.function.arguments for p in pieces) == call.function.arguments
 
 
 def test_text_that_only_looks_like_a_call_is_text(client, script):

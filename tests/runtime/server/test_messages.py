@@ -79,6 +79,8 @@ def test_events_of_thoughts_text_and_calls(server, script):
             (value,) = [v for k, v in event["delta"].items() if k != "type"]
             texts[event["index"]] += value
     assert texts[:2] == ["hm", "Let me look. "] and json.loads(texts[2]) == {"city": "Bern"}
+    pieces = [e for e in found if e.get("delta", {}).get("type") == "input_json_delta"]
+    assert len(pieces) > 10
     assert found[-2]["delta"]["stop_reason"] == "tool_use"
     assert found[-2]["usage"]["output_tokens"] > 20
     assert found[0]["message"]["content"] == [] and found[0]["message"]["stop_reason"] is None

@@ -72,12 +72,36 @@ def test_calls(client, script):
     events = list(client.responses.create(input="hi", stream=True, **asked))
     (arguments,) = [e for e in events if e.type == "response.function_call_arguments.done"]
     assert json.loads(arguments.arguments) == {"city": "Bern"}
+    pieces = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == arguments.arguments and len(pieces) > 10
     script.clear()
     script["<tool>rain</tool><reply>"] = "wet"
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
     items = [{"role": "user", "content": "hi"}, call.model_dump(), result]
     done = client.responses.create(model="fox", input=items, temperature=0)
     assert done.output_text == "wet"
+
+
+@pytest.mark.parametrize(("before", "after"), [("a ", ""), ("", " b"), ("a ", " b"), ("", "")])
+def test_items_stand_in_the_order_in_which_they_began(client, script, before, after):
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "%s"}}</tool_call>'
+    script["<reply>"] = f"<think>t</think>{before}{call % 'Bern'}{after}{call % 'Basel'}"
+    asked = {"model": "fox", "temperature": 0, "tools": TOOLS, "input": "hi"}
+    with client.responses.stream(**asked) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    added = [e for e in events if e.type == "response.output_item.added"]
+    assert [e.output_index for e in added] == list(range(len(final.output)))
+    assert [e.item.id for e in added] == [item.id for item in final.output]
+    ended = {e.output_index: e.item for e in events if e.type == "response.output_item.done"}
+    assert [ended[n].id for n in range(len(final.output))] == [item.id for item in final.output]
+    calls = [i for i in final.output if i.type == "function_call"]
+    assert [json.loads(c.arguments)["city"] for c in calls] == ["Bern", "Basel"]
+    assert final.output_text == before + after
+    whole = client.responses.create(**asked)
+    kinds = sorted(item.type for item in final.output)
+    assert whole.output_text == before + after
+    assert sorted(item.type for item in whole.output) == kinds
 
 
 def test_every_event_has_the_clients_type(server, script):

@@ -34,7 +34,7 @@ PIECES = st.sampled_from(
 
 def read(pieces):
     reader = CallReader({"f": {}})
-    content = "".join(reader.push(piece)[0] for piece in pieces) + reader.finish()[0]
+    content = "".join(map(reader.push, pieces)) + reader.finish()
     return content, [(call.name, call.arguments) for call in reader.calls]
 
 
@@ -106,21 +106,91 @@ def test_ids_are_those_that_every_template_takes():
 
 def calls_of(text, size):
     reader = CallReader({"weather": SCHEMA, "time": {}})
-    content = "".join(reader.push(text[i : i + size])[0] for i in range(0, len(text), size))
-    content += reader.finish()[0]
-    return content.strip(), [(c.name, json.loads(c.arguments)) for c in reader.calls]
+    content = "".join(reader.push(text[i : i + size]) for i in range(0, len(text), size))
+    content += reader.finish()
+    assert all(call.done for call in reader.calls)
+    return content.strip(), [(c.name, c.arguments) for c in reader.calls]
+
+
+def read_calls(text, size):
+    content, calls = calls_of(text, size)
+    return content, [(name, json.loads(arguments)) for name, arguments in calls]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_calls_of_every_family(family):
     text = FAMILIES[family]
     for size in (1, 3, len(text)):
-        assert calls_of(text, size) == ("", [WANTED])
+        assert read_calls(text, size) == ("", [WANTED])
     unknown = text.replace("weather", "tornado")
     assert calls_of(unknown, 5) == (unknown.strip(), [])
     for end in range(0, len(text), 9):  # whatever is cut off, no text is lost
         content, calls = calls_of(text[:end], 4)
         assert calls or content == text[:end].strip()
+        assert calls_of(text[:end], 1000) == (content, calls)
+
+
+GROWING = sorted(set(FAMILIES) - {"llama 4", "olmo", "lfm"})
+"""Those whose calls are given on before they are whole."""
+
+
+@pytest.mark.parametrize("family", GROWING)
+def test_arguments_come_while_they_are_written(family):
+    text = FAMILIES[family]
+    place = text.index("days")
+    reader = CallReader({"weather": SCHEMA})
+    for character in text[:place]:
+        reader.push(character)
+    (call,) = reader.calls
+    assert call.name == "weather" and not call.done
+    assert call.arguments.startswith('{"city": "1 Bern"')
+    given = call.arguments
+    for character in text[place:]:
+        reader.push(character)
+        assert call.arguments.startswith(given)
+        given = call.arguments
+    reader.finish()
+    assert call.done and json.loads(given) == WANTED[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pieces_of_a_family_change_nothing(family):
+    text = f"{FAMILIES[family]} and {FAMILIES[family]}"
+    wanted = calls_of(text, len(text))
+    for size in (1, 2, 5, 11):
+        assert calls_of(text, size) == wanted
+
+
+BRACES = '{"city": "a}]<\\\\\\" {[", "days": {"n": [1, {}]}}'
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_braces_and_quotes_in_strings_end_nothing(size):
+    reader = CallReader({"weather": SCHEMA})
+    text = f'<tool_call>{{"name": "weather", "arguments": {BRACES}}}</tool_call> done'
+    content = "".join(reader.push(text[i : i + size]) for i in range(0, len(text), size))
+    assert content + reader.finish() == " done"
+    assert [c.arguments for c in reader.calls] == [BRACES]
+    assert json.loads(BRACES)["city"] == 'a}]<\\" {['
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "arguments"),
+    [
+        ('<tool_call>{"name": "weather", "arguments": {"city": "Be', "", '{"city": "Be'),
+        ('<tool_call>{"name": "weather", "arguments": {"a": 1</tool_call> x', " x", '{"a": 1'),
+        ('{"name": "weather", "parameters": {}} is what I call', "is what I call", "{}"),
+        ('<tool_call>{"name": "weather", "arguments": {}} why?</tool_call>.', "why?.", "{}"),
+        ("<tool_call><function=weather>\n</function></tool_call>", "", "{}"),
+        ("<tool_call><function=weather><parameter=city>Be", "", '{"city": "Be"}'),
+    ],
+)
+def test_what_begins_as_a_call_is_one(text, content, arguments):
+    for size in (1, 4, 1000):
+        reader = CallReader({"weather": SCHEMA})
+        found = "".join(reader.push(text[i : i + size]) for i in range(0, len(text), size))
+        assert found + reader.finish() == content
+        assert [(c.name, c.arguments) for c in reader.calls] == [("weather", arguments)]
 
 
 TWICE = {
@@ -139,7 +209,7 @@ TWICE = {
 @pytest.mark.parametrize("family", TWICE)
 def test_text_and_then_two_calls(family):
     for size in (1, 7, 500):
-        assert calls_of(TWICE[family], size) == ("Well.", [WANTED, WANTED])
+        assert read_calls(TWICE[family], size) == ("Well.", [WANTED, WANTED])
 
 
 @pytest.mark.parametrize(
