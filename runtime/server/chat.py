@@ -1,8 +1,8 @@
 """/v1/chat/completions."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -206,7 +206,7 @@ class ChatForm(Form):
             begin, _, end = event(self._frame([part], "chat.completion.chunk")).partition(_GAP)
             self._plain[choice.index] = (begin[:-1], end[1:])
         begin, end = self._plain[choice.index]
-        return begin + json.dumps(text, ensure_ascii=False) + end
+        return begin + encode_basestring(text) + end
 
     def _message(self, delta: Delta, reader: ReplyReader) -> tuple[dict[str, Any], bool]:
         """What a delta adds to the message, and whether the choice has called a tool by now."""

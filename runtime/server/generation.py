@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +104,29 @@ class Choice:
         self.stop_reason = delta.stop_reason
 
 
+class Inbox:
+    """Deltas of several requests for one reader on the same loop; a queue that nobody else waits at
+    costs a fourth of asyncio's.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[int, Delta]] = deque()
+        self._wake: asyncio.Future[None] | None = None
+
+    def put(self, item: tuple[int, Delta]) -> None:
+        """Add a delta, with the number of its request."""
+        self._items.append(item)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def get(self) -> tuple[int, Delta]:
+        """The first one, waited for if there is none."""
+        while not self._items:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        return self._items.popleft()
+
+
 class Run:
     """Several requests as one stream. Leaving the `async with` block ends what still runs."""
 
@@ -111,7 +135,7 @@ class Run:
         self.records: list[Record] = []
         self.choices: dict[tuple[int, int], Choice] = {}
         self._front: EngineFront = model.generates
-        self._inbox: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._inbox = Inbox()
         self._names: list[str] = []
 
     async def __aenter__(self) -> "Run":
@@ -140,7 +164,7 @@ class Run:
                 self.choices[number, index] = Choice(number, index + number * sequences)
 
             def sink(delta: Delta, number: int = number) -> None:
-                self._inbox.put_nowait((number, delta))
+                self._inbox.put((number, delta))
 
             try:
                 record = await self._front.submit(name, tokens, params, sink, **options)

@@ -17,6 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ..engine import Delta, EngineStats
+from ..spread import Counts, Spread
 from .front import Record
 
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5)
@@ -55,7 +56,6 @@ class ServerMetrics:
             "request_params_n": ("Sequences asked for.", (1.0, 2.0, 5.0, 10.0, 20.0)),
             "request_params_max_tokens": ("Tokens asked for.", sizes),
             "time_to_first_token_seconds": ("Arrival to first token.", TTFT),
-            "inter_token_latency_seconds": ("From token to token.", BETWEEN),
             "request_time_per_output_token_seconds": ("Mean of a request's tokens.", BETWEEN),
             "e2e_request_latency_seconds": ("Arrival to the last token.", PHASE),
             "request_queue_time_seconds": ("Arrival to the first step.", PHASE),
@@ -81,6 +81,8 @@ class ServerMetrics:
             (*LABELS, "finished_reason"),
             registry=self.registry,
         )
+        self.between: dict[str, Spread] = {}
+        self.registry.register(_Between(self.between))
         self.histograms = {
             name: Histogram(
                 f"ferrule:{name}", text, LABELS, buckets=buckets, registry=self.registry
@@ -90,13 +92,29 @@ class ServerMetrics:
 
     def of(self, model: str) -> "ModelMetrics":
         """The metrics of one model, an observer for its front."""
-        return ModelMetrics(self, {"model_name": model, "engine": "0"})
+        between = self.between.setdefault(model, Spread(BETWEEN))
+        return ModelMetrics(self, {"model_name": model, "engine": "0"}, between)
+
+
+class _Between(Collector):
+    """The histogram of what every token adds to, which prometheus_client's own would count a lock
+    and a search of all buckets at a time.
+    """
+
+    def __init__(self, spreads: Mapping[str, Spread]) -> None:
+        self._spreads = spreads
+
+    def collect(self) -> Iterable[Metric]:
+        """The family, a sample for each model."""
+        counts = {model: spread.counts() for model, spread in self._spreads.items()}
+        yield _histogram("inter_token_latency_seconds", "From token to token.", counts)
 
 
 class ModelMetrics:
     """Observes the events of one front."""
 
-    def __init__(self, server: ServerMetrics, labels: Mapping[str, str]) -> None:
+    def __init__(self, server: ServerMetrics, labels: Mapping[str, str], between: Spread) -> None:
+        self._between, self._generated = between, 0
         self._success = server.success
         self._by_source = server.by_source
         self._labels = dict(labels)
@@ -117,14 +135,16 @@ class ModelMetrics:
             self._observe("time_to_first_token_seconds", now - record.arrived)
         before = record.last_token.get(delta.index)
         if before is not None:
-            self._observe("inter_token_latency_seconds", now - before)
-        self._counters["generation_tokens"].inc(len(delta.token_ids))
+            self._between.add(now - before)
+        self._generated += len(delta.token_ids)
 
     def _of(self, source: str) -> Counter:
         return self._by_source.labels(**self._labels, source=source)
 
     def stepped(self, tokens: int, now: float) -> None:
-        """Count the tokens of a step."""
+        """Count the tokens of a step, those generated all at once."""
+        self._counters["generation_tokens"].inc(self._generated)
+        self._generated = 0
         self._observe("iteration_tokens_total", tokens)
 
     def ended(self, record: Record) -> None:
@@ -193,14 +213,8 @@ class EngineCollector(Collector):
 
     def _spreads(self) -> Iterable[Metric]:
         for name, text in _SPREADS.items():
-            family = HistogramMetricFamily(f"ferrule:{name}", text, labels=LABELS)
-            for model, stats in self._stats.items():
-                if (seen := stats.spreads.get(name)) is not None:
-                    each = zip(seen.bounds, seen.below, strict=True)
-                    buckets = [(str(bound), float(below)) for bound, below in each]
-                    buckets.append(("+Inf", float(seen.seen)))
-                    family.add_metric((model, "0"), buckets, seen.total)
-            yield family
+            seen = {m: s.spreads[name] for m, s in self._stats.items() if name in s.spreads}
+            yield _histogram(name, text, seen)
 
     def _waiting(self) -> Metric:
         """Why sequences wait: they have not run yet, or others took their place."""
@@ -219,6 +233,16 @@ class EngineCollector(Collector):
             number = usage(stats) if value == "usage" else getattr(stats, value)
             family.add_metric((model, "0"), number)
         return family
+
+
+def _histogram(name: str, text: str, seen: Mapping[str, Counts]) -> HistogramMetricFamily:
+    """A family of counts by model."""
+    family = HistogramMetricFamily(f"ferrule:{name}", text, labels=LABELS)
+    for model, counts in seen.items():
+        each = zip(counts.bounds, counts.below, strict=True)
+        buckets = [(str(bound), float(below)) for bound, below in each]
+        family.add_metric((model, "0"), [*buckets, ("+Inf", float(counts.seen))], counts.total)
+    return family
 
 
 def usage(stats: EngineStats) -> float:

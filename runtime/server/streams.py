@@ -18,6 +18,7 @@ T = TypeVar("T")
 Events = AsyncGenerator[str, None]
 Fault = Callable[[ApiError], str]
 BEAT_SECONDS = 15.0
+_written = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class ClientGone(Exception):
@@ -26,7 +27,7 @@ class ClientGone(Exception):
 
 def event(body: object, name: str | None = None) -> str:
     """One server-sent event."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    text = _written(body)
     return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
 
 
