@@ -15,15 +15,15 @@ Words = tuple[tuple[int, ...], ...]
 
 
 class Constraint(Protocol):
-    """A grammar that one sequence follows."""
+    """A grammar, or another rule, that one sequence follows."""
 
     @property
     def complete(self) -> bool:
         """Whether nothing may follow the last token."""
         ...
 
-    def allowed(self) -> Array:
-        """Which tokens may come next, bool[V]."""
+    def allowed(self) -> Array | None:
+        """Which tokens may come next, bool[V]; None for all."""
         ...
 
     def accept(self, token: int) -> None:
@@ -73,8 +73,8 @@ class Adjuster:
     def apply(self, logits: Array, generated: int) -> Array:
         """A changed copy of a row of logits. Raises `RequestError` where no token is left."""
         changed = logits.copy()
-        if self.constraint:
-            changed[~self.constraint.allowed()] = -np.inf
+        if self.constraint and (tokens := self.constraint.allowed()) is not None:
+            changed[~tokens] = -np.inf
         if self._allowed is not None:
             kept = changed[self._allowed]
             changed.fill(-np.inf)

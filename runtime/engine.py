@@ -16,12 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from .adjust import bad_word_tokens
+from .adjust import Constraint, bad_word_tokens
 from .blocks import BlockPool
 from .errors import LogitsError, QueueFullError, RequestError
 from .executor import Batch, StepRunner
 from .flight import Flight, Flights
-from .grammar import GrammarConstraint, Grammars
+from .grammar import Grammars
 from .logprobs import Decode
 from .memory import BlockMemory
 from .monitor import config_of, spreads
@@ -44,6 +44,7 @@ from .step import Part, Step
 from .swap import Disk
 from .tensors import Array
 from .text import Text, TextStream
+from .thinking import thinking
 from .track import Request, TokenTrack, Track
 
 __all__ = [
@@ -232,7 +233,7 @@ class Engine:
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
         bad = bad_word_tokens(params.bad_words, self.text) if params.bad_words and self.text else ()
         scored = params.prompt_logprobs is not None
-        first = self._constraint(params)  # compiled here, so that a bad grammar is refused
+        first = self._constraint(params, tokens)  # here, so that a bad grammar is refused
 
         def fresh(number: int) -> Track:
             sequence = Scheduled(
@@ -244,7 +245,7 @@ class Engine:
                 # Blocks that are found are not computed, and would have no logits.
                 reads_cache=not (params.skip_reading_prefix_cache or scored),
             )
-            constraint = self._constraint(params) if number else first
+            constraint = self._constraint(params, tokens) if number else first
             sampler = Sampler(params.of_sequence(number), ends, tokens, bad, constraint)
             return TokenTrack(request, number, sequence, sampler, ends, self._stream(params))
 
@@ -258,9 +259,10 @@ class Engine:
             if getattr(params, name) and self.text is None:
                 raise RequestError(f"{name}: the artifact has no tokenizer, so it has no strings")
 
-    def _constraint(self, params: SamplingParams) -> GrammarConstraint | None:
-        wanted = params.structured_outputs
-        return self.grammars.constraint(wanted) if wanted and self.grammars else None
+    def _constraint(self, params: SamplingParams, prompt: Sequence[int]) -> Constraint | None:
+        wanted, budget = params.structured_outputs, params.thinking_token_budget
+        grammar = self.grammars.constraint(wanted) if wanted and self.grammars else None
+        return thinking(self.text, self.vocabulary, prompt, budget, grammar)
 
     @property
     def _decode(self) -> Decode:

@@ -24,7 +24,6 @@ UNSUPPORTED = frozenset(
         "repetition_detection",
         "spaces_between_special_tokens",
         "stream_interval",
-        "thinking_token_budget",
     }
 )
 
@@ -92,6 +91,7 @@ class SamplingParams:
     `shown_special_ids` are shown though special tokens are skipped. `max_tokens` None is as many
     as the context holds. `stop` strings end the text before their
     first occurrence. `logprobs` -1 is the whole vocabulary. `structured_outputs` is a grammar.
+    Behind `thinking_token_budget` tokens of thoughts these are ended.
     """
 
     n: int = 1
@@ -120,6 +120,7 @@ class SamplingParams:
     bad_words: tuple[str, ...] | list[str] | None = None
     skip_reading_prefix_cache: bool = False
     structured_outputs: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -141,6 +142,8 @@ class SamplingParams:
         _share("typical_p", self.typical_p, 1.0)
         _within("min_p", self.min_p, 0.0, 1.0)
         _integer("top_k", self.top_k, -1)
+        if self.thinking_token_budget is not None:
+            _integer("thinking_token_budget", self.thinking_token_budget, 0)
         if self.seed is not None:
             _integer("seed", self.seed, -_MAX_SEED - 1, _MAX_SEED)
 

@@ -59,9 +59,10 @@ class EngineEmbedder(Embedder):
 
         try:
             await self._front.submit(name, prompt, None, sink, **options)
-            delta = await done
         except RequestError as error:
             raise refused(error) from error
+        try:  # from here on it is ours to end
+            delta = await done
         finally:
             self._front.abort(name)
         if delta.error is not None:

@@ -109,7 +109,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
     param = _path(first["loc"]) or None
     if first["type"] == "extra_forbidden" and param:
-        return unsupported(param)
+        return unsupported(param, _NOW_NAMED.get(param, ""))
     return invalid(param, str(first["msg"]), _CODES.get(first["type"], "invalid_value"))
 
 
@@ -130,5 +130,22 @@ def _path(location: Sequence[object]) -> str:
     return path
 
 
+# What users of other servers, or of older versions of them, send for what has another name here.
+_NOW_NAMED = {
+    "guided_json": "give structured_outputs with json",
+    "guided_regex": "give structured_outputs with regex",
+    "guided_choice": "give structured_outputs with choice",
+    "guided_grammar": "give structured_outputs with grammar",
+    "json_schema": "give structured_outputs with json",
+    "regex": "give structured_outputs with regex",
+    "ebnf": "give structured_outputs with grammar",
+    "grammar": "give structured_outputs with grammar",
+    "functions": "give tools",
+    "function_call": "give tool_choice",
+    "max_new_tokens": "give max_tokens",
+    "n_predict": "give max_tokens",
+    "reasoning_budget": "give thinking_token_budget",
+    "thinking_budget": "give thinking_token_budget",
+}
 # How validation names the members of a union in a location.
 _UNIONS = {"str", "int", "float", "bool", "list", "dict", "function"}

@@ -77,6 +77,7 @@ class Sampling(Whole):
     bad_words: list[StrictStr] | None = None
     prompt_logprobs: StrictInt | None = None
     structured_outputs: dict[str, Any] | None = None
+    thinking_token_budget: Count | None = None
 
 
 class Generation(Sampling):

@@ -156,22 +156,32 @@ class Run:
         options: Mapping[str, Any],
     ) -> None:
         """Queue every prompt, all or none. Raises `ApiError` where one cannot be served."""
-        params, sequences = self.params, self.params.n
+        sequences = self.params.n
         self._front.reserve(sequences * len(prompts))
-        for number, tokens in enumerate(prompts):
-            name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
+        for number in range(len(prompts)):
             for index in range(sequences):
                 self.choices[number, index] = Choice(number, index + number * sequences)
+        # All at once: each waits for the step that runs, and they are to share the next one.
+        each = [
+            self._submit(request_id if len(prompts) == 1 else f"{request_id}-{n}", n, p, options)
+            for n, p in enumerate(prompts)
+        ]
+        for found in await asyncio.gather(*each, return_exceptions=True):
+            if isinstance(found, RequestError):
+                raise refused(found) from found
+            if isinstance(found, BaseException):
+                raise found
+            self.records.append(found)
 
-            def sink(delta: Delta, number: int = number) -> None:
-                self._inbox.put((number, delta))
+    async def _submit(
+        self, name: str, number: int, tokens: list[int], options: Mapping[str, Any]
+    ) -> Record:
+        def sink(delta: Delta) -> None:
+            self._inbox.put((number, delta))
 
-            try:
-                record = await self._front.submit(name, tokens, params, sink, **options)
-                self.records.append(record)
-            except RequestError as error:
-                raise refused(error) from error
-            self._names.append(name)
+        record = await self._front.submit(name, tokens, self.params, sink, **options)
+        self._names.append(name)  # now it is ours to end
+        return record
 
     async def __aiter__(self) -> AsyncIterator[tuple[Choice, Delta]]:
         """Deltas as they come, each taken into its choice, to the end of all."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictBool, StrictStr
 
+from ..thinking import thought_tokens
 from .chat import ToolChoice, forced_calls, offered_tools
 from .conversation import chat_prompt
 from .errors import invalid
@@ -84,8 +85,8 @@ class Metadata(Body):
 
 
 class Thinking(Body):
-    """Whether the model thinks before it answers, for templates that read it; how long is its own
-    affair.
+    """Whether the model thinks before it answers, for templates that read it, and for how many
+    tokens, where its thoughts begin and end with tokens of their own.
     """
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -143,6 +144,8 @@ def routes(service: Service) -> APIRouter:
         split = service.settings.thoughts
         read = tools if service.settings.calls or calls is not None else ()
         extra |= shown_marks(model, read, thoughts=split)
+        if body.thinking and body.thinking.type == "enabled" and thought_tokens(model.text):
+            extra["thinking_token_budget"] = body.thinking.budget_tokens
         params = sampling_params(generation, model.sampling, **extra)
         reader = reply_reader(model, prompt, read, thoughts=split)
         form = MessageForm(model, reader, most_calls=1 if single else None)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..thinking import THOUGHT_TAGS
 from .models import ServedModel
 
 _ANALYSIS, _END = "<|channel|>analysis<|message|>", "<|end|>"
-# Tags around thoughts. A template may write the first one itself, at the end of the prompt.
-_TAGS = {
-    "<think>": "</think>",  # Qwen, DeepSeek, GLM and most others
-    "[THINK]": "[/THINK]",  # Mistral
-    "<seed:think>": "</seed:think>",
-    "◁think▷": "◁/think▷",  # Kimi
-    "<reasoning>": "</reasoning>",
-    _ANALYSIS: _END,  # the channels of gpt-oss
-}
+# The channels of gpt-oss beside the tags of others.
+_TAGS = {**THOUGHT_TAGS, _ANALYSIS: _END}
 # What gpt-oss writes before an answer; before a call it writes the channel of calls, which stays.
 _HEADS = ("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>")
 _CALLING = "<|start|>assistant"

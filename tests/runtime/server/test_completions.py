@@ -1,7 +1,11 @@
 """/v1/completions through the official client."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import openai
 import pytest
+from scripted import ScriptRunner, serving, wait_for
+from test_errors import post
 
 FOX = "the quick brown fox jumps over the lazy dog. "
 
@@ -33,6 +37,41 @@ def test_a_stream_is_the_same_text_and_ends_with_usage(client):
     assert chunks[-1].choices == [] and chunks[-1].usage.total_tokens == 14
     assert all(c.usage is None for c in chunks[:-1])
     assert len({c.id for c in chunks}) == 1
+
+
+class Counting(ScriptRunner):
+    """Counts its steps."""
+
+    steps = 0
+
+    def step(self, batch):
+        self.steps += 1
+        return super().step(batch)
+
+
+def test_prompts_of_a_request_share_steps(tokenizer):
+    runner = Counting(max_batch=16)
+    runner.delay = 0.05
+    with serving(tokenizer, {"fox": runner}) as running:
+        body = {"prompt": ["th"] * 16, "max_tokens": 4, "temperature": 0}
+        status, done = post(running, "/v1/completions", body)
+    assert status == 200 and [c["index"] for c in done["choices"]] == [*range(16)]
+    assert {c["text"] for c in done["choices"]} == {FOX[2:6]}
+    assert runner.steps < 12, f"{runner.steps} steps; one prompt after another takes 19"
+
+
+def test_an_id_that_is_taken_is_refused_and_its_owner_goes_on(tokenizer):
+    runner = ScriptRunner()
+    runner.delay = 0.02
+    with serving(tokenizer, {"fox": runner}) as running:
+        body = {"prompt": "th", "max_tokens": 40, "temperature": 0, "request_id": "mine"}
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(post, running, "/v1/completions", body)
+            wait_for(lambda: running.service.unfinished)
+            status, error = post(running, "/v1/completions", body)
+            assert (status, error["error"]["param"]) == (400, "request_id")
+            status, done = first.result()
+        assert status == 200 and done["usage"]["completion_tokens"] == 40
 
 
 def test_usage_comes_with_every_chunk_where_asked(client):

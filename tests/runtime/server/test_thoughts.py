@@ -9,6 +9,7 @@ from ferrule.runtime.server.tools import CallReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptRunner, serving
+from test_errors import post
 
 ASK = [{"role": "user", "content": "hi"}]
 CASES = [
@@ -98,3 +99,15 @@ def test_an_operator_leaves_them_in_the_text(tokenizer):
     ):
         done = client.chat.completions.create(model="fox", messages=ASK, temperature=0)
     assert done.choices[0].message.content == "<think>Easy.</think>Four."
+
+
+def test_a_budget_of_thoughts_wants_tokens_that_begin_and_end_them(tokenizer):
+    script = {"<reply>": "<think>" + "hm " * 30 + "</think>so"}
+    asked = {"messages": ASK, "max_tokens": 60, "thinking_token_budget": 5}
+    with serving(tokenizer, {"fox": ScriptRunner(script)}) as running:
+        status, body = post(running, "/v1/chat/completions", asked)
+        assert (status, body["error"]["param"]) == (400, "thinking_token_budget")
+        # Clients of the Anthropic API give one to every model.
+        thinking = {"type": "enabled", "budget_tokens": 1024}
+        message = {"messages": ASK, "max_tokens": 60, "thinking": thinking}
+        assert post(running, "/v1/messages", message)[0] == 200
