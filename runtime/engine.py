@@ -19,9 +19,10 @@ from typing import NamedTuple
 from .adjust import Constraint, bad_word_tokens
 from .blocks import BlockPool
 from .errors import LogitsError, QueueFullError, RequestError
-from .executor import Batch, StepRunner
+from .executor import Batch, Releasing, StepRunner
 from .flight import Flight, Flights
 from .grammar import Grammars
+from .limits import at_most, check_budget
 from .logprobs import Decode
 from .memory import BlockMemory
 from .monitor import config_of, spreads
@@ -104,9 +105,9 @@ class Engine:
         if pace is not None and not pace > 1.0:
             raise ValueError(f"pace={pace}: wanted more than 1")
         self.runner, self.text, self.max_waiting = runner, text, max_waiting
-        self.max_context = _at_most("max_context", max_context, runner.max_context)
-        self.max_batch = _at_most("max_batch", max_batch, runner.max_batch)
-        _check_budget(token_budget, self.max_batch)
+        self.max_context = at_most("max_context", max_context, runner.max_context)
+        self.max_batch = at_most("max_batch", max_batch, runner.max_batch)
+        check_budget(token_budget, self.max_batch)
         self.pooling = pooling
         self.vocabulary = pooling.token_ids if pooling else runner.vocabulary
         # A configuration may name tokens that the model never learned to give.
@@ -464,6 +465,17 @@ class Engine:
         """Find no prompt in the prefix cache that was computed before now."""
         self.pool.forget()
 
+    def sleep(self) -> None:
+        """Give the memory of the cache back to the machine, and forget what it held; the next step
+        takes it again. Raises `RequestError` where requests run, or memory cannot be given back.
+        """
+        if self.has_work:
+            raise RequestError(f"{len(self._requests)} requests run: nobody may sleep")
+        if not isinstance(self.runner, Releasing):
+            raise RequestError("the memory of this engine's cache cannot be given back")
+        self.pool.forget()
+        self.runner.release_caches()
+
     def config(self) -> dict[str, str]:
         """How the engine was made, by names, for a monitor."""
         return {
@@ -481,17 +493,3 @@ class Engine:
         tracked = {s: t.request.name for s, t in self._tracks.items()}
         assert scheduled == set(tracked), f"{scheduled ^ set(tracked)} is scheduled or asked alone"
         assert set(tracked.values()) == set(self._requests), f"{tracked}, {set(self._requests)}"
-
-
-def _check_budget(tokens: int | None, max_batch: int) -> None:
-    if tokens is not None and tokens < max_batch:
-        raise ValueError(
-            f"token_budget={tokens}: wanted {max_batch} or more, one token for each sequence of a"
-            " full batch"
-        )
-
-
-def _at_most(name: str, given: int | None, limit: int) -> int:
-    if given is not None and not 1 <= given <= limit:
-        raise ValueError(f"{name}={given}: wanted 1 to {limit}, which the artifact was built for")
-    return limit if given is None else given

@@ -12,7 +12,7 @@ import numpy as np
 from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
 from .binding import Binder, Bound, Kernels, run_bound, run_timed
 from .kernel_times import StepSample
-from .tensors import STORAGE, Array, aligned_bytes, allocate, place
+from .tensors import STORAGE, Array, aligned_bytes, allocate, place, release
 from .weights import Weights
 
 
@@ -104,6 +104,15 @@ class Overlapping(Protocol):
         """What `step` gives of a step that was begun; good until the second step after it begins,
         logits until the next that wants any.
         """
+        ...
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """A runner that can do without the memory of its caches until the next step."""
+
+    def release_caches(self) -> None:
+        """Give the memory back; what was in it is lost."""
         ...
 
 
@@ -209,6 +218,11 @@ class Executor:
         """Put what `read_state` gave into a state."""
         for states, entry in zip(self._states, content, strict=True):
             states[state] = entry
+
+    def release_caches(self) -> None:
+        """Give the memory of caches and states back to the machine; they hold zeros after it."""
+        for cache in self._caches.values():
+            release(cache)
 
     def prepare(self, batch: Batch) -> Bound:
         """The calls of one step, its inputs filled in, for whoever measures kernels one by one."""

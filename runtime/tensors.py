@@ -1,5 +1,7 @@
 """Aligned memory and the tensors that kernels see in it."""
 
+import ctypes
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +47,23 @@ def place(memory: Array, offset: int, dtype: str, shape: Sequence[int]) -> Array
 def allocate(dtype: str, shape: Sequence[int]) -> Array:
     """A new aligned array of zeros."""
     return place(aligned_bytes(tensor_bytes(dtype, shape)), 0, dtype, shape)
+
+
+def release(array: Array) -> None:
+    """Give the whole pages of an array of `allocate` back to the machine: they are zeros, and taken
+    again when they are written.
+    """
+    page, address = mmap.PAGESIZE, array.ctypes.data
+    first, end = -(-address // page) * page, (address + array.nbytes) // page * page
+    if end <= first:
+        array[...] = 0
+        return
+    flat = array.reshape(-1).view(np.uint8)
+    flat[: first - address] = flat[end - address :] = 0
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    if advise(first, end - first, mmap.MADV_DONTNEED) != 0:
+        raise OSError(ctypes.get_errno(), f"madvise of {end - first} bytes")
 
 
 class _Lent:

@@ -65,6 +65,10 @@ class Engine(Protocol):
         """Find no prompt in the cache that was computed before now."""
         ...
 
+    def sleep(self) -> None:
+        """Give the memory of the cache back until the next step; raises `RequestError`."""
+        ...
+
 
 @dataclass(eq=False)
 class Record:
@@ -239,6 +243,10 @@ class EngineFront:
     async def forget_prefixes(self) -> None:
         """Empty the prefix cache, between two steps."""
         await self._call(self.engine.forget_prefixes)
+
+    async def sleep(self) -> None:
+        """Give the memory of the cache back until the next step."""
+        await self._call(self.engine.sleep)
 
     async def _call(self, work: Callable[[], T]) -> T:
         if not self.is_alive:

@@ -188,8 +188,10 @@ class EngineCollector(Collector):
         startups: Mapping[str, float],
         *,
         ready: bool,
+        asleep: bool,
     ) -> None:
-        self._stats, self._configs, self._ready = stats, configs, ready
+        self._stats, self._configs = stats, configs
+        self._ready, self._asleep = ready, asleep
         self._startups = startups
 
     def collect(self) -> Iterable[Metric]:
@@ -204,6 +206,13 @@ class EngineCollector(Collector):
         for model, seconds in self._startups.items():
             started.add_metric((model, "0"), seconds)
         yield started
+        sleeps = GaugeMetricFamily(
+            "ferrule:engine_sleep_state", _SLEEP, labels=(*LABELS, "sleep_state")
+        )
+        for model in self._stats:
+            sleeps.add_metric((model, "0", "awake"), int(not self._asleep))
+            sleeps.add_metric((model, "0", "asleep"), int(self._asleep))
+        yield sleeps
         yield GaugeMetricFamily("ferrule:ready", "1 while requests are taken.", int(self._ready))
         for model, config in self._configs.items():
             names = {"model_name": model, "engine": "0", **config}
@@ -252,6 +261,7 @@ def usage(stats: EngineStats) -> float:
 
 
 _STARTUP = "Seconds from the artifact's files to an engine that serves."
+_SLEEP = "1 for the state that an engine is in: its cache has memory, or has not."
 _SPREADS = {
     "kv_block_lifetime_seconds": "From when a block is taken to when its content is given up.",
     "kv_block_idle_before_evict_seconds": "From a block's last holder to when it is given up.",

@@ -7,6 +7,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from ..beam import BeamSearchParams
+from ..errors import RequestError
 from ..sampling import SamplingParams
 from .beams import BeamRun
 from .errors import ApiError, unsupported
@@ -25,13 +26,13 @@ class Service:
 
     def __init__(self, models: Models, settings: Settings, metrics: ServerMetrics) -> None:
         self.models, self.settings, self.metrics = models, settings, metrics
-        self.draining = False
+        self.draining = self.asleep = False
         self.kept = KeptResponses(settings.kept_responses)
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
-        return not self.draining and self.is_alive
+        return not (self.draining or self.asleep) and self.is_alive
 
     @property
     def is_alive(self) -> bool:
@@ -47,7 +48,27 @@ class Service:
         """The model that a body names, while requests are taken."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="draining", retry_after=5)
+        if self.asleep:
+            raise ApiError(503, "the server sleeps: POST /wake_up", code="asleep")
         return self.models[name]
+
+    async def sleep(self) -> None:
+        """Take no requests, and give the memory of every cache back, until `asleep` is False again;
+        raises where requests run.
+        """
+        if self.unfinished:
+            message = f"{self.unfinished} requests run: end them or wait"
+            raise ApiError(409, message, code="requests_running")
+        self.asleep = True
+        try:
+            for front in self.models.fronts.values():
+                await front.sleep()
+        except RequestError as error:
+            self.asleep = False
+            raise ApiError(400, str(error), code="unsupported_model") from error
+        except BaseException:
+            self.asleep = False
+            raise
 
     async def answer(
         self,

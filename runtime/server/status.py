@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ..engine import EngineStats
-from .errors import ApiError
+from .errors import ApiError, invalid
 from .metrics import EngineCollector, usage
 from .service import Service
 from .streams import finite
@@ -25,7 +25,7 @@ _PAGE = {
 def routes(service: Service, version: str) -> APIRouter:
     """The endpoints over a service."""
     router = APIRouter(tags=["operation"])
-    for add in (_add_models, _add_states, _add_checks, _add_counts):
+    for add in (_add_models, _add_states, _add_checks, _add_sleep, _add_counts):
         add(router, service)
 
     _add_facts(router, service, version)
@@ -132,6 +132,29 @@ def _add_checks(router: APIRouter, service: Service) -> None:
         return Response()
 
 
+def _add_sleep(router: APIRouter, service: Service) -> None:
+    @router.post("/sleep")
+    async def sleep(level: int = 1) -> Response:
+        """Take no requests and give the memory of the caches back; weights stay, so that 1 is the
+        only level.
+        """
+        if level != 1:
+            raise invalid("level", f"given {level}, wanted 1: weights are mapped files and stay")
+        await service.sleep()
+        return Response()
+
+    @router.post("/wake_up")
+    async def wake_up() -> Response:
+        """Take requests again."""
+        service.asleep = False
+        return Response()
+
+    @router.get("/is_sleeping")
+    async def is_sleeping() -> dict[str, bool]:
+        """Whether the server sleeps."""
+        return {"is_sleeping": service.asleep}
+
+
 def _add_counts(router: APIRouter, service: Service) -> None:
     @router.get("/kernels")
     async def kernels(model: str | None = None) -> dict[str, Any]:
@@ -163,7 +186,9 @@ async def metrics_text(service: Service) -> bytes:
     configs = {model.name: model.config for model in service.models if model.config}
     startups = {m.name: m.startup_seconds for m in service.models if m.startup_seconds is not None}
     stats = await _stats(service)
-    now.register(EngineCollector(stats, configs, startups, ready=service.is_ready))
+    now.register(
+        EngineCollector(stats, configs, startups, ready=service.is_ready, asleep=service.asleep)
+    )
     return generate_latest(service.metrics.registry) + generate_latest(now)
 
 

@@ -1,12 +1,16 @@
 """Binding, limits and errors of the executors, over the toy's kernels and over none."""
 
 import json
+import mmap
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ferrule.ir.plan import Plan, PlanError
-from ferrule.runtime.errors import ArtifactError, StepError
+from ferrule.runtime.artifact import load
+from ferrule.runtime.engine import Engine
+from ferrule.runtime.errors import ArtifactError, RequestError, StepError
 from ferrule.runtime.executor import (
     Batch,
     Executor,
@@ -15,8 +19,9 @@ from ferrule.runtime.executor import (
 )
 from ferrule.runtime.library import KernelLibrary
 from ferrule.runtime.pools import Pools, pools_for
-from ferrule.runtime.tensors import allocate
-from toys import argument, toy_next, toy_plan
+from ferrule.runtime.sampling import SamplingParams
+from ferrule.runtime.tensors import allocate, release
+from toys import FakeRunner, argument, toy_generate, toy_next, toy_plan
 
 
 class Recorder:
@@ -249,3 +254,44 @@ def test_states_are_kept_apart_from_blocks_and_bound_the_batch():
     executor.write_state(4, content)
     np.testing.assert_array_equal(executor._caches["h"][4], np.arange(30, 45).reshape(3, 5))
     assert [a.shape for a in executor.read_blocks([1])] == [(1, 4, 1)]
+
+
+def test_memory_that_is_given_back_holds_zeros():
+    for size in (10, 5_000, 1 << 24):
+        array = allocate("f32", (size // 2, 2))
+        array[...] = 3.0
+        before = resident()
+        release(array)
+        assert size < 1 << 24 or before - resident() > 48 << 20
+        assert not array.any()
+        array[0, 0] = 1.0
+        assert array.sum() == 1.0
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_an_engine_sleeps_and_goes_on(toy):
+    engine = load(toy).new_engine()
+    prompt = [3, 1, 4, 1, 5, 9]
+    params = SamplingParams(temperature=0.0, max_tokens=6)
+
+    def generated():
+        name, tokens = engine.submit(prompt, params), []
+        with pytest.raises(RequestError, match="1 requests run: nobody may sleep"):
+            engine.sleep()
+        while engine.has_work:
+            tokens += [t for d in engine.step() for t in d.token_ids if d.request_id == name]
+        return tuple(tokens)
+
+    assert generated() == toy_generate(prompt, 6)
+    assert engine.pool.cached
+    engine.sleep()
+    engine.check()
+    assert not engine.pool.cached and not any(c.any() for c in engine.runner._caches.values())
+    assert generated() == toy_generate(prompt, 6)
+    assert engine.stats().prefix_hits == 0
+    with pytest.raises(RequestError, match="cannot be given back"):
+        Engine(FakeRunner()).sleep()

@@ -246,7 +246,7 @@ def test_histograms_of_an_engine_are_scraped():
         spreads={"kv_block_lifetime_seconds": seen},
     )  # fmt: skip
     registry = CollectorRegistry()
-    registry.register(EngineCollector({"m": stats}, {}, {"m": 2.5}, ready=True))
+    registry.register(EngineCollector({"m": stats}, {}, {"m": 2.5}, ready=True, asleep=False))
 
     def value(name, **labels):
         return registry.get_sample_value(f"ferrule:{name}", LABELS | labels)

@@ -1,14 +1,16 @@
 """Endpoints for operators, and the log."""
 
+import http.client
 import io
 import json
 import logging
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ferrule.runtime.server.middleware import JsonFormatter
 from ferrule.runtime.server.settings import Settings
-from scripted import serving, wait_for
+from scripted import ScriptRunner, serving, wait_for
 from test_errors import post
 
 
@@ -140,3 +142,54 @@ def test_facts_of_a_server(server):
     assert found["chat_template"].startswith("{% for m in messages %}")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         get(server, "/tokenizer_info?model=cat")
+
+
+def test_a_server_that_sleeps_takes_no_requests(tokenizer):
+    runner = Sleeper()
+    body = {"prompt": "th", "max_tokens": 4, "temperature": 0}
+    with serving(tokenizer, {"fox": runner}) as running:
+        runner.delay = 0.05
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(post, running, "/v1/completions", body)
+            wait_for(lambda: running.service.unfinished)
+            status, error = asked(running, "POST", "/sleep")
+            assert status == 409 and "requests_running" in error
+            assert first.result()[0] == 200
+        assert asked(running, "GET", "/is_sleeping") == (200, '{"is_sleeping":false}')
+        assert asked(running, "POST", "/sleep?level=2")[0] == 400
+        assert asked(running, "POST", "/sleep")[0] == 200 and runner.released == 1
+        assert asked(running, "GET", "/is_sleeping") == (200, '{"is_sleeping":true}')
+        assert asked(running, "GET", "/ready")[0] == 503
+        assert asked(running, "GET", "/health")[0] == 200
+        asleep = 'sleep_state{engine="0",model_name="fox",sleep_state="asleep"} 1.0'
+        assert asleep in asked(running, "GET", "/metrics")[1]
+        status, error = post(running, "/v1/completions", body)
+        assert (status, error["error"]["code"]) == (503, "asleep")
+        assert asked(running, "POST", "/wake_up")[0] == 200
+        assert post(running, "/v1/completions", body)[0] == 200
+
+
+def test_who_cannot_sleep_says_so_and_goes_on(server):
+    status, error = asked(server, "POST", "/sleep")
+    assert status == 400 and "cannot be given back" in error
+    assert asked(server, "GET", "/ready")[0] == 200
+
+
+def asked(running, method, path):
+    """Status and text of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode()
+    connection.close()
+    return found
+
+
+class Sleeper(ScriptRunner):
+    """Counts how often its caches were let go."""
+
+    released = 0
+
+    def release_caches(self):
+        self.released += 1
+        self.cache[...] = -1
