@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .help_topics import TopicalHelp
 from .measure import bench
 
 if TYPE_CHECKING:
@@ -224,7 +225,9 @@ def serve(
     threads: Threads = None,
     kv_memory: CacheMemory = None,
 ) -> None:
-    """Serve artifacts over the OpenAI API, with metrics and a page to try them on."""
+    """Serve artifacts over the OpenAI API, with metrics and a page to try them on. Parts of this
+    help: --help=listgroup, --help=Engine, --help=kv-memory.
+    """
     _serve(SimpleNamespace(**locals()))
 
 
@@ -350,6 +353,6 @@ def batch(
 
 def add_commands(app: typer.Typer) -> None:
     """Hang the commands of this file on the command line."""
-    app.command()(serve)
+    app.command(cls=TopicalHelp)(serve)
     app.command()(batch)
     app.add_typer(bench, name="bench")

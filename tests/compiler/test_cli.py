@@ -156,3 +156,30 @@ def test_sizes_are_read_as_they_are_written(text: str, wanted: int):
     from ferrule.compiler.cli import _bytes
 
     assert _bytes(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("topic", "shown", "hidden"),
+    [
+        ("listgroup", ["Engine:", "Limits:", "Listening:"], ["--seed"]),
+        ("engine", ["Engine:", "--seed", "--pace"], ["--port"]),
+        ("Limits", ["--max-waiting"], ["--seed"]),
+        ("seed", ["--seed"], ["--pace"]),
+        ("--kv-memory", ["--kv-memory"], ["--swap-memory"]),
+        ("memory", ["--kv-memory", "--swap-memory"], ["--pace"]),
+        ("no-enable-prefix-caching", ["--no-enable-prefix-caching"], ["--port"]),
+        ("page", ["--seed", "--port", "--help"], []),
+    ],
+)
+def test_help_by_topics(topic, shown, hidden):
+    done = CliRunner().invoke(app, ["serve", f"--help={topic}"])
+    assert done.exit_code == 0, done.output
+    assert all(word in done.output for word in shown), done.output
+    assert not any(word in done.output for word in hidden), done.output
+
+
+def test_help_of_no_topic():
+    done = CliRunner().invoke(app, ["serve", "--help=sead"])
+    assert done.exit_code == 2 and "did you mean 'seed'?" in done.output
+    done = CliRunner().invoke(app, ["serve", "--", "--help=seed"])
+    assert "no artifact here" in str(done.exception)
