@@ -38,8 +38,8 @@ Endpoint = Annotated[str | None, typer.Option(help="Where to send requests; the 
 Dataset = Annotated[
     str | None,
     typer.Option(
-        help="random, prefix_repetition, sharegpt, sonnet, burstgpt, spec_bench or custom; random,"
-        " or custom where there is a path."
+        help="random, prefix_repetition, sharegpt, sonnet, burstgpt, spec_bench, hf (files of a"
+        " data set) or custom; random, or custom where there is a path."
     ),
 ]
 DatasetPath = Annotated[Path | None, typer.Option(help="The dataset's file; custom: JSONL.")]
@@ -48,7 +48,10 @@ PrefixLength = Annotated[int, typer.Option(help="Tokens that prompts share.")]
 Prefixes = Annotated[int, typer.Option(help="Different beginnings of prompts.")]
 OwnOutput = Annotated[int | None, typer.Option(help="Tokens to generate for each.")]
 Category = Annotated[str | None, typer.Option(help="Questions of one kind alone.")]
-Rate = Annotated[float, typer.Option(help="Requests a second; inf sends all.")]
+Split = Annotated[str, typer.Option(help="Files of a folder whose names have this in them.")]
+Rates = Annotated[
+    str, typer.Option(help="Requests a second; inf sends all. Several, 1,2,4,inf, are a sweep.")
+]
 Burstiness = Annotated[float, typer.Option(help="1 is a Poisson process.")]
 Strategy = Annotated[str | None, typer.Option(help="linear or exponential: the rate changes.")]
 Rps = Annotated[float | None, typer.Option(help="Requests a second at this end of the ramp.")]
@@ -101,8 +104,10 @@ def bench_serve(
     spec_bench_output_len: OwnOutput = 256,
     spec_bench_category: Category = None,
     custom_output_len: OwnOutput = 256,
+    hf_output_len: OwnOutput = None,
+    hf_split: Split = "train",
     vocabulary: Vocabulary = 1000,
-    request_rate: Rate = float("inf"),
+    request_rate: Rates = "inf",
     burstiness: Burstiness = 1.0,
     ramp_up_strategy: Strategy = None,
     ramp_up_start_rps: Rps = None,
@@ -122,18 +127,42 @@ def bench_serve(
     output: Save = None,
 ) -> None:
     """Load a server and measure throughput and latencies as its clients see them."""
-    given = SimpleNamespace(**locals())
-    load = _load_of(given)
-    found = _named(given) | _measured(given, load)
-    _save(given, found)
-    typer.echo(_table(found, load))
-    if found["failed"]:
-        first = next(error for error in found["errors"] if error)
-        typer.echo(f"error: {found['failed']} requests failed, the first one: {first}", err=True)
+    _bench(SimpleNamespace(**locals()))
+
+
+def _bench(given: Any) -> None:
+    """Load a server with the options of the command, by their names."""
+    rates = given.request_rate
+    runs = [_run(given, _load_of(given, rate)) for rate in _rates(rates)]
+    _save(given, runs[0] if len(runs) == 1 else {**_named(given, rates), "runs": runs})
+    if len(runs) > 1:
+        from ..runtime.bench.table import sweep_table
+
+        typer.echo(sweep_table(runs, given.percentile_metrics.split(",")))
+    if errors := [error for found in runs for error in found["errors"] if error]:
+        typer.echo(f"error: {len(errors)} requests failed, the first one: {errors[0]}", err=True)
         raise typer.Exit(1)
 
 
-def _load_of(given: Any) -> Load:
+def _rates(text: str) -> list[float]:
+    try:
+        rates = [float(rate) for rate in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--request-rate {text!r}: wanted numbers, or inf") from None
+    if not all(rate > 0 for rate in rates):
+        raise typer.BadParameter(f"--request-rate {text!r}: wanted numbers above 0")
+    return rates
+
+
+def _run(given: Any, load: Load) -> dict[str, Any]:
+    """Measure one rate, and print what was found."""
+    found = _named(given, load.rate if load.rate != float("inf") else "inf")
+    found |= _measured(given, load)
+    typer.echo(_table(found, load))
+    return found
+
+
+def _load_of(given: Any, rate: float) -> Load:
     from ..runtime.bench.load import METRICS, Load
 
     if given.backend not in ENDPOINTS:
@@ -145,7 +174,7 @@ def _load_of(given: Any) -> Load:
     return Load(
         model=given.model,
         endpoint=given.endpoint or ENDPOINTS[given.backend],
-        rate=given.request_rate,
+        rate=rate,
         burstiness=given.burstiness,
         max_concurrency=given.max_concurrency,
         ignore_eos=given.ignore_eos,
@@ -189,6 +218,7 @@ def _source(given: Any) -> Source:
         "burstgpt": (0, given.burstgpt_output_len, 0),
         "spec_bench": (0, given.spec_bench_output_len, 0),
         "custom": (0, given.custom_output_len, 0),
+        "hf": (0, given.hf_output_len, 0),
     }
     inputs, outputs, prefix = lengths.get(name, (0, None, 0))
     return Source(
@@ -202,6 +232,7 @@ def _source(given: Any) -> Source:
         prefixes=given.prefix_repetition_num_prefixes,
         vocabulary=given.vocabulary,
         category=given.spec_bench_category,
+        split=given.hf_split,
         tokenizer=given.tokenizer,
         seed=given.seed,
     )
@@ -216,15 +247,14 @@ def _measured(given: Any, load: Load) -> dict[str, Any]:
     return asyncio.run(measure(Target(url, headers), _source(given).asks(), load))
 
 
-def _named(given: Any) -> dict[str, Any]:
+def _named(given: Any, rate: float | str) -> dict[str, Any]:
     """What a result says of how it came about."""
-    rate = given.request_rate
     return {
         "date": time.strftime("%Y%m%d-%H%M%S"),
         "backend": given.backend,
         "model_id": given.model,
         "num_prompts": given.num_prompts,
-        "request_rate": rate if rate != float("inf") else "inf",
+        "request_rate": rate,
         "burstiness": given.burstiness,
         "max_concurrency": given.max_concurrency,
     }

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,18 @@ import numpy as np
 from ..errors import RequestError
 from ..text import Text
 from .prompts import Ask, RandomPrompts, file_asks
+from .rows import read_rows
 
-DATASETS = ("random", "prefix_repetition", "sharegpt", "sonnet", "burstgpt", "spec_bench", "custom")
+DATASETS = (
+    "random",
+    "prefix_repetition",
+    "sharegpt",
+    "sonnet",
+    "burstgpt",
+    "spec_bench",
+    "hf",
+    "custom",
+)
 _SHORTEST, _LONGEST, _MOST = 4, 1024, 2048  # tokens of a conversation that is taken, as in vLLM
 
 
@@ -36,6 +47,7 @@ class Source:
     prefixes: int = 10
     vocabulary: int = 1000
     category: str | None = None
+    split: str = "train"
     tokenizer: Path | None = None
     seed: int = 0
 
@@ -134,6 +146,16 @@ class Source:
             found.append(Ask(tuple(map(int, ids)), self._output(int(row["Response tokens"]))))
         return found
 
+    def _hf(self, path: Path) -> list[Ask]:
+        """What was asked in rows, in a random order, and as many tokens as their answers have."""
+        rows = list(read_rows(path, self.split))
+        random.Random(self.seed).shuffle(rows)
+        if self.output is not None:
+            return [Ask(row.prompt, self.output) for row in rows[: self.count]]
+        size = self._count_tokens
+        found = ((row.prompt, size(row.answer)) for row in rows if row.answer)
+        return [Ask(p, n) for p, n in islice(((p, n) for p, n in found if n), self.count)]
+
     def _spec_bench(self, path: Path) -> list[Ask]:
         """The first turns of questions, of one category or of all."""
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -148,4 +170,5 @@ _FILES: dict[str, Callable[[Source, Path], list[Ask]]] = {
     "sonnet": Source._sonnet,
     "burstgpt": Source._burstgpt,
     "spec_bench": Source._spec_bench,
+    "hf": Source._hf,
 }

@@ -42,3 +42,25 @@ def table(found: Mapping[str, Any], metrics: Sequence[str]) -> str:
 def _line(text: str, value: float) -> str:
     shown = f"{value:.2f}" if isinstance(value, float) else str(value)
     return f"{text:<40}{shown:>10}"
+
+
+def sweep_table(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """A line for each rate of a sweep: what it gave, and the median and the highest percentile of
+    each metric in milliseconds.
+    """
+    columns = [("rate", "request_rate"), ("req/s", "request_throughput")]
+    columns += [("tok/s", "output_throughput")]
+    if runs[0]["request_goodput"] is not None:
+        columns.append(("good/s", "request_goodput"))
+    for metric in metrics:
+        own = [name for name in runs[0] if name.endswith(f"_{metric}_ms")]
+        for name in (f"median_{metric}_ms", own[-1]):
+            kind = name.removesuffix(f"_{metric}_ms")
+            columns.append((f"{'p50' if kind == 'median' else kind} {metric}", name))
+    lines = ["".join(f"{title:>11}" for title, _ in columns)]
+    lines += ["".join(f"{_short(found[name]):>11}" for _, name in columns) for found in runs]
+    return "\n".join(lines)
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

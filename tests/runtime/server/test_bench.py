@@ -134,9 +134,78 @@ def test_datasets_of_files(tmp_path, tokenizer):
     with pytest.raises(RequestError, match="no file of burstgpt"):
         Source("burstgpt", path).asks()
     with pytest.raises(RequestError, match="wanted one of random"):
-        Source("hf").asks()
+        Source("hub").asks()
     with pytest.raises(RequestError, match="needs --dataset-path"):
         Source("custom").asks()
+
+
+def test_rows_of_data_sets(tmp_path, tokenizer):
+    rows = [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "one"},
+                      {"role": "assistant", "content": "abc"}]},
+        {"conversations": [{"from": "human", "value": "two"}, {"from": "gpt", "value": "abcd"}]},
+        {"instruction": "three", "input": "more", "output": "abcde"},
+        {"question": "four", "answer": "abcdef"},
+        {"turns": ["five"]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "six"}]}]},
+    ]  # fmt: skip
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "train-0.jsonl").write_text("\n".join(map(json.dumps, rows[:3])))
+    (folder / "sub" / "train-1.json").write_text(json.dumps(rows[3:]))
+    (folder / "test.json").write_text(json.dumps(rows[:1]))
+    asks = Source("hf", folder, tokenizer=tokenizer).asks()
+    wanted = {"one": 3, "two": 4, "three\nmore": 5, "four": 6}
+    assert {a.prompt: a.output_tokens for a in asks} == wanted
+    assert len(Source("hf", folder, 2, tokenizer=tokenizer).asks()) == 2
+    every = Source("hf", folder, output=7).asks()
+    assert {a.prompt for a in every} == {*wanted, "five", "six"}
+    assert every == Source("hf", folder, output=7).asks()
+    assert [a.prompt for a in every] != [
+        a.prompt for a in Source("hf", folder, output=7, seed=1).asks()
+    ]
+    assert Source("hf", folder, output=1, split="test").asks() == [Ask("one", 1)]
+    with pytest.raises(
+        RequestError, match=r"no files of the split 'dev'; data files: train-1\.json"
+    ):
+        Source("hf", folder, split="dev").asks()
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"label": 1}')
+    with pytest.raises(RequestError, match=r"other.jsonl, row 1: nobody asks: columns label"):
+        Source("hf", other, output=1).asks()
+
+
+def test_a_sweep_of_rates(server, tmp_path):
+    from ferrule.compiler.cli import app
+    from typer.testing import CliRunner
+
+    path = tmp_path / "sweep.json"
+    command = ["bench", "serve", "--base-url", server.url, "--num-prompts", "3", "--model", "fox"]
+    command += ["--random-input-len", "5", "--random-output-len", "4", "--vocabulary", "200"]
+    command += ["--percentile-metrics", "ttft,tpot", "--goodput", "ttft:9000"]
+    done = CliRunner().invoke(app, [*command, "--request-rate", "40,90,inf", "-o", str(path)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(path.read_text())
+    assert [run["request_rate"] for run in found["runs"]] == [40.0, 90.0, "inf"]
+    assert [run["completed"] for run in found["runs"]] == [3, 3, 3]
+    title, *lines = done.output.rstrip().splitlines()[-4:]
+    assert title.split() == [
+        "rate",
+        "req/s",
+        "tok/s",
+        "good/s",
+        "p50",
+        "ttft",
+        "p99",
+        "ttft",
+        "p50",
+        "tpot",
+        "p99",
+        "tpot",
+    ]
+    assert [line.split()[0] for line in lines] == ["40.00", "90.00", "inf"]
+    for wrong in ("1,x", "0", "-1,2"):
+        assert CliRunner().invoke(app, [*command, "--request-rate", wrong]).exit_code == 2
 
 
 def test_prompts_of_a_file(tmp_path):
