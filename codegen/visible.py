@@ -19,9 +19,13 @@ class Mask(NamedTuple):
 
 def pairs_doubled(mask: Mask, length: Dim, queries: Dim) -> Dim:
     """Twice the visible pairs of the last `queries` of `length` tokens and all before them."""
-    if not mask.causal:
+    if not mask.causal and not mask.window:
         return as_dim(2 * length * queries)
-    return as_dim(_doubled_up_to(mask, length) - _doubled_up_to(mask, length - queries))
+    before = _doubled_up_to(mask, length) - _doubled_up_to(mask, length - queries)
+    if mask.causal:
+        return as_dim(before)
+    # Behind a query stand as many as before one that is as far from the other end.
+    return as_dim(before + _doubled_up_to(mask, queries) - 2 * queries)
 
 
 def _doubled_up_to(mask: Mask, count: Dim) -> Dim:
@@ -47,7 +51,7 @@ def span(mask: Mask, length: Dim, queries: Dim) -> Dim:
     if mask.chunk and mask.causal:
         first = length - queries
         return as_dim(length - first // mask.chunk * mask.chunk)
-    if mask.window and mask.causal:
+    if mask.window:
         return as_dim(_smaller(length, queries + mask.window - 1))
     return length
 

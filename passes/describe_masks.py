@@ -48,7 +48,7 @@ class Mask:
         i, j = np.arange(length)[:, None], np.arange(length)[None, :]
         seen = (j <= i) if self.causal else np.ones((length, length), bool)
         if self.window:
-            seen &= i - j < self.window
+            seen &= np.abs(i - j) < self.window
         return seen & (i // self.chunk == j // self.chunk) if self.chunk else seen
 
 

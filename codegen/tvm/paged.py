@@ -281,6 +281,8 @@ def seen_keys(node: Node, item: Item, i: Expr) -> tuple[Expr, Expr]:
     high: Expr = bind(position + i64(1)) if node["causal"] else item.high
     if node["window"]:
         low = bind(tirx.max(position - i64(node["window"] - 1), i64(0)))
+        if not node["causal"]:
+            high = bind(tirx.min(position + i64(node["window"]), high))
     if node["chunk"]:
         chunk = i64(node["chunk"])
         begin = bind(tirx.floordiv(position, chunk) * chunk)
@@ -319,6 +321,8 @@ def _item(batch: Batch, a: Attention, group: Expr, n: Expr, tile: Expr) -> Item:
     count = bind(tirx.min(end - query, i64(a.tokens)))
     position = bind(length - (end - query))
     high = bind(position + count) if node["causal"] else length
+    if node["window"] and not node["causal"]:
+        high = bind(tirx.min(position + count + i64(node["window"] - 1), length))
     low: Expr = i64(0)
     if node["window"] or node["chunk"]:
         whole = Item(n, group, query, position, count, low, high)

@@ -41,7 +41,7 @@ def visible(queries: Tensor, keys: Tensor, *, causal: bool, window: int, chunk: 
     if causal:
         seen = seen & (j <= i)
     if window:
-        seen = seen & (i - j < window)
+        seen = seen & ((i - j).abs() < window)
     if chunk:
         ordinal = (torch.div(x, chunk, rounding_mode="floor") for x in (i, j))
         seen = seen & (next(ordinal) == next(ordinal))

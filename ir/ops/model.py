@@ -103,7 +103,7 @@ def attention(
     """softmax(softcap(scale q k^T) + mask) v; head h of q reads group h G / H of k and v.
 
     Shapes: q[B, H, S, D], k[B, G, L, D], v[B, G, L, E]. Key j is visible to query i when j <= i
-    (causal; torch's is_causal), i - j < window (window > 0) and i // chunk == j // chunk
+    (causal; torch's is_causal), |i - j| < window (window > 0) and i // chunk == j // chunk
     (chunk > 0). softcap(s) = c tanh(s / c), or s where c is 0. Extras name the further inputs:
     "mask" (bool: allowed; float: added to the scores; broadcasts to [B, H, S, L]), "sinks" ([H]
     logits that join the softmax and are dropped), "slopes" ([H]: slope (j - i) is added), "bias"

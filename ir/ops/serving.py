@@ -32,7 +32,7 @@ def ragged_attention(
 
     Shapes: q[T, H, D], k[T, G, D], v[T, G, E]; sequence n is rows query_start[n] to
     query_start[n + 1]. Key j is visible to query i of the same sequence when j <= i (causal),
-    i - j < window (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits
+    |i - j| < window (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits
     that join the softmax and are dropped), "slopes" [H] (slope (j - i) is added to the score),
     "bias" f32[H, L] (bias[h, min(i - j, L - 1)] is added), "selected" i32[T, C] (of the visible
     keys only those whose places in the sequence it names are seen; -1 names none; places ascend).

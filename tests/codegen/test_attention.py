@@ -64,10 +64,10 @@ def paged(
     return Graph("paged", inputs, (t.reshape(y, shape=(T, heads * values)),))
 
 
-def ragged() -> Graph:
+def ragged(*, causal: bool = True) -> Graph:
     q, k, v = given("q", "f32", T, 4, 20), given("k", "f32", T, 2, 20), given("v", "f32", T, 2, 7)
     starts = given("starts", "i32", N + 1)
-    y = serving.ragged_attention(q, k, v, starts, scale=0.2, window=5)
+    y = serving.ragged_attention(q, k, v, starts, scale=0.2, window=5, causal=causal)
     return Graph("ragged", (q, k, v, starts), (y,))
 
 
@@ -109,6 +109,8 @@ BODIES = {
     "coded cache": paged("f32", 6, 2, 64, 40, cached="i8", extras=("sinks",)),
     "coded cache of pairs": paged("bf16", 6, 2, 80, 64, cached="i8"),
     "ragged": ragged(),
+    "ragged, both sides": ragged(causal=False),
+    "both sides": paged("bf16", 4, 2, 32, 32, causal=False, window=40),
     "dense": dense(causal=True),
     "masked": dense(mask="bool"),
     "added": dense(mask="f32"),
@@ -144,7 +146,7 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
         return
     for new, old in BATCHES:
         inputs, dims = ragged_batch(new, old, blocks_of(name))
-        if name == "ragged":
+        if name.startswith("ragged"):
             inputs = {"starts": inputs["starts"]}
         kernels.check(name, inputs, **dims)
 

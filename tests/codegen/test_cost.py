@@ -124,14 +124,18 @@ def counted(mask: Mask, length: int, queries: int) -> tuple[int, int]:
         for i in range(length - queries, length)
         for j in range(length)
         if (not mask.causal or j <= i)
-        and (not mask.window or i - j < mask.window)
+        and (not mask.window or abs(i - j) < mask.window)
         and (not mask.chunk or i // mask.chunk == j // mask.chunk)
     ]
     return 2 * len(visible), len({j for _, j in visible})
 
 
 @pytest.mark.parametrize(
-    "mask", [Mask(True, 0, 0), Mask(False, 0, 0), Mask(True, 5, 0), Mask(True, 0, 4)]
+    "mask",
+    [
+        *(Mask(True, 0, 0), Mask(False, 0, 0), Mask(True, 5, 0), Mask(True, 0, 4)),
+        *(Mask(False, 3, 0), Mask(False, 1, 0)),
+    ],
 )
 def test_formulas_of_masks_count_what_is_visible(mask: Mask) -> None:
     both: tuple[Dim, Dim] = pairs_doubled(mask, L, T // N), span(mask, L, T // N)

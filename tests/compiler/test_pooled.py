@@ -18,6 +18,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    ModernBertConfig,
+    ModernBertModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
@@ -100,6 +102,17 @@ def test_positions_that_count_tokens() -> None:
     for seed in (4, 5):
         assert max(errors(built, model, ragged(seed), "mean")) < 1e-5
     built._front.engine.check()
+
+
+def test_windows_to_both_sides_of_a_token() -> None:
+    torch.manual_seed(7)
+    sizes = SIZES | {"pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3}
+    marks = {"bos_token_id": 2, "eos_token_id": 3}
+    config = ModernBertConfig(**sizes, **marks, local_attention=8, global_attn_every_n_layers=2)
+    model = ModernBertModel(config).eval()
+    built = ferrule.compile(model, pooling="cls", progress=False)
+    assert built.pooling.whole and "window = 5" in (built.path / "graph.ir").read_text()
+    assert max(errors(built, model, ragged(8), "cls")) < 1e-5
 
 
 def test_its_weights_quantize() -> None:

@@ -34,6 +34,17 @@ def window(size: int) -> str:
 """
 
 
+def both_sides(size: int) -> str:
+    """At most `size` away, before or behind."""
+    return f"""  %w = constant {{value = {size}, dtype = "i64"}} : i64[]
+  %iw = sub %i %w : i64[1, 1, S, 1]
+  %after = ge %j %iw : bool[1, 1, S, S]
+  %ib = add %i %w : i64[1, 1, S, 1]
+  %before = le %j %ib : bool[1, 1, S, S]
+  %m = bitwise_and %after %before : bool[1, 1, S, S]
+"""
+
+
 def chunk(size: int) -> str:
     """Causal and in the same chunk."""
     return f"""  %w = constant {{value = {size}, dtype = "i64"}} : i64[]
@@ -94,6 +105,12 @@ def test_families(mask: str, window_: int, chunk_: int, evaluator):
     assert (attention["causal"], attention["window"], attention["chunk"]) == (True, window_, chunk_)
     assert attention["extras"] == ()
     assert len(attention.inputs) == 3
+
+
+@pytest.mark.parametrize(("size", "window_"), [(4, 5), (64, 65), (4096, 4097), (9000, 0)])
+def test_windows_to_both_sides(size: int, window_: int, evaluator):
+    attention, _ = described(both_sides(size), evaluator)
+    assert (attention["causal"], attention["window"], attention["chunk"]) == (False, window_, 0)
 
 
 def test_linear_bias_becomes_slopes(evaluator):

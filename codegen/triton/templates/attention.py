@@ -35,6 +35,8 @@ def key_range(
         high = position + 1
     if WINDOW > 0:
         low = tl.maximum(position - WINDOW + 1, 0)
+        if not CAUSAL:
+            high = tl.minimum(high, position + WINDOW)
     if CHUNK > 0:
         begin = position // CHUNK * CHUNK
         low = tl.maximum(low, begin)

@@ -114,7 +114,7 @@ class Step:
         if x["bias"] is not None:
             s = s + x["bias"].double()[:, (i - j).clamp(0, 8)]
         seen = (j <= i) | (not a.causal)
-        seen = seen & ((i - j < a.window) if a.window else True)
+        seen = seen & (((i - j).abs() < a.window) if a.window else True)
         seen = seen & ((i // a.chunk == j // a.chunk) if a.chunk else True)
         s = s.masked_fill(~seen, -torch.inf)
         if x["sinks"] is not None:
@@ -157,6 +157,7 @@ class Step:
 LAYERS = {
     "plain": Layer(),
     "window": Layer(heads=3, groups=3, width=33, value_width=20, window=7),
+    "window to both sides": Layer(heads=3, groups=1, causal=False, window=6),
     "latent": Layer(heads=5, groups=1, width=36, value_width=28, shared=True, first=4, softcap=5.0),
     "same": Layer(heads=4, groups=1, width=32, value_width=32, shared=True, dtype=torch.bfloat16),
     "chunk and sinks": Layer(chunk=16, extras=("sinks",), dtype=torch.float16),
