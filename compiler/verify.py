@@ -39,7 +39,7 @@ def source_of(artifact: Artifact, model: str | None) -> Opened:
     """The model that an artifact was compiled from."""
     given = model or artifact.manifest.get("source")
     if artifact.manifest.get("options") is None:
-        raise CompileError(f"{artifact.path}: verify compares language models; this is a module")
+        raise CompileError(f"{artifact.path}: verify compares models that generate; this is none")
     if given is None:
         raise CompileError(
             f"{artifact.path} was compiled from a model in memory: give its checkpoint with --model"

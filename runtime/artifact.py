@@ -98,6 +98,15 @@ class Artifact:
                 self._shared = Front(self.new_engine())
             return self._shared
 
+    @property
+    def _generating(self) -> Front:
+        """The front of an artifact that generates."""
+        if self.pooling is not None:
+            raise RequestError(
+                f"{self.path}: compiled with a pooling: it embeds, and generates not"
+            )
+        return self._front
+
     def new_engine(self, options: EngineOptions = DEFAULTS) -> Engine:
         """A new engine with its own cache, for a server that steps it on a thread of its own.
 
@@ -157,14 +166,14 @@ class Artifact:
         """
         asked = _prompts(prompts)
         chosen = _params(params, len(asked))
-        ids: list[str] = []
+        front, ids = self._generating, list[str]()
         try:
             for prompt, each in zip(asked, chosen, strict=True):
-                ids.append(self._front.submit(prompt, each))
-            return [done for request_id in ids for done in self._front.completions(request_id)]
+                ids.append(front.submit(prompt, each))
+            return [done for request_id in ids for done in front.completions(request_id)]
         finally:
             for request_id in ids:
-                self._front.close(request_id)
+                front.close(request_id)
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> list[Array]:
         """A vector f32[H] for every prompt, of length 1 unless it is wanted as the model gives it;
@@ -194,15 +203,16 @@ class Artifact:
 
     def beam_search(self, prompt: Prompt, params: BeamSearchParams) -> tuple[Completion, ...]:
         """The likeliest continuations of a prompt, the best first."""
-        return beam_search(self._front, prompt, params)
+        return beam_search(self._generating, prompt, params)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Complete one prompt, piece by piece; closing the iterator ends the request."""
-        request_id = self._front.submit(prompt, params)
+        front = self._generating
+        request_id = front.submit(prompt, params)
         try:
-            yield from self._front.deltas(request_id)
+            yield from front.deltas(request_id)
         finally:
-            self._front.close(request_id)
+            front.close(request_id)
 
     def chat_ids(self, messages: Sequence[object], **options: object) -> list[int]:
         """The prompt of a conversation, by the model's chat template."""

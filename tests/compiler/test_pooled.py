@@ -130,6 +130,13 @@ def test_a_folder_is_compiled_by_the_pooling_that_it_declares(tmp_path) -> None:
     assert done.exit_code == 0, done.output
     built = ferrule.load(tmp_path / "out")
     assert built.pooling.kind == "cls"
+    with pytest.raises(RequestError, match="compiled with a pooling: it embeds"):
+        built.generate([3, 4])
+    for command in (["plan"], ["explain", "--no-measure"]):
+        done = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
+        assert done.exit_code == 0 and done.output, (done.output, done.exception)
+    done = CliRunner().invoke(app, ["verify", str(tmp_path / "out")])
+    assert done.exit_code != 0 and "compares models that generate" in str(done.exception)
     assert max(errors(built, model, ragged(0, (9,)), "cls")) < 1e-5
 
 
