@@ -35,8 +35,8 @@ _HALF = ("bf16", "f16")
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query sees, and whether a bias by distance is added: "" (none), "slopes" or
-    "bias"."""
+    """Which keys a query sees, and whether a bias by distance is added: "" (none), "slopes",
+    "bias" or "distances"."""
 
     causal: bool = True
     window: int = 0
@@ -141,7 +141,8 @@ class _Recognizer:
         for length in self.lengths[1:]:
             if (self.values(root, length)[0] != found.allowed(length)).any():
                 raise _NoFamilyError(draw(seen))
-        return replace(found, bias=_bias_family(seen, bias))
+        family = _bias_family if found.causal else _family_of_both_sides
+        return replace(found, bias=family(seen, bias))
 
     def _large_constants(self) -> list[int]:
         """Whole numbers in the subgraph that the lengths tried cannot show."""
@@ -201,6 +202,20 @@ def _bias_family(seen: Array, bias: Array) -> str:
     return "slopes" if np.allclose(relative, linear, rtol=1e-4, atol=1e-5) else "bias"
 
 
+def _family_of_both_sides(seen: Array, bias: Array) -> str:
+    """The same where queries see later keys: a table of distances, if it is anything."""
+    relative = np.where(seen, bias - np.diagonal(bias, axis1=1, axis2=2)[:, :, None], 0.0)
+    if np.abs(relative).max() == 0:
+        return ""
+    most = len(seen) - 1
+    # By distance from -most on: the first query sees furthest ahead, the last one furthest back.
+    table = np.concatenate([relative[:, 0, :0:-1], relative[:, -1, ::-1]], axis=1)
+    distance = np.arange(len(seen))[:, None] - np.arange(len(seen))[None, :]
+    if not np.allclose(relative, np.where(seen, table[:, distance + most], 0.0), 1e-4, 1e-5):
+        raise _NoFamilyError("its bias is not a function of the distance between query and key")
+    return "distances"
+
+
 def widened(root: Node) -> Node:
     """The subgraph with float32 in place of every half-precision float."""
     done: dict[Node, Node] = {}
@@ -239,8 +254,7 @@ def _described(node: Node, mask: Mask, root: Node, max_context: int) -> Node:
     inputs = [*node.inputs[:3], *(x for i, x in enumerate(node.inputs[3:]) if i != at)]
     if mask.bias:
         extras.append(mask.bias)
-        make = _slopes if mask.bias == "slopes" else _table
-        inputs.append(make(root, node.inputs[0].shape[1], max_context))
+        inputs.append(_MAKERS[mask.bias](root, node.inputs[0].shape[1], max_context))
     known: Mapping[str, Any] = {**node.attributes, "extras": tuple(extras)}
     causal = mask.causal or node["causal"]
     return model.attention.build(
@@ -274,15 +288,37 @@ def _slopes(root: Node, heads: Any, max_context: int) -> Node:
 
 def _table(root: Node, heads: Any, max_context: int) -> Node:
     """The bias by distance [H, P], read off the last query of the longest context."""
-    if max_context > TABLE_LIMIT:
-        raise IRError(
-            f"a bias table over {max_context} positions is too large; at most {TABLE_LIMIT}"
-        )
+    _check_table(max_context)
     row = tensor.slice_(
         _at_length(root, heads, max_context), axis=1, start=max_context - 1, stop=max_context
     )
     table = tensor.reshape(tensor.flip(row, axes=(2,)), shape=(heads, max_context))
     return tensor.sub(table, tensor.slice_(table, axis=1, start=0, stop=1))
+
+
+def _distances(root: Node, heads: Any, max_context: int) -> Node:
+    """The bias by distance [H, 2 P - 1], read off the first and the last query of the longest
+    context.
+    """
+    _check_table(max_context)
+    whole = _at_length(root, heads, max_context)
+    first = tensor.flip(tensor.slice_(whole, axis=1, start=0, stop=1), axes=(2,))
+    last = tensor.slice_(whole, axis=1, start=max_context - 1, stop=max_context)
+    back = tensor.slice_(tensor.flip(last, axes=(2,)), axis=2, start=1, stop=max_context)
+    both = tensor.concat(first, back, axis=2)
+    table = tensor.reshape(both, shape=(heads, 2 * max_context - 1))
+    here = tensor.slice_(table, axis=1, start=max_context - 1, stop=max_context)
+    return tensor.sub(table, here)
+
+
+def _check_table(max_context: int) -> None:
+    if max_context > TABLE_LIMIT:
+        raise IRError(
+            f"a bias table over {max_context} positions is too large; at most {TABLE_LIMIT}"
+        )
+
+
+_MAKERS = {"slopes": _slopes, "bias": _table, "distances": _distances}
 
 
 def draw(seen: Array, most: int = 24) -> str:

@@ -295,7 +295,8 @@ def _bias(batch: Batch, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], 
     node = batch.node
     selected = _extra(node, first, "selected")
     slopes, table = _extra(node, first, "slopes"), _extra(node, first, "bias")
-    if slopes is None and table is None:
+    both = _extra(node, first, "distances")
+    if slopes is None and table is None and both is None:
         return None
 
     def read(work: Work, item: Item, i: Expr, h: Expr, j: Expr) -> Expr:
@@ -308,6 +309,10 @@ def _bias(batch: Batch, first: int) -> Callable[[Work, Item, Expr, Expr, Expr], 
             last = work.dims.expr(table.shape[1]) - i64(1)
             held = tirx.min(tirx.max(distance, i64(0)), last)
             total = total + cast(work.pull().value(table, [h, held]), "float32")
+        if both is not None:
+            most = tirx.floordiv(work.dims.expr(both.shape[1]), i64(2))
+            held = tirx.min(tirx.max(distance, -most), most) + most
+            total = total + cast(work.pull().value(both, [h, held]), "float32")
         return total
 
     return read

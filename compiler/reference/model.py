@@ -56,7 +56,7 @@ def chosen(places: Tensor, keys: int) -> Tensor:
 
 
 def position_terms(queries: Tensor, keys: Tensor, extras: Mapping[str, Tensor]) -> Tensor | float:
-    """What "slopes" and "bias" add to the scores, [H, S, L]."""
+    """What "slopes", "bias" and "distances" add to the scores, [H, S, L]."""
     total: Tensor | float = 0.0
     distance = queries[:, None] - keys[None, :]
     if "slopes" in extras:
@@ -64,6 +64,10 @@ def position_terms(queries: Tensor, keys: Tensor, extras: Mapping[str, Tensor]) 
     if "bias" in extras:
         table = extras["bias"]
         total = total + table[:, distance.clamp(0, table.shape[1] - 1)]
+    if "distances" in extras:
+        table = extras["distances"]
+        most = table.shape[1] // 2
+        total = total + table[:, distance.clamp(-most, most) + most]
     return total
 
 

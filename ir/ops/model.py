@@ -8,7 +8,7 @@ from ..node import op
 from ..types import TensorType, Type
 from .elementwise import broadcast_shapes
 
-EXTRAS = ("mask", "sinks", "slopes", "bias", "selected")
+EXTRAS = ("mask", "sinks", "slopes", "bias", "distances", "selected")
 
 
 def heads_divide(q: TensorType, k: TensorType, axis: int) -> None:
@@ -34,7 +34,7 @@ def check_extra_shapes(
     """Refuse extras that do not fit the heads, places that are not told for each of the rows, or a
     mask that does not fit the scores.
     """
-    ranks = {"sinks": 1, "slopes": 1, "bias": 2}
+    ranks = {"sinks": 1, "slopes": 1, "bias": 2, "distances": 2}
     for name, t in zip(extras, given, strict=True):
         if name == "selected":
             if t.dtype != "i32" or not equal_shapes(t.shape[:-1], rows):
@@ -103,12 +103,13 @@ def attention(
     """softmax(softcap(scale q k^T) + mask) v; head h of q reads group h G / H of k and v.
 
     Shapes: q[B, H, S, D], k[B, G, L, D], v[B, G, L, E]. Key j is visible to query i when j <= i
-    (causal; torch's is_causal), |i - j| < window (window > 0) and i // chunk == j // chunk
-    (chunk > 0). softcap(s) = c tanh(s / c), or s where c is 0. Extras name the further inputs:
-    "mask" (bool: allowed; float: added to the scores; broadcasts to [B, H, S, L]), "sinks" ([H]
-    logits that join the softmax and are dropped), "slopes" ([H]: slope (j - i) is added), "bias"
-    ([H, P]: bias[h, min(i - j, P - 1)] is added), "selected" (i32[B, S, C]: of the visible keys
-    only those whose places it names for a query are seen; -1 names none; places differ and ascend).
+    (causal; torch's is_causal), |i - j| < window (window > 0) and i // chunk == j // chunk (chunk >
+    0). softcap(s) = c tanh(s / c), or s where c is 0. Extras name the further inputs: "mask" (bool:
+    allowed; float: added to the scores; broadcasts to [B, H, S, L]), "sinks" ([H] logits that join
+    the softmax and are dropped), "slopes" ([H]: slope (j - i) is added), "bias" ([H, P]: bias[h,
+    min(i - j, P - 1)] is added), "distances" ([H, 2 P - 1]: that at i - j, held within P - 1 to
+    both sides, counted from 1 - P on, is added), "selected" (i32[B, S, C]: of the visible keys only
+    those whose places it names for a query are seen; -1 names none; places differ and ascend).
     """
     check_extras(extras, more, EXTRAS)
     if not (q.rank == k.rank == v.rank == 4) or not equal(q.shape[3], k.shape[3]):

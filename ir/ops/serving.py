@@ -30,14 +30,15 @@ def ragged_attention(
 ) -> TensorType:
     """Attention inside each of N sequences that stand one after another.
 
-    Shapes: q[T, H, D], k[T, G, D], v[T, G, E]; sequence n is rows query_start[n] to
-    query_start[n + 1]. Key j is visible to query i of the same sequence when j <= i (causal),
-    |i - j| < window (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits
-    that join the softmax and are dropped), "slopes" [H] (slope (j - i) is added to the score),
-    "bias" f32[H, L] (bias[h, min(i - j, L - 1)] is added), "selected" i32[T, C] (of the visible
-    keys only those whose places in the sequence it names are seen; -1 names none; places ascend).
+    Shapes: q[T, H, D], k[T, G, D], v[T, G, E]; sequence n is rows query_start[n] to query_start[n +
+    1]. Key j is visible to query i of the same sequence when j <= i (causal), |i - j| < window
+    (window > 0), i // chunk == j // chunk (chunk > 0). Extras: "sinks" [H] (logits that join the
+    softmax and are dropped), "slopes" [H] (slope (j - i) is added to the score), "bias" f32[H, L]
+    (bias[h, min(i - j, L - 1)] is added), "distances" f32[H, 2 L - 1] (that at i - j, held within L
+    - 1 to both sides, counted from 1 - L on, is added), "selected" i32[T, C] (of the visible keys
+    only those whose places in the sequence it names are seen; -1 names none; places ascend).
     """
-    check_extras(extras, more, ("sinks", "slopes", "bias", "selected"))
+    check_extras(extras, more, ("sinks", "slopes", "bias", "distances", "selected"))
     if not (q.rank == k.rank == v.rank == 3) or not equal(q.shape[2], k.shape[2]):
         raise IRError(f"q[T, H, D], k[T, G, D], v[T, G, E] were wanted, not {q}, {k}, {v}")
     if not equal(k.shape[1], v.shape[1]):

@@ -22,6 +22,7 @@ from ..errors import RequestError
 from .service import Service
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+ENDPOINTS = (*ENDPOINTS, "/v1/score", "/v1/rerank")
 
 
 @dataclass(frozen=True)

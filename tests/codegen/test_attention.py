@@ -64,6 +64,15 @@ def paged(
     return Graph("paged", inputs, (t.reshape(y, shape=(T, heads * values)),))
 
 
+def by_distances() -> Graph:
+    q, k, v = given("q", "f32", T, 4, 20), given("k", "f32", T, 2, 20), given("v", "f32", T, 2, 7)
+    starts, table = given("starts", "i32", N + 1), given("table", "f32", 4, 37)
+    y = serving.ragged_attention(
+        q, k, v, starts, table, scale=0.2, causal=False, extras=("distances",)
+    )
+    return Graph("ragged", (q, k, v, starts, table), (y,))
+
+
 def ragged(*, causal: bool = True) -> Graph:
     q, k, v = given("q", "f32", T, 4, 20), given("k", "f32", T, 2, 20), given("v", "f32", T, 2, 7)
     starts = given("starts", "i32", N + 1)
@@ -110,6 +119,7 @@ BODIES = {
     "coded cache of pairs": paged("bf16", 6, 2, 80, 64, cached="i8"),
     "ragged": ragged(),
     "ragged, both sides": ragged(causal=False),
+    "ragged, by distances": by_distances(),
     "both sides": paged("bf16", 4, 2, 32, 32, causal=False, window=40),
     "dense": dense(causal=True),
     "masked": dense(mask="bool"),

@@ -20,6 +20,8 @@ from transformers import (
     BertModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
@@ -113,6 +115,17 @@ def test_windows_to_both_sides_of_a_token() -> None:
     built = ferrule.compile(model, pooling="cls", progress=False)
     assert built.pooling.whole and "window = 5" in (built.path / "graph.ir").read_text()
     assert max(errors(built, model, ragged(8), "cls")) < 1e-5
+
+
+def test_a_bias_by_the_distance_to_both_sides() -> None:
+    torch.manual_seed(9)
+    sizes = SIZES | {"max_position_embeddings": 50}
+    config = MPNetConfig(**sizes, pad_token_id=1)
+    model = MPNetModel(config, add_pooling_layer=False).eval()
+    torch.nn.init.normal_(model.encoder.relative_attention_bias.weight)
+    built = ferrule.compile(model, pooling="mean", progress=False)
+    assert "distances" in (built.path / "graph.ir").read_text()
+    assert max(errors(built, model, ragged(10), "mean")) < 1e-5
 
 
 def test_its_weights_quantize() -> None:

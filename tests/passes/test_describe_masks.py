@@ -113,6 +113,34 @@ def test_windows_to_both_sides(size: int, window_: int, evaluator):
     assert (attention["causal"], attention["window"], attention["chunk"]) == (False, window_, 0)
 
 
+BUCKETS = """  %d = sub %i %j : i64[1, 1, S, S]
+  %few = constant {value = 3, dtype = "i64"} : i64[]
+  %low = constant {value = -3, dtype = "i64"} : i64[]
+  %dm = minimum %d %few : i64[1, 1, S, S]
+  %dh = maximum %dm %low : i64[1, 1, S, S]
+  %at = add %dh %few : i64[1, 1, S, S]
+  %flat = reshape %at {shape = (S, S)} : i64[S, S]
+  %table = parameter {name = "table", type = f32[4, 7]} : f32[4, 7]
+  %m = take %table %flat {axis = 1} : f32[4, S, S]
+"""
+
+
+def test_a_bias_to_both_sides_becomes_a_table_of_distances(evaluator):
+    table = np.random.default_rng(5).random((4, 7), np.float32)
+    mask = BUCKETS.replace("%m = take", "%b = take") + "  %m = reshape %b {shape = (1, 4, S, S)}"
+    mask += " : f32[1, 4, S, S]\n"
+    graph = parse_graph(HEAD + mask + TAIL)
+    values = {"table": table}
+    after = DescribeMasks(90, evaluator(graph, values)).run(graph)
+    attention = after.outputs[0]
+    assert (attention["extras"], attention["causal"]) == (("distances",), False)
+    (found,) = evaluator(after, values)((attention.inputs[3],), {})
+    wanted = table[:, np.clip(np.arange(-89, 90), -3, 3) + 3] - table[:, 3:4]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    with pytest.raises(IRError, match="a bias table over 5000 positions is too large"):
+        DescribeMasks(5000, evaluator(graph, values)).run(graph)
+
+
 def test_linear_bias_becomes_slopes(evaluator):
     attention, after = described(ALIBI, evaluator)
     assert attention["extras"] == ("slopes",)

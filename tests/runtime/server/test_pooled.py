@@ -1,5 +1,6 @@
 """/v1/embeddings, /pooling, /classify, /score and /rerank."""
 
+import asyncio
 import base64
 import http.client
 import json
@@ -11,6 +12,8 @@ import openai
 import pytest
 from ferrule.runtime.engine import Engine
 from ferrule.runtime.pooling import Pooling, probabilities, unit
+from ferrule.runtime.server.app import build_app
+from ferrule.runtime.server.batch import read_lines, run_batch
 from ferrule.runtime.server.command import artifact_service
 from ferrule.runtime.server.embedding import AloneEmbedder, EngineEmbedder
 from ferrule.runtime.server.front import EngineFront
@@ -325,3 +328,23 @@ def test_tokens_of_a_pairs_second_text_have_a_type_of_their_own(tokenizer):
     )
     assert text.pair("a", "bc", 1000) == [256, 97, 257, 1098, 1099]
     assert text.pair("a", "bc", 0) == [256, 97, 257, 98, 99]
+
+
+def test_batches_of_every_endpoint(tokenizer, tmp_path):
+    bodies = {
+        "/v1/embeddings": {"input": ["ab", "c"]},
+        "/v1/score": {"text_1": "a", "text_2": ["a", "\x01"]},
+        "/v1/rerank": {"query": "a", "documents": ["\x01", "a"]},
+    }
+    path = tmp_path / "in.jsonl"
+    lines = [{"custom_id": u, "method": "POST", "url": u, "body": b} for u, b in bodies.items()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    service = pooled_service(tokenizer, Pooling("last", False, VOCABULARY), RowRunner())
+    out = tmp_path / "out.jsonl"
+    work = run_batch(build_app(service, "test"), service, read_lines(path), out, at_once=4)
+    done = asyncio.run(work)
+    assert (done.completed, done.failed) == (3, 0)
+    found = {r["custom_id"]: r["response"]["body"] for r in map(json.loads, out.open())}
+    assert len(found["/v1/embeddings"]["data"]) == 2
+    assert found["/v1/score"]["data"][0]["score"] > found["/v1/score"]["data"][1]["score"]
+    assert [r["index"] for r in found["/v1/rerank"]["results"]] == [1, 0]
