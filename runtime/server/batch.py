@@ -21,8 +21,10 @@ from starlette.types import ASGIApp, Message, Scope
 from ..errors import RequestError
 from .service import Service
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
-ENDPOINTS = (*ENDPOINTS, "/v1/score", "/v1/rerank")
+ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses"),
+    *("/v1/embeddings", "/v1/score", "/v1/rerank"),
+)
 
 
 @dataclass(frozen=True)
