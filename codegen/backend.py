@@ -14,7 +14,7 @@ from ..ir.node import OPS, Node
 from ..ir.ops import tensor as t
 from ..ir.target import Target
 from .cost import Cost
-from .space import Choice, Choices
+from .space import Choice, Choices, Space
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,18 @@ class KernelReport:
     source: Callable[[], str]
     digest: str = ""
     choices: Choices = field(default_factory=dict[str, Choice])
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel in which something may be chosen: its canonical body, what its choices are keyed by,
+    its cost, and a space for each bucket.
+    """
+
+    body: Graph
+    digest: str
+    cost: Cost
+    spaces: tuple[Space, ...]
 
 
 def integer_dot(target: Target) -> str:

@@ -137,6 +137,16 @@ class Space:
         )
         return inside and self.fits(choice)
 
+    def refined(self, winner: Choice) -> tuple[Choice, ...]:
+        """What is measured beside the winner once it is known; nothing where all that there is to
+        choose is among `choices`.
+        """
+        return ()
+
+    def words(self, choice: Choice) -> str:
+        """A choice as people read it."""
+        return str(choice)
+
 
 def prune(
     choices: Sequence[Choice], seconds: Callable[[Choice], float], most: int = MOST

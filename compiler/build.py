@@ -33,6 +33,7 @@ from .capture import capture, own_limit
 from .check_parity import can_run, check_parity
 from .checkpoint import Weights
 from .console import Progress, progress
+from .devices import device_here
 from .errors import CompileError
 from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
@@ -42,7 +43,7 @@ from .parity import Parity, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
 from .records import Records, read_records
 from .report import Clock, build_report, versions
-from .tuning import TUNING, chosen, read_known, tuned, write_own
+from .tuning import TUNING, chosen, read_known, tuned, tuned_machines, write_own
 from .writing import copy_text_files, save_tokenizer, write_config, write_weights
 
 if TYPE_CHECKING:
@@ -323,14 +324,13 @@ class Kernels:
             reports = (
                 write_library(self.bodies, target, folder, records)
                 if target.kind == "cpu"
-                else write_binaries(self.bodies, self.plan, target, folder, machine_code)
+                else write_binaries(
+                    self.bodies, self.plan, target, folder, records, machine_code=machine_code
+                )
             )
-        plan = named_plan(self.plan, reports)
         if target.kind == "cpu":
             bundle_runtime(folder)
-        else:
-            plan = with_scratch(plan, folder)
-        (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
+        write_plan(self.plan, reports, target, folder)
         (folder / "graph.ir").write_text(print_graph(self.step), encoding="utf-8")
         return reports
 
@@ -351,19 +351,53 @@ def write_library(
 
 
 def write_binaries(
-    bodies: Mapping[str, KernelBody], plan: Plan, target: Target, folder: Path, machine_code: bool
+    bodies: Mapping[str, KernelBody],
+    plan: Plan,
+    target: Target,
+    folder: Path,
+    records: Records,
+    *,
+    machine_code: bool = True,
 ) -> dict[str, KernelReport]:
-    """Write a GPU's binaries and launches, with those that feed a step tokens of the one before
-    where the plan is a language model's; raises CompileError where Triton is not installed.
+    """Write a GPU's binaries and launches, built with what the records chose, beside them those
+    records, with the launches that feed a step tokens of the one before where the plan is a
+    language model's; raises CompileError where Triton is not installed.
     """
     try:
         from ..codegen.triton.build import build_kernels
         from ..codegen.triton.feed import feed_body
     except ImportError as error:
         raise CompileError(f"target {target}: kernels need triton ({error}): install it") from error
+    machine = tuned_device(target, records)
+    known = chosen(tuned(records, machine))
     feed = {FEED: KernelBody(feed_body(plan.dims))} if "decode" in plan.entries else {}
-    reports = build_kernels({**bodies, **feed}, target, folder, machine_code=machine_code)
+    reports = build_kernels({**bodies, **feed}, target, folder, known, machine_code=machine_code)
+    write_own(folder / TUNING, records, machine, reports.values())
     return {name: reports[name] for name in bodies}
+
+
+def tuned_device(target: Target, records: Records) -> str:
+    """The device whose records count for a GPU's kernels: the one at hand where there is one, else
+    of those that records for the target name the last; "" where they name none.
+    """
+    known = tuned_machines(records, str(target))
+    if not known:
+        return ""
+    try:
+        return device_here(target).fingerprint
+    except CompileError:
+        return known[-1]
+
+
+def write_plan(
+    plan: Plan, reports: Mapping[str, KernelReport], target: Target, folder: Path
+) -> Plan:
+    """Write the plan with the names of kernels that were written, on a GPU with their scratch."""
+    made = named_plan(plan, reports)
+    if target.kind != "cpu":
+        made = with_scratch(made, folder)
+    (folder / PLAN).write_text(made.to_json(), encoding="utf-8")
+    return made
 
 
 def with_scratch(plan: Plan, folder: Path) -> Plan:

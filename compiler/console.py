@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -242,11 +242,20 @@ def _tuned_cells(line: TunedLine) -> tuple[str, ...]:
     return (*place, *times, f"{line.gain:.3f}", line.choice, origin)
 
 
+def choice_text(choice: Mapping[str, int]) -> str:
+    """A choice as people read it: a GPU's templates have names."""
+    from ..codegen.triton.candidates import NAMES
+
+    values = dict(choice)
+    template = [NAMES[values.pop("TEMPLATE")]] if "TEMPLATE" in values else []
+    return " ".join([*template, ", ".join(f"{n} {v}" for n, v in values.items())]).strip()
+
+
 def print_choices(manifest: dict[str, Any]) -> None:
     """What tuning chose for an artifact's kernels, where it chose anything."""
     kernels = manifest.get("report", {}).get("kernels", {})
     rows = [
-        (name, kernel["ops"], bucket, ", ".join(f"{n} {v}" for n, v in choice.items()))
+        (name, kernel["ops"], bucket, choice_text(choice))
         for name, kernel in kernels.items()
         for bucket, choice in kernel.get("choices", {}).items()
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..ir.errors import IRError
-from ..ir.launches import LAUNCHES, Function, Launch, LaunchTable
+from ..ir.launches import LAUNCHES, Binary, Function, Launch, LaunchTable
+from ..ir.target import Target
+from .errors import CompileError
 from .hardware import Hardware
 
 
@@ -43,9 +45,30 @@ def device_named(name: str | None, arch: str) -> Hardware:
     return DEVICES[chosen]
 
 
+def device_here(target: Target) -> Hardware:
+    """The device at hand, named with the target, with the rates that its maker states; raises
+    CompileError where there is none that runs code for the target.
+    """
+    from ..runtime.cuda.opening import open_device
+    from ..runtime.errors import ArtifactError
+
+    try:
+        device = open_device(target.arch)
+    except ArtifactError as error:
+        raise CompileError(f"kernels for {target} are measured on a device: {error}") from error
+    name = device.name
+    device.close()
+    known = next((d for d in DEVICES if d in name.lower().replace(" ", "")), None)
+    return replace(device_named(known, target.arch), fingerprint=f"{name}/{target}")
+
+
 def is_stated(machine: Hardware) -> bool:
     """Whether a machine's rates are those that a device's maker states, not measured ones."""
     return machine in DEVICES.values()
+
+
+LIBRARY = "cuBLAS"
+"""What stands for machine code where the vendor's library makes a product."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +94,18 @@ def binaries_of(folder: Path) -> tuple[BinaryLine, ...]:
     table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
     return tuple(
         BinaryLine(
-            kernel, ", ".join(dict.fromkeys(rows)), launch.binary, dict(launch.constants),
-            b.threads, b.registers, b.spilled, b.shared,
+            kernel, ", ".join(dict.fromkeys(rows)), launch.binary or LIBRARY,
+            dict(launch.constants), b.threads, b.registers, b.spilled, b.shared,
         )
         for kernel, function in table.functions.items()
         for launch, rows in _by_binary(function).values()
-        if (b := table.binaries.get(launch.binary)) is not None
+        if (b := _binary(table, launch)) is not None
     )  # fmt: skip
+
+
+def _binary(table: LaunchTable, launch: Launch) -> Binary | None:
+    """What a launch runs; of a product by the vendor's library nobody knows what it takes."""
+    return Binary(LIBRARY, "", 0) if launch.product else table.binaries.get(launch.binary)
 
 
 def _by_binary(function: Function) -> dict[str, tuple[Launch, list[str]]]:

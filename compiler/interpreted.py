@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..codegen.backend import backend_of
 from ..ir.launches import Binary
 from ..runtime.artifact import PLAN, WEIGHTS, read_plan
-from ..runtime.cuda.driver import Prepared
+from ..runtime.cuda.driver import Given, Prepared
 from ..runtime.cuda.executor import CudaExecutor
 from ..runtime.cuda.opening import open_executor
+from ..runtime.cuda.products import DTYPES
 from ..runtime.errors import StepError
 from ..runtime.pools import Pools
 from ..runtime.tensors import Array
@@ -126,7 +128,10 @@ class InterpretedDriver:
             self.interpret(each)
 
     def interpret(self, each: Prepared) -> None:
-        """Interpret a launch."""
+        """Interpret a launch, or make a product as the vendor's library does."""
+        if each.product is not None:
+            self.multiply(each.arguments, each.product)
+            return
         request = {
             "launch": [str(self._folder / each.source), each.launch.entry],
             "grid": list(each.grid),
@@ -134,6 +139,18 @@ class InterpretedDriver:
             "constants": dict(each.launch.constants),
         }
         self._ask(request)
+
+    def multiply(self, matrices: Sequence[Given], sizes: tuple[int, int, int]) -> None:
+        """y = x w^T of 16 bits for so many rows, columns and so much depth, sums in float32."""
+        rows, columns, depth = sizes
+        shapes = ((rows, depth), (columns, depth), (rows, columns))
+        x, w, y = (self._matrix(g, s) for g, s in zip(matrices, shapes, strict=True))
+        y[...] = (x.float() @ w.float().T).to(y.dtype)
+
+    def _matrix(self, given: Given, shape: tuple[int, int]) -> torch.Tensor:
+        size = 2 * shape[0] * shape[1]
+        flat = torch.from_numpy(self.bytes[given.value : given.value + size])
+        return flat.view(getattr(torch, DTYPES[given.dtype])).reshape(shape)
 
     def time(self, groups: Sequence[object]) -> list[float]:
         """Interpret group after group; the seconds are the interpreter's."""

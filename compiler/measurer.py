@@ -34,16 +34,20 @@ class WorkerEnded(Exception):
         self.running = running
 
 
+TRIALS = {"cpu": "trial", "cuda": "device_trial"}
+"""The program of the process, by the kind of a target."""
+
+
 class Worker:
     """The process: requests and replies are lines of JSON."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         # Beside the package's folder, so that the same sources are found; and out of reach of a
         # Ctrl-C, after which records are still written here.
         root = Path(__file__).resolve().parents[1]
         path = os.pathsep.join(p for p in (str(root), *sys.path) if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__.rpartition(".")[0] + ".trial"],
+            [sys.executable, "-m", __name__.rpartition(".")[0] + f".{program}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -112,7 +116,7 @@ class Workers:
         """Ask the process, which is begun if there is none."""
         try:
             if self._worker is None:
-                self._worker = Worker()
+                self._worker = Worker(TRIALS[self._target.kind])
             return self._worker.ask(request, seconds)
         except BaseException:
             self.end()

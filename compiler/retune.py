@@ -13,26 +13,29 @@ from typing import Any
 
 from torch import nn
 
-from ..codegen.backend import KernelBody, KernelReport, cpu_backend
+from ..codegen.backend import KernelBody, KernelReport, backend_of
+from ..ir.launches import LAUNCHES
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..ir.text import parse_graph
 from ..passes.plan_memory import plan_memory
-from ..runtime.artifact import KERNELS, Artifact, load
-from ..runtime.manifest import MANIFEST, read_manifest, write_manifest
+from ..runtime.artifact import KERNELS, PLAN, Artifact, load
+from ..runtime.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from .build import (
     Kernels,
     Options,
     in_folder,
     limits_of,
-    named_plan,
     serve,
     target_of,
+    write_binaries,
     write_library,
+    write_plan,
 )
 from .console import Progress, progress
+from .devices import device_here
 from .errors import CompileError
-from .hardware import hardware
+from .hardware import Hardware, hardware
 from .measurer import Workers
 from .models import open_model
 from .pipeline import Recorder, grouping
@@ -42,7 +45,9 @@ from .tune import Measurers, TuneReport, tune_tasks
 from .tune_tasks import tasks_of
 from .tuning import TUNING
 
-_KEPT_OUT = (KERNELS, TUNING)
+FOLDER = "kernels"
+_KEPT_OUT = (KERNELS, PLAN, LAUNCHES, TUNING)
+"""Files that are written anew, and those in the folder of a GPU's kernels."""
 
 
 def is_artifact(place: str | Path) -> bool:
@@ -63,13 +68,14 @@ def tune_artifact(
 
     Raises CompileError where this version would not make the artifact's plan.
     """
-    _check_kind(str(read_manifest(folder)["target"]["kind"]))
-    artifact = load(folder)
+    artifact = _opened(folder)
     target = artifact_target(artifact)
     _take_in(records, read_records(artifact.path / TUNING))
     plan, bodies = kernels_of(artifact, target)
     with progress(show_progress) as shown:
-        report = _tuned(plan, bodies, target, records, budget, shown, measurers)
+        shown.stage("measure the machine", 1)
+        machine = _machine_of(target, records)
+        report = _tuned(plan, bodies, target, machine, records, budget, shown, measurers)
         if not report.interrupted:
             shown.stage("kernels", 1)
             rebuild(artifact, plan, bodies, target, read_records(records))
@@ -86,25 +92,44 @@ def tune_model(
 ) -> TuneReport:
     """Tune the kernels that a language model would have; nothing but records is written."""
     target, clock = target_of(options), Clock()
-    _check_kind(target.kind)
     with progress(options.progress) as shown:
+        shown.stage("measure the machine", 1)
+        machine = _machine_of(target, records)
         shown.stage("capture", 2)
         opened = open_model(model, options.dtype)
         recorder = Recorder(watch=lambda ran: shown.step(ran.done.name))
         made = serve(opened, options, recorder, clock, shown)
         limits = limits_of(made.sizes, made.graph)
-        backend = cpu_backend(target)
+        backend = backend_of(target)
         kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
-        return _tuned(kernels.plan, kernels.bodies, target, records, budget, shown, measurers)
-
-
-def _check_kind(kind: str) -> None:
-    """Refuse what cannot be measured: a GPU's tiles are those of its cost model."""
-    if kind != "cpu":
-        raise CompileError(
-            f"tuning measures kernels for cpu alone, not for {kind}: a GPU's kernels have the "
-            "tiles that the cost model takes"
+        return _tuned(
+            kernels.plan, kernels.bodies, target, machine, records, budget, shown, measurers
         )
+
+
+def _machine_of(target: Target, records: Path) -> Hardware:
+    """The machine that kernels for a target are measured on; raises CompileError where it is not
+    at hand.
+    """
+    if target.kind == "cuda":
+        return device_here(target)
+    if target.kind != "cpu":
+        raise CompileError(f"tuning measures kernels for cpu and cuda, not for {target}")
+    missing = target.missing_on(Target.parse("cpu"))
+    if missing:
+        raise CompileError(
+            f"{target} cannot be tuned here: this machine lacks {', '.join(sorted(missing))}"
+        )
+    return hardware(target, records)
+
+
+def _opened(folder: Path) -> Artifact:
+    """An artifact whose files are whole; whether a GPU is at hand is asked when it is measured."""
+    manifest = read_manifest(folder)
+    if manifest["target"]["kind"] == "cpu":
+        return load(folder)
+    check_files(folder, manifest)
+    return Artifact(folder)
 
 
 def _take_in(path: Path, own: Records) -> None:
@@ -118,42 +143,40 @@ def _tuned(
     plan: Plan,
     bodies: Mapping[str, KernelBody],
     target: Target,
+    machine: Hardware,
     records: Path,
     budget: float,
     shown: Progress,
     measurers: Measurers | None,
 ) -> TuneReport:
-    missing = target.missing_on(Target.parse("cpu"))
-    if missing:
-        raise CompileError(
-            f"{target} cannot be tuned here: this machine lacks {', '.join(sorted(missing))}"
-        )
-    shown.stage("measure the machine", 1)
-    machine = hardware(target, records)
     tasks = tasks_of(plan, bodies, target)
     workers = Workers(target)
     try:
-        return tune_tasks(tasks, measurers or workers, target, machine, records, budget, shown)
+        return tune_tasks(tasks, measurers or workers, machine, records, budget, shown)
     finally:
         workers.end()
 
 
 def artifact_target(artifact: Artifact) -> Target:
-    """The target that an artifact was built for, with this machine's cores and caches."""
-    given, here = artifact.manifest["target"], Target.parse("cpu")
+    """The target that an artifact was built for; a CPU's with this machine's cores and caches."""
+    given = artifact.manifest["target"]
     options = artifact.manifest.get("options", {})
+    deterministic = bool(options.get("deterministic", False))
+    if given["kind"] != "cpu":
+        made = Target.parse(f"{given['kind']}:{given['arch']}")
+        return replace(made, deterministic=deterministic)
     return replace(
-        here,
+        Target.parse("cpu"),
         arch=given["arch"],
         features=frozenset(given["features"]),
-        deterministic=bool(options.get("deterministic", False)),
+        deterministic=deterministic,
     )
 
 
 def kernels_of(artifact: Artifact, target: Target) -> tuple[Plan, dict[str, KernelBody]]:
     """The plan and the kernel bodies of an artifact, made again from its graph."""
     graph = parse_graph((artifact.path / "graph.ir").read_text(encoding="utf-8"))
-    grouped = Recorder().run(graph, grouping(cpu_backend(target)))
+    grouped = Recorder().run(graph, grouping(backend_of(target)))
     had = artifact.plan
     planned = plan_memory(grouped, entries=tuple(had.entries), limits=had.limits)
     return planned.plan, {n: KernelBody(k.body, k.template) for n, k in planned.kernels.items()}
@@ -173,10 +196,15 @@ def rebuild(
 
     def make(folder: Path) -> None:
         for name in read_manifest(place)["files"]:
-            if name not in _KEPT_OUT:
+            if name not in _KEPT_OUT and not name.startswith(f"{FOLDER}/"):
                 _link(place / name, folder / name)
-        reports = write_library(bodies, target, folder, records)
-        if named_plan(plan, reports) != artifact.plan:
+        if target.kind == "cpu":
+            reports = write_library(bodies, target, folder, records)
+        else:
+            reports = write_binaries(bodies, plan, target, folder, records)
+        made = write_plan(plan, reports, target, folder)
+        # What a GPU's launches take beside the plan's own workspace is theirs.
+        if replace(made, workspace_bytes=0) != replace(artifact.plan, workspace_bytes=0):
             raise CompileError(
                 f"{place}: this version of ferrule makes another plan of its graph: compile again"
             )

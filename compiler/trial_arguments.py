@@ -35,7 +35,7 @@ class Arguments:
     def copies(self, sample: Sample, dims: Mapping[str, int]) -> list[tuple[Any, ...]]:
         """Tensors for calls of the kernel: copies differ in the memory of weights and caches."""
         shared = {
-            a: to_tensor(self._filled(a, dims, step_values(sample, dims, self._block)))
+            a: to_tensor(self.filled(a, dims, step_values(sample, dims, self._block)))
             for a in self._arguments
             if a.kind not in STREAMED
         }
@@ -46,7 +46,7 @@ class Arguments:
 
     def _streamed(self, dims: Mapping[str, int]) -> list[dict[Argument, Any]]:
         streamed = [a for a in dict.fromkeys(self._arguments) if a.kind in STREAMED]
-        sizes = tuple(_bytes(a, dims) for a in streamed)
+        sizes = tuple(argument_bytes(a, dims) for a in streamed)
         if not streamed:
             return [{}]
         if sizes != self._sizes:
@@ -80,10 +80,9 @@ class Arguments:
             made.append(own)
         return made
 
-    def _filled(
-        self, argument: Argument, dims: Mapping[str, int], step: Mapping[str, Any]
-    ) -> Array:
-        memory = aligned_bytes(_bytes(argument, dims))
+    def filled(self, argument: Argument, dims: Mapping[str, int], step: Mapping[str, Any]) -> Array:
+        """An argument's memory: what a step's input of its name holds, else random numbers."""
+        memory = aligned_bytes(argument_bytes(argument, dims))
         array = place(memory, 0, argument.dtype, evaluate_shape(argument.shape, dims))
         value = step.get(argument.name or "") if argument.kind == "input" else None
         if value is not None:
@@ -107,7 +106,7 @@ class Arguments:
         array[...] = np.resize(pattern, array.shape)
 
 
-def _bytes(argument: Argument, dims: Mapping[str, int]) -> int:
+def argument_bytes(argument: Argument, dims: Mapping[str, int]) -> int:
     """Bytes of an argument, up to where the next one may begin."""
     size = tensor_bytes(argument.dtype, evaluate_shape(argument.shape, dims))
     return -(-size // ALIGNMENT) * ALIGNMENT

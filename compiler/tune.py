@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..ir.target import Target
+from ..codegen.space import Choice
 from .console import Progress
-from .duel import CandidateFault, Measurer, decide
+from .duel import CandidateFault, Measurer, Verdict, decide
 from .errors import CompileError
-from .hardware import Hardware, fingerprint
+from .hardware import Hardware
 from .measurer import WorkerEnded
 from .records import append_record, read_records
 from .tune_tasks import Task
@@ -69,7 +69,6 @@ class TuneReport:
 def tune_tasks(
     tasks: Sequence[Task],
     measurers: Measurers,
-    target: Target,
     machine: Hardware,
     records: Path,
     budget: float,
@@ -81,7 +80,7 @@ def tune_tasks(
     Each result is recorded as it is found. A Ctrl-C ends the tuning with what there is.
     """
     report, begin = TuneReport(), clock()
-    known = tuned(read_records(records), fingerprint(target))
+    known = tuned(read_records(records), machine.fingerprint)
     ordered = by_weight(tasks, machine)
     shown.stage("tune", len(ordered))
     try:
@@ -93,7 +92,7 @@ def tune_tasks(
             elif clock() - begin >= budget:
                 report.left.append(task.name)
             else:
-                _tune(task, measurers, target, machine, records, report)
+                _tune(task, measurers, machine, records, report)
     except KeyboardInterrupt:
         report.interrupted = True
         done = {(line.kernel, line.bucket) for line in report.lines}
@@ -124,7 +123,6 @@ def _covers(found: Tuned, task: Task) -> bool:
 def _tune(
     task: Task,
     measurers: Measurers,
-    target: Target,
     machine: Hardware,
     records: Path,
     report: TuneReport,
@@ -132,16 +130,36 @@ def _tune(
     candidates = task.candidates(machine)
     report.pruned += len(task.space.choices()) - len(candidates)
     try:
-        verdict = decide(measurers.on(task), candidates, task.samples)
+        verdict = _verdict(task, measurers, candidates, machine)
     except (CandidateFault, WorkerEnded, CompileError) as error:
         report.faults.append(f"{task.name}: not tuned: {error}")
         return
     report.measurements += verdict.candidates
     report.faults += [f"{task.name}: {fault}" for fault in verdict.faults]
     made = Tuned(verdict.choice, verdict.seconds, verdict.candidates, task.ops)
-    key = tuning_key(task.tunable.digest, task.space.bucket.name, fingerprint(target))
+    key = tuning_key(task.tunable.digest, task.space.bucket.name, machine.fingerprint)
     append_record(records, key, made.to_json())
     report.lines.append(_line(task, made, measured=True))
+
+
+def _verdict(
+    task: Task, measurers: Measurers, candidates: Sequence[Choice], machine: Hardware
+) -> Verdict:
+    """The verdict on candidates, and on what is near the winner where the space says so: against
+    the template's own both times.
+    """
+    first = decide(measurers.on(task), candidates, task.samples)
+    near = task.refined(first.choice, machine)
+    if not near:
+        return first
+    winner = (first.choice,) if first.choice.values else ()
+    second = decide(measurers.on(task), (*winner, *near), task.samples)
+    taken = second if second.choice.values else first
+    return replace(
+        taken,
+        candidates=first.candidates + second.candidates - len(winner),
+        faults=first.faults + second.faults,
+    )
 
 
 def _line(task: Task, found: Tuned, *, measured: bool) -> TunedLine:
@@ -156,6 +174,6 @@ def _line(task: Task, found: Tuned, *, measured: bool) -> TunedLine:
         default_seconds=before,
         seconds=after,
         gain=found.gain,
-        choice=str(found.choice),
+        choice=task.space.words(found.choice),
         measured=measured,
     )

@@ -28,7 +28,7 @@ Imports = Annotated[
 ]
 Export = Annotated[Path | None, typer.Option(help="Write all records to this file at the end.")]
 # Of a model, as for compile: kernels are recognized by their text, which these decide.
-_TARGET = typer.Option(help="For a model: cpu, cpu:x86-64-v3, ...")
+_TARGET = typer.Option(help="For a model: cpu, cpu:x86-64-v3, cuda:sm_90, ...")
 _DTYPE = typer.Option(help="For a model: auto, float32, bfloat16 or float16.")
 _QUANTIZE = typer.Option(help="For a model: int8, int8-g64, int4, int4-g32, ...")
 _CONTEXT = typer.Option(help="For a model: the longest sequence in tokens.")

@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..codegen.backend import KernelBody
+from ..codegen.backend import KernelBody, Tunable
 from ..codegen.space import DEFAULT, Burden, Choice, Sample, Space, prune
-from ..codegen.tvm import Tunable, tunable
 from ..ir.dims import Dim, names_in, substitute
 from ..ir.errors import IRError
 from ..ir.graph import Graph
@@ -52,6 +51,10 @@ class Task:
         """The choices that the model does not rule out, likeliest first."""
         return prune(self.space.choices(), lambda choice: self.seconds(choice, machine))
 
+    def refined(self, winner: Choice, machine: Hardware) -> tuple[Choice, ...]:
+        """The choices near a winner that the model does not rule out."""
+        return prune(self.space.refined(winner), lambda choice: self.seconds(choice, machine))
+
     def weight(self, machine: Hardware) -> float:
         """The seconds that no choice goes below, of all calls of a step at all samples."""
         return self.calls * self.seconds(DEFAULT, machine)
@@ -81,12 +84,21 @@ def tasks_of(plan: Plan, bodies: Mapping[str, KernelBody], target: Target) -> li
     found: dict[str, tuple[Call, Tunable, int]] = {}
     for name, kernel in bodies.items():
         calls = _calls(plan, name)
-        made = tunable(kernel.body, target) if calls else None
+        made = tunable_of(kernel.body, target) if calls else None
         if made is None:
             continue
         first, _, before = found.get(made.digest, (calls[0], made, 0))
         found[made.digest] = (first, made, before + len(calls))
     return [t for call, made, count in found.values() for t in _tasks(plan, call, made, count)]
+
+
+def tunable_of(body: Graph, target: Target) -> Tunable | None:
+    """What may be chosen in a kernel, by the backend of a target; None where nothing may be."""
+    if target.kind == "cpu":
+        from ..codegen.tvm import tunable
+    else:
+        from ..codegen.triton.digest import tunable
+    return tunable(body, target)
 
 
 def _calls(plan: Plan, kernel: str) -> list[Call]:

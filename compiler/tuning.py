@@ -88,6 +88,14 @@ def tuned(records: Records, machine: str) -> dict[str, dict[str, Tuned]]:
     return found
 
 
+def tuned_machines(records: Records, target: str) -> list[str]:
+    """The machines, by name, on which something was tuned for a target whose fingerprints end in
+    its name, as those of devices do.
+    """
+    keys = (key.split("/", 3) for key in records if key.startswith("tuning/"))
+    return sorted({k[3] for k in keys if len(k) == 4 and k[3].endswith(f"/{target}")})
+
+
 def chosen(found: Mapping[str, Mapping[str, Tuned]]) -> dict[str, Choices]:
     """The choices alone, as a library is built with them."""
     return {d: {b: t.choice for b, t in buckets.items()} for d, buckets in found.items()}

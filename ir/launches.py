@@ -56,6 +56,10 @@ class Launch:
     It is left out of a step in which both of `unless` are equal. `entry` and `constants` name the
     function that the binary was compiled from, in the source beside it. `workspace` is scratch that
     the binary wants for its own ends, the first of its hidden pointers.
+
+    Where `product` is given there is no binary: rows, columns and depth of y[rows, columns] =
+    x[rows, depth] w[columns, depth]^T, which the vendor's library makes of the pointers x, w and y,
+    all of one dtype, with float32 sums.
     """
 
     binary: str
@@ -66,6 +70,7 @@ class Launch:
     entry: str = ""
     constants: tuple[tuple[str, int], ...] = ()
     workspace: Pointer | None = None
+    product: tuple[Expr, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,12 @@ def _launch(value: dict[str, Any]) -> Launch:
         value["entry"],
         tuple((n, c) for n, c in value["constants"]),
         Pointer(**value["workspace"]) if value.get("workspace") else None,
+        _product(value.get("product")),
     )
+
+
+def _product(value: Any) -> tuple[Expr, int, int] | None:
+    return None if value is None else (_expr(value[0]), int(value[1]), int(value[2]))
 
 
 def _pair(value: Any) -> tuple[Expr, Expr] | None:

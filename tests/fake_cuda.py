@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ferrule.runtime.cuda.products import Product
+
 INVALID_VALUE, OUT_OF_MEMORY, NO_CONTEXT, BAD_HANDLE, NOT_READY = 1, 2, 201, 400, 600
 ILLEGAL_ADDRESS, UNSUPPORTED, INVALIDATED = 700, 900, 901
 SHARED, MOST_SHARED = 48 << 10, 227 << 10
@@ -85,7 +87,7 @@ class FakeCuda:
     `sizes` are the bytes of each argument of a kernel by its symbol; where it is None any kernel
     is taken and nothing is known of arguments; `fails` maps a function to the
     status that it answers; `runs` is called with each launch when it happens. Memory is `memory`,
-    or of `size` bytes.
+    or of `size` bytes. A launch takes `seconds` of the device's time, which is the clock of events.
     """
 
     def __init__(
@@ -95,8 +97,11 @@ class FakeCuda:
         memory: Any = None,
         size: int = 4 << 20,
         runs: Callable[[Launched], None] | None = None,
+        seconds: Callable[[Launched], float] = lambda _: 1e-3,
     ) -> None:
         self.sizes, self.capability, self.runs = sizes, capability, runs
+        self.seconds = seconds
+        self._warm: set[object] = set()
         self._memory = ctypes.create_string_buffer(size) if memory is None else memory
         size = ctypes.sizeof(self._memory)
         start = ctypes.addressof(self._memory)
@@ -301,10 +306,25 @@ class FakeCuda:
         return values
 
     def _run(self, launch: Launched) -> None:
-        self._clock += 1e-3
+        self._clock += self.seconds(launch)
         self.launched.append(launch)
         if self.runs is not None:
             self.runs(launch)
+
+    def foreign(self, key: object, seconds: float, work: Callable[[], None]) -> None:
+        """Work that a library of its own puts on the stream; what it makes for the first time it
+        allocates memory for, which no capture allows.
+        """
+        if self._capture is not None and key not in self._warm:
+            self._capture.broken = True
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        self._warm.add(key)
+
+        def run() -> None:
+            self._clock += seconds
+            work()
+
+        (self._queue if self._capture is None else self._capture.work).append(run)
 
     # -- streams, events, graphs
 
@@ -378,3 +398,20 @@ class FakeCuda:
     def do_cuGraphLaunch(self, made: Any, stream: Any) -> None:
         for work in self._of(made, list):
             self._ask(stream, work)
+
+
+class FakeProducts:
+    """Products by a vendor's library on a FakeCuda's stream: `makes` makes one when it happens."""
+
+    def __init__(
+        self, cuda: FakeCuda, makes: Callable[[Product], None], seconds: float = 1e-3
+    ) -> None:
+        self.cuda, self.makes, self.seconds = cuda, makes, seconds
+        self.made: list[Product] = []
+
+    def ready(self, product: Product) -> Callable[[], object]:
+        def work() -> None:
+            self.made.append(product)
+            self.makes(product)
+
+        return lambda: self.cuda.foreign(product, self.seconds, work)

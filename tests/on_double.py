@@ -8,7 +8,7 @@ import ctypes
 from dataclasses import replace
 from pathlib import Path
 
-from fake_cuda import FakeCuda, Launched
+from fake_cuda import FakeCuda, FakeProducts, Launched
 from ferrule.compiler.interpreted import InterpretedDriver
 from ferrule.ir.launches import Binary, Launch, LaunchTable
 from ferrule.runtime.artifact import PLAN, WEIGHTS, read_plan
@@ -16,6 +16,7 @@ from ferrule.runtime.cuda.device import CudaDevice
 from ferrule.runtime.cuda.driver import Given, Prepared
 from ferrule.runtime.cuda.executor import CudaExecutor
 from ferrule.runtime.cuda.opening import read_launches
+from ferrule.runtime.cuda.products import Product
 from ferrule.runtime.pools import Pools
 from ferrule.runtime.weights import Weights
 
@@ -34,11 +35,13 @@ class Double:
             for function in table.functions.values()
             for form in function.forms
             for launch in form.launches
+            if launch.product is None
         }
         sizes = {n: _sizes(launch) for n, (_, launch) in self._launches.items()}
         memory = (ctypes.c_char * size).from_address(self._start)
         self.cuda = FakeCuda(sizes, memory=memory, runs=self._run)
-        self.device = CudaDevice(library=self.cuda)
+        self.products = FakeProducts(self.cuda, self._multiply)
+        self.device = CudaDevice(library=self.cuda, products=lambda _: self.products)
         self.executor = CudaExecutor(
             read_plan(folder / PLAN), _with_binaries(table, folder, sizes),
             Weights(folder / WEIGHTS), pools, self.device, folder,
@@ -50,6 +53,11 @@ class Double:
         values = zip(made.values[: len(dtypes)], dtypes, strict=True)
         given = tuple(Given(v - self._start if dtype else v, dtype) for v, dtype in values)
         self._driver.interpret(Prepared(source, launch, made.grid, given))
+
+    def _multiply(self, made: Product) -> None:
+        places = (made.x, made.w, made.y)
+        given = tuple(Given(at - self._start, made.dtype) for at in places)
+        self._driver.multiply(given, (made.rows, made.columns, made.depth))
 
     def close(self) -> None:
         """Give back everything, which leaves nothing of the device."""

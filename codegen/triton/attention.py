@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from ...ir.dims import Dim, as_dim, product, upper_bound
 from ...ir.errors import IRError
 from ...ir.node import Node
-from ..space import Choice
+from ...ir.types import BITS
+from ..space import Bucket, Choice, Sample
+from .burdens import Burdens, splits_burden, tokens_burden
 from .kernel import Call, Hook, Kernel, cache_of, cache_type, emit_call, floor_by
 from .linear import inside
 from .loops import TooDear, power_of_two
 from .pull import Place, reshaped
+from .spaces import TileSpace, tiles_space
 from .text import Index, Writer
-from .tiles import ATTEND_SPLITS, ATTEND_TOKENS, WIDE, rows_of, split_width
+from .tiles import ATTEND_SPLITS, ATTEND_TOKENS, WIDE, Sizes, Tiles, rows_of, split_width
 
 HEADS, LANES = frozenset({"heads"}), frozenset({"lanes"})
 EXTRAS = ("sinks", "slopes", "bias", "k_scale", "v_scale")
@@ -70,7 +73,7 @@ def emit_paged(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     shape = _Shape.of(node, extras)
     load, store = load_hook(kernel, q), store_hook(kernel, node, place)
     longest = product((width, cache_type(k_cache).block))
-    splits, tokens = _chosen(kernel, shape, longest)
+    splits, tokens = _chosen(kernel, shape, longest, q)
     partial = kernel.scratch_for((sequences, shape.h, splits["SPLITS"], shape.e), "f32").name
     stats = kernel.scratch_for((sequences, shape.h, splits["SPLITS"], 2), "f32").name
     few = (more["slopes"], more["bias"], more["k_scale"], more["v_scale"], partial, stats, width)
@@ -130,7 +133,12 @@ class _Shape:
         return self.g * -(-(self.h // self.g) // heads)
 
 
-def _chosen(kernel: Kernel, shape: _Shape, longest: Dim) -> tuple[Choice, Choice]:
+SINGLES = (Sample(1, 1, 2048), Sample(32, 32, 512))
+PROMPTS = (Sample(512, 1, 512), Sample(2048, 1, 2048))
+"""What stands for sequences of one new token, and for those of more."""
+
+
+def _chosen(kernel: Kernel, shape: _Shape, longest: Dim, q: Node) -> tuple[Choice, Choice]:
     """What is taken for each template; a context that is short is cut into fewer splits."""
     wide = shape.d > WIDE
     splits = ATTEND_SPLITS[wide].default(kernel.target)
@@ -138,9 +146,25 @@ def _chosen(kernel: Kernel, shape: _Shape, longest: Dim) -> tuple[Choice, Choice
     try:
         most = -(-upper_bound(longest, kernel.body.bounds) // known["BK"])
     except (IRError, KeyError):
-        most = known["SPLITS"]
-    splits = Choice.of(known | {"SPLITS": min(known["SPLITS"], power_of_two(most))})
-    return splits, ATTEND_TOKENS[wide].default(kernel.target)
+        most = max(ATTEND_SPLITS[wide].values["SPLITS"])
+    fewest = power_of_two(most)
+    splits = Choice.of(known | {"SPLITS": min(known["SPLITS"], fewest)})
+    sizes = Sizes(BITS[q.dtype] // 8, width=shape.d, value_width=shape.e)
+
+    def space(name: str, samples: tuple[Sample, ...], tiles: Tiles, burden: Burdens,
+              own: Choice) -> TileSpace:  # fmt: skip
+        bucket = Bucket(name, 1, None, samples)
+        return tiles_space(tiles, bucket, q.shape[0], kernel.target, sizes, burden, own,
+                           {"SPLITS": fewest})  # fmt: skip
+
+    groups, repeat = shape.g, shape.h // shape.g
+    few = splits_burden(kernel.target, groups, repeat)
+    many = tokens_burden(kernel.target, groups, repeat)
+    own = ATTEND_TOKENS[wide].default(kernel.target)
+    return (
+        kernel.choose(space("singles", SINGLES, ATTEND_SPLITS[wide], few, splits)),
+        kernel.choose(space("prompts", PROMPTS, ATTEND_TOKENS[wide], many, own)),
+    )
 
 
 def _without_launch(choice: Choice) -> dict[str, int]:

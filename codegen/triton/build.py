@@ -22,9 +22,11 @@ from ..bodies import canonical
 from ..cost import cost_of
 from ..errors import CodegenError
 from ..space import Choice, Choices
+from . import kernel as kernels
 from .compile import Compiled, DoesNotFit, gpu_target
+from .digest import text_digest
 from .jobs import Job, compile_all
-from .kernel import Start
+from .kernel import Start, bucket_name
 from .lower import Lowered, is_anchor, lower
 from .values import POINTED
 
@@ -46,10 +48,12 @@ def build_kernels(
     each name.
 
     Bodies that are equal but for the names of their inputs become one function, named after the
-    first; `workers` processes compile them, as many as are worth it where it is None. Without
-    `machine_code` nothing is compiled: the launches can then be interpreted, not run. Raises
-    CodegenError with the kernel's name and IR where a body cannot be lowered or compiled, or where
-    a binary does not fit the target.
+    first. `chosen` is what tuning chose, by the digest of a kernel's text; a choice that is not in
+    the kernel's space is left out, and the report's `choices` are those that were taken. `workers`
+    processes compile them, as many as are worth it where it is None. Without `machine_code` nothing
+    is compiled: the launches can then be interpreted, not run. Raises CodegenError with the
+    kernel's name and IR where a body cannot be lowered or compiled, or where a binary does not fit
+    the target.
     """
     gpu_target(target)  # a target that Triton does not know is said before anything is made
     home = Path(folder) / FOLDER
@@ -59,22 +63,28 @@ def build_kernels(
     for name, kernel in kernels.items():
         functions.setdefault(canonical(kernel.body), name)
     made = [
-        _Making(name, replace(body, bounds=bounds[body]), target, home / f"{name}.py")
+        Making.of(name, replace(body, bounds=bounds[body]), target, home, chosen or {})
         for body, name in functions.items()
     ]
     _compile(made, machine_code=machine_code, workers=workers)
     built = {m.name: m.built(home) for m in made}
+    digests = {m.name: m.digest for m in made}
     reports: dict[str, KernelReport] = {}
     for name, kernel in kernels.items():
         function = functions[canonical(kernel.body)]
-        reports[name] = _report(name, function, kernel, built[function])
+        reports[name] = _report(name, function, kernel, built[function], digests[function])
+    write_launches(Path(folder), built)
+    return reports
+
+
+def write_launches(folder: Path, built: Mapping[str, Built]) -> None:
+    """Write the launches of kernels, by the names that they are called by."""
     table = LaunchTable(
         {n: b.function for n, b in built.items()},
         {n: binary for b in built.values() for n, binary in b.binaries.items()},
         max((b.scratch_bytes for b in built.values()), default=0),
     )
-    (Path(folder) / LAUNCHES).write_text(table.to_json(), encoding="utf-8")
-    return reports
+    (folder / LAUNCHES).write_text(table.to_json(), encoding="utf-8")
 
 
 def _bounds(kernels: Mapping[str, KernelBody]) -> dict[Graph, dict[str, tuple[int, int]]]:
@@ -89,7 +99,7 @@ def _bounds(kernels: Mapping[str, KernelBody]) -> dict[Graph, dict[str, tuple[in
 
 
 @dataclass(frozen=True)
-class _Built:
+class Built:
     """A kernel's launches, its binaries by name, the bytes of its scratch at most."""
 
     lowered: Lowered
@@ -99,18 +109,34 @@ class _Built:
 
 
 @dataclass
-class _Making:
-    """A kernel on its way to machine code: the tiles that are `refused` so far, what is compiled of
-    the binaries that it has now.
+class Making:
+    """A kernel on its way to machine code: what tuning chose for it under its `digest`, the tiles
+    that are `refused` so far, what is compiled of the binaries that it has now. Of the forms it has
+    the one for `only` a bucket of rows, where that is given.
     """
 
     name: str
     body: Graph
     target: Target
     source: Path
+    digest: str = ""
+    choices: Choices = field(default_factory=dict[str, Choice])
+    only: str = ""
     refused: dict[int | None, set[Choice]] = field(default_factory=dict[int | None, set[Choice]])
     compiled: dict[str, Compiled] = field(default_factory=dict[str, Compiled])
     _lowered: Lowered | None = None
+
+    @staticmethod
+    def of(
+        name: str, body: Graph, target: Target, home: Path, chosen: Mapping[str, Choices]
+    ) -> Making:
+        """A kernel whose source will be in a folder, with what tuning chose for it."""
+        made = Making(name, body, target, home / f"{name}.py")
+        if chosen:
+            with made.named():
+                made.digest = text_digest(body, target)
+            made.choices = chosen.get(made.digest, {})
+        return made
 
     @property
     def lowered(self) -> Lowered:
@@ -120,8 +146,8 @@ class _Making:
 
     def jobs(self) -> dict[str, Job]:
         """Lower the kernel without the tiles that are refused; gives what there is to compile."""
-        with self._named():
-            self._lowered = lower(self.name, self.body, self.target, None, self.refused)
+        with self.named():
+            self._lowered = lower(self.name, self.body, self.target, self.choices, self.refused)
         self.source.write_text(self.lowered.text, encoding="utf-8")
         self.compiled = {}
         return {binary_name(s): self._job(s) for _, s in self._starts()}
@@ -131,7 +157,20 @@ class _Making:
         return Job(self.source, plain, self.lowered.pointers, self.target)
 
     def _starts(self) -> Iterator[tuple[int | None, Start]]:
-        return ((form.most, start) for form in self.lowered.forms for start in form.starts)
+        """What has machine code, and the rows of its form."""
+        return (
+            (form.most, start)
+            for form in self._forms()
+            for start in form.starts
+            if start.product is None
+        )
+
+    def _forms(self) -> Sequence[kernels.Form]:
+        forms = self.lowered.forms
+        if not self.only.isdigit():
+            return forms if self.only != bucket_name(None) else forms[-1:]
+        serving = next(f for f in forms if f.most is None or f.most >= int(self.only))
+        return [replace(serving, most=None)]
 
     def take(self, found: Mapping[str, Compiled | CodegenError], left: int) -> bool:
         """Take what was compiled; whether tiles that do not fit the target, or whose registers go
@@ -142,9 +181,11 @@ class _Making:
         for bucket, start in self._starts():
             made = found[binary_name(start)]
             good = isinstance(made, Compiled)
-            may = start.tile is not None and left > 0
+            # What was measured is taken as it is.
+            measured = bucket_name(bucket) in self.lowered.taken
+            may = start.tile is not None and left > 0 and not measured
             if not good and not (may and isinstance(made, DoesNotFit)):
-                with self._named():
+                with self.named():
                     raise made
             if good:
                 self.compiled[binary_name(start)] = made
@@ -154,19 +195,20 @@ class _Making:
         return again
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def named(self) -> Iterator[None]:
+        """Errors name the kernel and show its IR."""
         try:
             yield
         except (CodegenError, IRError) as error:
             text = f"kernel {self.name}: {error}\n{print_graph(self.body)}"
             raise CodegenError(text) from error
 
-    def built(self, home: Path) -> _Built:
+    def built(self, home: Path) -> Built:
         """The launches, and the binaries written."""
         lowered = self.lowered
-        with self._named():
+        with self.named():
             forms = tuple(
-                Form(f.most, tuple(_launch(lowered, s) for s in f.starts)) for f in lowered.forms
+                Form(f.most, tuple(_launch(lowered, s) for s in f.starts)) for f in self._forms()
             )
         function = Function(
             f"{FOLDER}/{self.source.name}",
@@ -177,10 +219,10 @@ class _Making:
         )
         most = {n: high for n, (_, high) in self.body.bounds.items()}
         binaries = {n: _written(home, n, m) for n, m in self.compiled.items()}
-        return _Built(lowered, function, binaries, function.scratch_offsets(most)[1])
+        return Built(lowered, function, binaries, function.scratch_offsets(most)[1])
 
 
-def _compile(makings: Sequence[_Making], *, machine_code: bool, workers: int | None) -> None:
+def _compile(makings: Sequence[Making], *, machine_code: bool, workers: int | None) -> None:
     """Lower kernels and compile them, all that is to be compiled at a time; again those of which
     tiles are refused, TRIES times at most.
     """
@@ -203,9 +245,10 @@ def _launch(lowered: Lowered, start: Start) -> Launch:
     pointers = tuple(_pointer(lowered, p) for p in start.pointers)
     unless = start.unless and (expression(start.unless[0]), expression(start.unless[1]))
     workspace = _pointer(lowered, start.workspace) if start.workspace else None
+    made = start.product and (expression(start.product[0]), *start.product[1:])
     return Launch(
-        binary_name(start), pointers, start.dims, grid, unless, start.entry, start.constants,
-        workspace,
+        "" if made else binary_name(start), pointers, start.dims, grid, unless, start.entry,
+        start.constants, workspace, made,
     )  # fmt: skip
 
 
@@ -240,7 +283,9 @@ def _written(home: Path, name: str, made: Compiled) -> Binary:
     )
 
 
-def _report(name: str, function: str, kernel: KernelBody, built: _Built) -> KernelReport:
+def _report(
+    name: str, function: str, kernel: KernelBody, built: Built, digest: str
+) -> KernelReport:
     anchors = [n for n in kernel.body.nodes() if is_anchor(n)]
     header = "".join(f"# {line}\n" for line in print_graph(kernel.body).splitlines())
     text = f"# kernel {name}\n{header}{built.lowered.text}"
@@ -251,4 +296,6 @@ def _report(name: str, function: str, kernel: KernelBody, built: _Built) -> Kern
         ops="+".join(dict.fromkeys(n.op.name for n in kernel.body.nodes() if not n.op.has("leaf"))),
         cost=cost_of(kernel.body),
         source=lambda: text,
+        digest=digest if built.lowered.spaces else "",
+        choices=built.lowered.taken,
     )

@@ -45,8 +45,15 @@ DENSE: Mapping[str, Tiles] = {
     "gemm_tma": GEMM,
 }
 CODES: Mapping[str, Tiles] = {"gemv_codes": GEMV_CODES, "gemm_codes": GEMM_CODES}
-NAMES = (*DENSE, *CODES)
-"""Templates by number: what TEMPLATE of a choice says."""
+LIBRARY = "cublas"
+"""The vendor's library in the place of a template: it is never taken but where it was measured."""
+
+NAMES = (*DENSE, *CODES, LIBRARY)
+"""Templates by number: what TEMPLATE of a choice says. Records hold it: what is new comes last."""
+
+DEEP = ("BK", "PACK", "STAGES", "WARPS")
+"""Values that decide how deep and by how many warps a tile is made, of which the model knows
+little."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,15 @@ def _serves(name: str, problem: Problem, rows: int | None, target: Target) -> bo
         new = target.kind == "cuda" and int(target.arch.removeprefix("sm_")) >= 90
         return many and new and (name != "gemm_tma" or _by_blocks(problem))
     return many or name == "gemm_codes"
+
+
+def library_serves(problem: Problem, rows: int | None, target: Target) -> bool:
+    """Whether the vendor's library may take a linear: products of 16 bits of many rows, whose sums
+    it may make in another order for another number of rows.
+    """
+    plain = problem.group == 0 and problem.bits == 16 and problem.item == 2
+    many = rows is None or rows > LADDER[2]
+    return plain and many and target.kind == "cuda" and not target.deterministic
 
 
 def _by_blocks(problem: Problem) -> bool:

@@ -17,9 +17,10 @@ from ...ir.ops.serving import updated
 from ...ir.target import Target
 from ...ir.types import BITS, CacheType, TensorType
 from ..errors import CodegenError
-from ..space import DEFAULT, Choice, Choices
+from ..space import DEFAULT, Bucket, Choice, Choices, Space
 from .elementwise import MATHEMATICS
 from .pull import Place, Pull, Source
+from .spaces import bucket_of
 from .text import Writer
 
 
@@ -29,7 +30,9 @@ class Start:
 
     `constants` are the entry's constexprs; names in `dims` become i32 arguments. Where both of
     `unless` are equal there is nothing to do. `workspace` is scratch that compiled code may use for
-    its own ends, `tile` the choice that the launch came of, where there were others.
+    its own ends, `tile` the choice that the launch came of, where there were others. `product` are
+    rows, columns and depth of a product of matrices that the vendor's library makes, of pointers x,
+    w and y: there is no entry then.
     """
 
     entry: str
@@ -42,6 +45,7 @@ class Start:
     unless: tuple[Dim, Dim] | None = None
     workspace: str | None = None
     tile: Choice | None = None
+    product: tuple[Dim, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Kernel:
     """The functions and launches of one kernel body.
 
     `pointers` are the arguments by name with their dtypes: x0, x1, .. the inputs, y0, .. the
-    results, s0, .. scratch of `scratch` bytes. `refused` are tiles that a form may not have.
+    results, s0, .. scratch of `scratch` bytes. `refused` are tiles that a form may not have,
+    `spaces` what could be chosen, `taken` what was by name of its bucket.
     """
 
     name: str
@@ -73,19 +78,32 @@ class Kernel:
     starts: list[Start] = field(default_factory=list[Start])
     known: dict[str, str] = field(default_factory=dict[str, str])
     bucket: int | None = None
+    spaces: list[Space] = field(default_factory=list[Space])
+    taken: dict[str, Choice] = field(default_factory=dict[str, Choice])
+    _least: int = 1
     _count: int = 0
     _taken: int = 0
 
-    def begin(self, bucket: int | None, places: Mapping[Node, Place]) -> None:
-        """Begin the form for steps of up to `bucket` rows: nothing but the arguments has a place,
-        and scratch is free again.
+    def begin(self, bucket: int | None, places: Mapping[Node, Place], least: int = 1) -> None:
+        """Begin the form for steps of `least` up to `bucket` rows: nothing but the arguments has a
+        place, and scratch is free again.
         """
         self.places, self.starts, self.bucket, self._taken = dict(places), [], bucket, 0
+        self._least = least
 
-    def choice(self, default: Choice) -> Choice:
-        """What was chosen for this form, or else a template's own choice."""
-        chosen = self.choices.get(bucket_name(self.bucket), DEFAULT)
-        return chosen if chosen.values else default
+    @property
+    def rows(self) -> Bucket:
+        """The rows of this form, and what stands for them where something is measured."""
+        return bucket_of(bucket_name(self.bucket), self._least, self.bucket)
+
+    def choose(self, space: Space) -> Choice:
+        """What was chosen in a space, where it is one of its choices, or else its default."""
+        self.spaces.append(space)
+        chosen = self.choices.get(space.bucket.name, DEFAULT)
+        if not chosen.values or not space.allows(chosen):
+            return space.default
+        self.taken[space.bucket.name] = chosen
+        return chosen
 
     def most(self, size: Dim, otherwise: int) -> int:
         """The greatest that a dim can be, where the body's bounds tell."""

@@ -18,7 +18,7 @@ from ...ir.target import Target
 from ...ir.types import CacheType, TensorType
 from ..errors import CodegenError
 from ..expand import RULES, expand
-from ..space import Choice, Choices
+from ..space import Choice, Choices, Space
 from . import attention, expert, largest, products, recurrent
 from .kernel import Form, Kernel, cache_of
 from .pull import Place
@@ -68,7 +68,7 @@ class Solved:
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as text and launches: `forms` by the number of rows, the smallest first; `rows` is
-    what they are chosen by.
+    what they are chosen by. `spaces` are what could be chosen, `taken` what was, by bucket.
     """
 
     name: str
@@ -79,6 +79,9 @@ class Lowered:
     forms: tuple[Form, ...]
     rows: Dim
     dims: Mapping[str, Solved]
+    spaces: tuple[Space, ...]
+    taken: Choices
+    templates: tuple[str, ...]
 
 
 def lower(
@@ -97,8 +100,8 @@ def lower(
     results = _arguments(kernel)
     own = dict(kernel.places)
     forms: list[Form] = []
-    for bucket in buckets:
-        kernel.begin(bucket, own)
+    for bucket, before in zip(buckets, (0, *buckets), strict=False):
+        kernel.begin(bucket, own, (before or 0) + 1)
         _emit_levels(kernel, dict(results))
         if forms and forms[-1].starts == tuple(kernel.starts):
             forms.pop()
@@ -112,6 +115,9 @@ def lower(
         tuple(forms),
         rows,
         _solved(written),
+        tuple(kernel.spaces),
+        kernel.taken,
+        tuple(sorted(kernel.imports)),
     )
 
 

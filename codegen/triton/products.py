@@ -15,10 +15,12 @@ from ...ir.ops.quantized import operands
 from ...ir.types import BITS
 from ..space import DEFAULT, Choice
 from .burdens import processors
-from .candidates import LADDER, Problem, default, template_of, tile_of
-from .kernel import Call, Hook, Kernel, ceiling, emit_call
-from .linear import Epilogue, behind, dear, load_hook, store_hook
+from .candidates import LADDER, LIBRARY, Problem, default, template_of, tile_of
+from .kernel import Call, Hook, Kernel, Start, ceiling, emit_call
+from .linear import Epilogue, behind, bias_of, dear, load_hook, store_hook
 from .pull import Place
+from .rows import emit_rows
+from .spaces import linear_space
 from .tiles import DESCRIPTOR
 from .values import is_float
 
@@ -68,7 +70,8 @@ def emit_linear(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     most = min(kernel.most(made.rows, MOST), MOST)
     refused = kernel.refused.get(kernel.bucket, ())
     own = default(made.problem, kernel.bucket, most, kernel.target, refused)
-    taken = kernel.choice(own)
+    space = linear_space(made.problem, kernel.rows, made.rows, kernel.target, own)
+    taken = kernel.choose(space)
     made = replace(made, tile=tile_of(taken))
     _EMIT[template_of(taken)[0]](kernel, node, made, *template_of(taken))
     kernel.places.update(placed)
@@ -158,6 +161,42 @@ def _split(kernel: Kernel, node: Node, made: Linear, template: str, values: dict
                                {"SPLIT": split}))  # fmt: skip
 
 
+def _by_library(
+    kernel: Kernel, node: Node, made: Linear, template: str, values: dict[str, int]
+) -> None:
+    """The product by the vendor's library, rounded to the dtype of the linear, and in a launch
+    behind it everything else: bias, what is fused, the results in their places.
+    """
+    x, w = (_whole(kernel, n) for n in node.inputs[:2])
+    plain = _plain_place(node, made.epilogue)
+    y = plain or kernel.scratch_for(node.shape, node.dtype)
+    kernel.starts.append(Start("", (x.name, w.name, y.name), (), (1,), product=made.sizes))
+    if plain is not None:
+        return
+    store = {"STORE": store_hook(kernel, node, made.epilogue)}
+    grid, parts = (ceiling(made.epilogue.width, 256), made.rows), {"PARTS": made.problem.parts}
+    emit_call(kernel, Call("gemm", "gather_splits", (y.name, made.rows, made.problem.n), store,
+                           parts, grid, {"SPLIT": 1}))  # fmt: skip
+
+
+def _plain_place(node: Node, epilogue: Epilogue) -> Place | None:
+    """The place of a linear's result, where that is all there is to store."""
+    (result, place), *more = epilogue.results
+    alone = result is node and not more and bias_of(node) is None
+    return place if alone and place.dtype == node.dtype else None
+
+
+def _whole(kernel: Kernel, node: Node) -> Place:
+    """Where a value lies whole in memory; it is put there where it does not."""
+    while node.op.name == "reshape" and node not in kernel.places:
+        node = node.inputs[0]
+    if node not in kernel.places:
+        place = kernel.scratch_for(node.shape, node.dtype)
+        emit_rows(kernel, {node: place})
+        kernel.places[node] = place
+    return kernel.places[node]
+
+
 _EMIT = {
     "gemv": _one,
     "gemv_codes": _one,
@@ -166,6 +205,7 @@ _EMIT = {
     "gemm_tma": _many,
     "gemm_few": _split,
     "gemm_codes": _split,
+    LIBRARY: _by_library,
 }
 
 __all__ = ["LADDER", "emit_linear", "needs"]

@@ -8,6 +8,6 @@ compiler.
 from __future__ import annotations
 
 from ..errors import CodegenError
-from .build import Tunable, build_candidates, build_library, tunable
+from .build import build_candidates, build_library, tunable
 
-__all__ = ["CodegenError", "Tunable", "build_candidates", "build_library", "tunable"]
+__all__ = ["CodegenError", "build_candidates", "build_library", "tunable"]

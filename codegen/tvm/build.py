@@ -16,9 +16,9 @@ from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.target import Target
 from ...ir.text import print_graph
-from ..backend import KernelBody, KernelReport
+from ..backend import KernelBody, KernelReport, Tunable
 from ..bodies import canonical
-from ..cost import Cost, cost_of
+from ..cost import cost_of
 from ..errors import CodegenError
 from ..space import Choice, Choices, Space
 from .convolve import CONV
@@ -109,18 +109,6 @@ def _function(
         return build_function(name, body, isa, ANCHORS, choices)
     except (CodegenError, IRError, tvm.error.InternalError, TypeError, ValueError) as error:
         raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
-
-
-@dataclass(frozen=True)
-class Tunable:
-    """A kernel in which something may be chosen: its canonical body, what its choices are keyed by,
-    its cost, and a space for each bucket.
-    """
-
-    body: Graph
-    digest: str
-    cost: Cost
-    spaces: tuple[Space, ...]
 
 
 def tunable(body: Graph, target: Target) -> Tunable | None:

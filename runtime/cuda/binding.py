@@ -68,4 +68,5 @@ class Binding:
         sizes = [evaluate_dim(e, dims) for e in launch.grid]
         x, y, z = (*sizes, *(1,) * (3 - len(sizes)))
         workspace = scratch[launch.workspace.number] if launch.workspace else 0
-        return Prepared(function.source, launch, (x, y, z), tuple(given), workspace)
+        product = launch.product and (evaluate_dim(launch.product[0], dims), *launch.product[1:])
+        return Prepared(function.source, launch, (x, y, z), tuple(given), workspace, product)

@@ -20,6 +20,7 @@ from .libcuda import (
     THREAD_LOCAL,
     Cuda,
 )
+from .products import Product, Products, TorchProducts
 from .uploads import upload
 
 _DEFAULT_SHARED = 48 << 10
@@ -50,15 +51,27 @@ class _Ready(NamedTuple):
     packed: Packed
 
 
+class _Multiplied(NamedTuple):
+    """A product that the vendor's library makes."""
+
+    product: Product
+    run: Callable[[], object]
+
+
 class CudaDevice:
     """The first device that the process sees (CUDA_VISIBLE_DEVICES says which), one stream.
 
     It may be driven from several threads, one at a time: each call makes the device's context the
-    calling thread's. `library` stands in for libcuda in tests. Raises ArtifactError where there is
-    no device.
+    calling thread's. `library` stands in for libcuda in tests, `products` for what multiplies on
+    the stream. Raises ArtifactError where there is no device.
     """
 
-    def __init__(self, number: int = 0, library: Any = None) -> None:
+    def __init__(
+        self,
+        number: int = 0,
+        library: Any = None,
+        products: Callable[[int], Products] = TorchProducts,
+    ) -> None:
         self._cuda = Cuda(library)
         self._cuda("cuInit", 0)
         device = ctypes.c_int()
@@ -73,6 +86,8 @@ class CudaDevice:
         self._enter()
         self._stream = ctypes.c_void_p()
         self._cuda("cuStreamCreate", ctypes.byref(self._stream), NON_BLOCKING)
+        self._open_products = products
+        self._products: Products | None = None
         self._functions: dict[str, tuple[ctypes.c_void_p, Binary]] = {}
         self._modules: list[ctypes.c_void_p] = []
         self._graphs: list[ctypes.c_void_p] = []
@@ -187,9 +202,29 @@ class CudaDevice:
                 raise StepError(f"machine code {name!r}: {error}") from error
             self._functions[name] = (function, binary)
 
-    def pack(self, launches: Sequence[Prepared]) -> Sequence[_Ready]:
-        """Launches with their arguments packed."""
-        return tuple(self._ready(each) for each in launches)
+    def pack(self, launches: Sequence[Prepared]) -> Sequence[_Ready | _Multiplied]:
+        """Launches with their arguments packed; raises ArtifactError where there are products by
+        the vendor's library and nothing to make them with.
+        """
+        return tuple(
+            self._ready(each) if each.product is None else self._multiplied(each, each.product)
+            for each in launches
+        )
+
+    def _multiplied(self, each: Prepared, sizes: tuple[int, int, int]) -> _Multiplied:
+        x, w, y = each.arguments
+        product = Product(x.dtype, x.value, w.value, y.value, *sizes)
+        return _Multiplied(product, self.products.ready(product))
+
+    @property
+    def products(self) -> Products:
+        """What makes products on the stream, opened when it is first asked for; raises
+        ArtifactError where there is nothing.
+        """
+        if self._products is None:
+            self._enter()
+            self._products = self._open_products(self._stream.value or 0)
+        return self._products
 
     def _ready(self, each: Prepared) -> _Ready:
         name = each.launch.binary
@@ -206,7 +241,13 @@ class CudaDevice:
         for each in packed:
             self._launch(each)
 
-    def _launch(self, each: _Ready) -> None:
+    def _launch(self, each: _Ready | _Multiplied) -> None:
+        if isinstance(each, _Multiplied):
+            try:
+                each.run()
+            except RuntimeError as error:
+                raise StepError(f"cuBLAS, {each.product}: {error}") from error
+            return
         try:
             self._cuda(
                 "cuLaunchKernel", each.function, *each.grid, each.threads, 1, 1, each.shared,
@@ -222,7 +263,7 @@ class CudaDevice:
         try:
             self._cuda("cuEventRecord", events[0], self._stream)
             for packed, event in zip(groups, events[1:], strict=True):
-                self.run(packed)
+                self.run(packed) if isinstance(packed, tuple) else self.replay(packed)
                 self._cuda("cuEventRecord", event, self._stream)
             self.synchronize()
             return [self._between(a, b) for a, b in pairwise(events)]
@@ -244,9 +285,13 @@ class CudaDevice:
         """What `pack` gave, so many times, as a CUDA graph.
 
         The arguments are copied into the graph. Nothing else of this thread may call the driver
-        in between: copies, allocations and waits are no part of a graph of launches.
+        in between: copies, allocations and waits are no part of a graph of launches. Products are
+        made once before, as their first run may allocate.
         """
         self._enter()
+        for each in _all(packed):
+            if isinstance(each, _Multiplied):
+                self._launch(each)
         graph = self._captured(
             lambda: [self._launch(e) for _ in range(times) for e in _all(packed)]
         )
@@ -324,6 +369,6 @@ class CudaDevice:
         self._cuda("cuDevicePrimaryCtxRelease_v2", self._device)
 
 
-def _all(packed: object) -> Sequence[_Ready]:
+def _all(packed: object) -> Sequence[_Ready | _Multiplied]:
     assert isinstance(packed, tuple), packed
     return packed

@@ -20,7 +20,8 @@ class Given(NamedTuple):
 @dataclass(frozen=True)
 class Prepared:
     """A launch ready to run: its binary, the grid, the arguments in order, and the address of what
-    the binary has for its own ends, 0 for nothing.
+    the binary has for its own ends, 0 for nothing. Where `product` is given, the arguments are the
+    three matrices of a product of so many rows, columns and so much depth.
     """
 
     source: str
@@ -28,6 +29,7 @@ class Prepared:
     grid: tuple[int, int, int]
     arguments: tuple[Given, ...]
     workspace: int = 0
+    product: tuple[int, int, int] | None = None
 
 
 class Driver(Protocol):
@@ -84,8 +86,8 @@ class Driver(Protocol):
         ...
 
     def time(self, groups: Sequence[object]) -> list[float]:
-        """Launch what `pack` gave, group after group; gives the seconds that the device takes for
-        each.
+        """Launch what `pack` or `record` gave, group after group; gives the seconds that the device
+        takes for each.
         """
         ...
 

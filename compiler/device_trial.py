@@ -1,0 +1,220 @@
+"""A process that compiles the candidates of a kernel for a GPU and times them there, told what to
+do by lines of JSON on its input, as trial.py is on a CPU.
+
+A candidate that reads where nothing is takes the process's device with it: the process ends, after
+it has said which candidate it ran.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..codegen.space import Choice, Sample
+from ..codegen.triton.trials import build_candidates
+from ..ir.launches import LAUNCHES, LaunchTable
+from ..ir.plan import Argument, Call, Entry, Plan
+from ..ir.target import Target
+from ..ir.text import parse_graph
+from ..runtime.cuda.binding import Binding
+from ..runtime.cuda.device import CudaDevice
+from ..runtime.cuda.opening import open_device
+from ..runtime.errors import ArtifactError, StepError
+from .trial_arguments import STREAMED, Arguments, argument_bytes, step_values
+
+MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called several times in it
+MOST_CALLS = 2000  # of one graph
+STREAM = 256 << 20  # bytes of weights and caches that calls go through: no cache holds as much
+LOST = 3  # status of a process whose device does not answer any more
+
+
+class DeviceTrial:
+    """The candidates of one kernel, compiled and loaded; `opened` gives the device, `compiled` is
+    False where its kernels are not compiled but interpreted.
+    """
+
+    def __init__(
+        self,
+        request: Mapping[str, Any],
+        opened: Callable[[str], CudaDevice] = open_device,
+        *,
+        compiled: bool = True,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ferrule-tune-")
+        folder = Path(self._folder.name)
+        given = request["target"]
+        target = Target(**{**given, "features": frozenset(given["features"])})
+        choices = [Choice.of(c) for c in request["choices"]]
+        body, bucket = parse_graph(request["body"]), request["bucket"]
+        self.faults = build_candidates(body, target, bucket, choices, folder, machine_code=compiled)
+        self._table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
+        self.device = opened(target.arch)
+        binaries = self._table.binaries.items()
+        self.device.load([(n, b, (folder / b.file).read_bytes()) for n, b in binaries])
+        self._check_products()
+        arguments = tuple(Argument.from_json(a, "argument") for a in request["arguments"])
+        scratch = self.device.allocate(max(self._table.scratch_bytes, 1))
+        self._memory = _Memory(self.device, arguments, request["block"], request["indices"])
+        self._calls = _Calls(arguments, self._table, scratch)
+        self._graphs: dict[tuple[int, Sample], tuple[object, int]] = {}
+
+    def _check_products(self) -> None:
+        """Name what is wrong with candidates that need the vendor's library."""
+        wanting = [n for n, f in self._table.functions.items()
+                   if any(s.product for form in f.forms for s in form.launches)]  # fmt: skip
+        if not wanting:
+            return
+        try:
+            _ = self.device.products
+        except ArtifactError as error:
+            self.faults |= {int(name[1:]): str(error) for name in wanting}
+
+    def times(
+        self,
+        which: Sequence[int],
+        sample: Sample,
+        dims: Mapping[str, int],
+        rounds: int,
+        say: Callable[[int], None],
+    ) -> list[list[float]]:
+        """Seconds of one call of each candidate, in rounds that go forth and back through them.
+
+        Calls lie in a graph, one behind another, and take their weights and caches from one copy
+        after another, so that they come from memory, as they do in a step.
+        """
+        for at in which:
+            if (at, sample) not in self._graphs:
+                say(at)
+                self._graphs[at, sample] = self._recorded(at, sample, dims)
+        found: dict[int, list[float]] = {at: [] for at in which}
+        for number in range(rounds):
+            order = list(which) if number % 2 == 0 else list(reversed(which))
+            graphs = [self._graphs[at, sample] for at in order]
+            seconds = self.device.time([graph for graph, _ in graphs])
+            for at, (_, calls), took in zip(order, graphs, seconds, strict=True):
+                found[at].append(took / calls)
+        return [found[at] for at in which]
+
+    def _recorded(self, at: int, sample: Sample, dims: Mapping[str, int]) -> tuple[object, int]:
+        """Calls of a candidate that take long enough to be timed, as a graph, and how many."""
+        copies = self._memory.copies(sample, dims)
+        launches = [p for copy in copies for p in self._calls.of(at, copy, dims)]
+        packed = self.device.pack(launches)
+        once = self.device.record(packed)
+        self.device.time([once])
+        (took,) = self.device.time([once])
+        times = min(math.ceil(MINIMUM / max(took, 1e-6)), max(1, MOST_CALLS // len(launches)))
+        if times <= 1:
+            return once, len(copies)
+        return self.device.record(packed, times), times * len(copies)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._memory.close()
+        self.device.release(self._calls.scratch)
+        self.device.close()
+        self._folder.cleanup()
+
+
+class _Calls:
+    """A call of each candidate, on memory that is named when it is bound."""
+
+    def __init__(self, arguments: tuple[Argument, ...], table: LaunchTable, scratch: int) -> None:
+        self._arguments, self._table, self.scratch = arguments, table, scratch
+
+    def of(self, at: int, places: Mapping[Argument, int], dims: Mapping[str, int]) -> list[Any]:
+        """The launches of a candidate whose arguments lie in these places."""
+        plan = Plan({"main": Entry((Call(f"c{at}", self._arguments),))}, {})
+        binding = Binding(plan, self._table, places.__getitem__, self.scratch)
+        return binding.bind("main", dims)
+
+
+class _Memory:
+    """The arguments on the device, by size of the step: weights and caches in several copies."""
+
+    def __init__(
+        self, device: CudaDevice, arguments: Sequence[Argument], block: int, indices: int
+    ) -> None:
+        self._device, self._block = device, block
+        self._arguments = tuple(dict.fromkeys(arguments))
+        self._host = Arguments(arguments, block, indices)
+        self._streams: dict[tuple[int, ...], list[dict[Argument, int]]] = {}
+        self._known: dict[Sample, list[dict[Argument, int]]] = {}
+        self._taken: list[int] = []
+
+    def copies(self, sample: Sample, dims: Mapping[str, int]) -> list[dict[Argument, int]]:
+        """Where the arguments lie, for one call after another."""
+        if sample not in self._known:
+            step = step_values(sample, dims, self._block)
+            others = [a for a in self._arguments if a.kind not in STREAMED]
+            shared = {a: self._put(a, dims, step) for a in others}
+            self._known[sample] = [{**shared, **own} for own in self._streamed(dims)]
+            self._device.synchronize()
+        return self._known[sample]
+
+    def _streamed(self, dims: Mapping[str, int]) -> list[dict[Argument, int]]:
+        streamed = [a for a in self._arguments if a.kind in STREAMED]
+        sizes = tuple(argument_bytes(a, dims) for a in streamed)
+        if sizes not in self._streams:
+            total = max(sum(sizes), 1)
+            room = min(STREAM, self._device.free_bytes() // 4)
+            count = max(1, room // total) if streamed else 1
+            self._streams[sizes] = [
+                {a: self._put(a, dims, {}) for a in streamed} for _ in range(count)
+            ]
+        return self._streams[sizes]
+
+    def _put(self, argument: Argument, dims: Mapping[str, int], step: Mapping[str, Any]) -> int:
+        address = self._device.allocate(argument_bytes(argument, dims))
+        self._taken.append(address)
+        self._device.write(address, self._host.filled(argument, dims, step))
+        return address
+
+    def close(self) -> None:
+        """Give all of it back."""
+        for address in self._taken:
+            self._device.release(address)
+
+
+def answer(
+    trial: DeviceTrial | None, request: Mapping[str, Any], say: Callable[[int], None]
+) -> tuple[DeviceTrial, dict[str, Any]]:
+    """The reply to one request: a new trial, or times of the present one."""
+    if request["do"] == "prepare":
+        if trial is not None:
+            trial.close()
+        made = DeviceTrial(request)
+        return made, {"faults": {str(at): fault for at, fault in made.faults.items()}}
+    assert trial is not None, request
+    sample = Sample(**request["sample"])
+    seconds = trial.times(request["which"], sample, request["dims"], request["rounds"], say)
+    return trial, {"seconds": seconds}
+
+
+def main() -> None:
+    """Answer requests until the input ends, or the device does not answer any more."""
+
+    def write(value: object) -> None:
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
+
+    trial: DeviceTrial | None = None
+    write({"ready": True})
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            trial, reply = answer(trial, request, lambda at: write({"running": at}))
+        except StepError:
+            sys.exit(LOST)
+        except Exception as error:  # told to whoever asked, who knows what was asked
+            reply = {"error": f"{type(error).__name__}: {str(error).strip()}"}
+        write(reply)
+
+
+if __name__ == "__main__":
+    main()
