@@ -31,6 +31,9 @@ BALANCE = {
 VECTOR = 16.0
 """Operations of matrix units in the time of one by the others."""
 
+APART = 8.0
+"""Operations in the time that reading two bytes apart takes."""
+
 Burdens = Callable[[Choice, int], Burden]
 """By a choice and a number of rows, as `ferrule.codegen.space.Space` takes it."""
 
@@ -63,8 +66,9 @@ def linear_burden(target: Target, n: int, k: int, *, parts: int = 1, item: float
 
 def codes_burden(target: Target, n: int, k: int, *, parts: int = 1, item: float = 0.5) -> Burdens:
     """Of a linear by codes: gemm_codes or gemv_codes. What is no work of matrix units is counted
-    as so much more of it: a product of every group's sums by its scale, or, where weights are
-    ROUNDED, four operations to make each of them, once for BM rows.
+    as so much more of it, for each code of a tile of BM rows. Where weights are ROUNDED, that is
+    four operations to make one; by groups three, three a product of every group's sums by its
+    scale, and what reading x apart takes, element by element, for BN columns.
     """
     plain = linear_burden(target, n, k, parts=parts, item=item)
 
@@ -72,7 +76,8 @@ def codes_burden(target: Target, n: int, k: int, *, parts: int = 1, item: float 
         found, named = plain(choice, tokens), dict(choice.values)
         if "BM" not in named:
             return found
-        each = 4 / (2 * named["BM"]) if named["ROUNDED"] else 3 / (2 * named["BK"])
+        by_groups = 3 / named["BM"] + 3 / named["BK"] + APART / named["BN"]
+        each = (4 / named["BM"] if named["ROUNDED"] else by_groups) / 2
         return Burden(found.bytes, found.operations * (1.0 + VECTOR * each))
 
     return burden

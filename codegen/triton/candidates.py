@@ -11,7 +11,7 @@ from itertools import product
 from ...ir.errors import IRError
 from ...ir.target import Target
 from ..space import Burden, Choice
-from .burdens import BALANCE, Burdens, codes_burden, linear_burden
+from .burdens import BALANCE, Burdens, codes_burden, linear_burden, processors
 from .loops import power_of_two
 from .tiles import (
     GEMM,
@@ -19,9 +19,11 @@ from .tiles import (
     GEMM_FEW,
     GEMV,
     GEMV_CODES,
+    KIB,
     SHARED,
     Sizes,
     Tiles,
+    deep_codes,
     fitting_codes,
 )
 
@@ -29,13 +31,19 @@ LADDER = (1, 16, 64, 256)
 """The most rows of each form of a linear but the last, which takes any number."""
 
 OVERLAP = 0.1
-"""Of the shorter of reading and computing, what the longer does not hide."""
+"""Of what takes less time than something else beside it, the share that this does not hide."""
 
-OPERANDS = 16.0
-"""Rows (columns) of a tile at which reading its operands takes as long as multiplying them."""
+CACHE = 2.7
+"""Bytes that programs read from the cache they share in the time of one from memory: of an H100 5.5
+to 7 TB/s beside 3.35 (as microbenchmarks have published), of an A100 about as many times its own.
+"""
 
 CACHED = 0.4
 """What reading weights once more takes, from the cache, for the next tile of rows."""
+
+FLIGHT = 24 * KIB
+"""Bytes on their way to a processor that keep memory busy: its share of the bandwidth in the 0.7 us
+that a read takes (H100, as microbenchmarks have published)."""
 
 DENSE: Mapping[str, Tiles] = {
     "gemv": GEMV,
@@ -152,9 +160,8 @@ def _fitted(name: str, values: dict[str, int], problem: Problem) -> Choice | Non
         pack = min(values["PACK"], 32 // problem.bits)
         return Choice.of(values | {"BK": max(values["BK"], pack), "PACK": max(codes, pack)})
     if values["ROUNDED"]:
-        whole = problem.group & -problem.group if problem.group < problem.k else values["BK"]
-        deep = min(values["BK"], whole) if whole >= 16 * codes else values["BK"]
-        return Choice.of(values | {"BK": max(deep, 16 * codes), "PACK": codes})
+        deep = deep_codes(values["BK"], problem.bits, problem.group, problem.k)
+        return Choice.of(values | {"BK": deep, "PACK": codes})
     try:
         return fitting_codes(Choice.of(values), problem.bits, problem.group, problem.k)
     except IRError:
@@ -169,19 +176,47 @@ def burden_of(name: str, problem: Problem, target: Target) -> Burdens:
     """What choices of a template make of the bytes and operations of a linear."""
     n, k, parts = problem.n, problem.k, problem.parts
     made = codes_burden if problem.group else linear_burden
-    plain = made(target, n, k, parts=parts, item=problem.stored)
+    whole = made(target, n, k, parts=parts, item=problem.stored)
+    products = linear_burden(target, n, k, parts=parts, item=problem.stored)
 
     def burden(choice: Choice, tokens: int) -> Burden:
-        found, named = plain(choice, tokens), dict(choice.values)
+        found, named = whole(choice, tokens), dict(choice.values)
         if "BM" not in named:
             return found
-        # What a product takes of caches, beside itself: less, the larger the tile.
-        operands = OPERANDS / named["BM"] + OPERANDS / named["BN"]
-        edge = _edge(choice, problem, target) if name == "gemm" else 0.0
+        alone = products(choice, tokens).operations
+        operands = alone * _operands(named["BM"], parts * named["BN"], problem, target)
+        edge = alone * _edge(choice, problem, target) if name == "gemm" else 0.0
         again = CACHED * (-(-tokens // named["BM"]) - 1)
-        return Burden(found.bytes + again, found.operations * (1.0 + operands + edge))
+        waiting = max(1.0, FLIGHT / _in_flight(name, choice, problem, tokens, target))
+        return Burden(found.bytes * waiting + again, _overlapped(found.operations, operands) + edge)
 
     return burden
+
+
+def _in_flight(name: str, choice: Choice, problem: Problem, tokens: int, target: Target) -> float:
+    """Bytes of weights that are on their way to a processor at a time."""
+    named = {"SPLIT": 1} | dict(choice.values)
+    tiles = -(-problem.wide // named["BN"]) * -(-tokens // named["BM"])
+    programs = -(-tiles * named["SPLIT"] // processors(target))
+    held = (DENSE | CODES)[name].shared(choice, Sizes(problem.item, problem.parts))
+    beside = 1 if name in ("gemm_persistent", "gemm_tma") else SHARED[target.arch] // max(held, 1)
+    steps = max(1, min(named["STAGES"] - 1, problem.k // (named["BK"] * named["SPLIT"])))
+    each = steps * named["BK"] * problem.parts * named["BN"] * problem.stored
+    return each * max(1, min(programs, beside))
+
+
+def _operands(down: int, across: int, problem: Problem, target: Target) -> float:
+    """What reading the operands of a tile from the cache takes, by what multiplying them takes:
+    less, the larger the tile.
+    """
+    read = (down * problem.item + across * problem.stored) / CACHE
+    return read * BALANCE.get(target.arch, 250.0) / (2.0 * down * across)
+
+
+def _overlapped(*times: float) -> float:
+    """What takes the longest hides the rest, but for a share."""
+    most = max(times)
+    return most + OVERLAP * (sum(times) - most)
 
 
 def _edge(choice: Choice, problem: Problem, target: Target) -> float:
@@ -198,7 +233,7 @@ def work(name: str, choice: Choice, problem: Problem, rows: int, target: Target)
     reading = problem.nbytes(rows) * burden.bytes
     operations = 2.0 * rows * problem.n * problem.k * burden.operations
     computing = operations / BALANCE.get(target.arch, 250.0)
-    return max(reading, computing) + OVERLAP * min(reading, computing)
+    return _overlapped(reading, computing)
 
 
 def default(

@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...ir.dims import Dim, as_dim, product
-from ...ir.errors import IRError
 from ...ir.node import Node
 from ...ir.ops.quantized import operands
 from ...ir.target import Target
-from ..space import Choice
 from .kernel import Call, Hook, Kernel, ceiling, emit_call, floor_by
 from .linear import Epilogue, behind, dear, load_hook, store_hook
 from .loops import power_of_two
 from .products import MOST, coded
 from .pull import Place
-from .tiles import SHARED, fitting_codes
+from .tiles import SHARED, deep_codes
 
 FEW = 16
 """Rows that go one by one."""
@@ -130,14 +128,10 @@ def _sorted(kernel: Kernel, made: _Experts) -> None:
 
 
 def _steps(made: _Experts, target: Target) -> dict[str, int]:
-    """BK, and how codes are read: by groups where tiles divide them, else made whole."""
+    """BK, and how codes are read: weights are made whole."""
     deep = 128 if SHARED[target.arch] > 2 * SHARED["gfx942"] else 64
     deep = max(16, min(deep, power_of_two(made.k)))
     if not made.form:
         return {"BK": min(deep, 64)}
     bits, group = int(made.form["BITS"]), int(made.form["G"])
-    try:
-        fitted = fitting_codes(Choice.of({"BK": deep, "PACK": 4}), bits, group, made.k)
-        return {**dict(fitted.values), "ROUNDED": 0}
-    except IRError:
-        return {"BK": max(deep, 16 * (8 // bits)), "PACK": 8 // bits, "ROUNDED": 1}
+    return {"BK": deep_codes(deep, bits, group, made.k), "PACK": 8 // bits, "ROUNDED": 1}

@@ -206,11 +206,13 @@ def _held_codes(c: Choice, s: Sizes) -> int:
 
 GEMM_CODES = Tiles(
     {"BM": (16, 32, 64, 128), "BN": (64, 128), "BK": (32, 64, 128, 256), "PACK": (1, 2, 4, 8)}
-    | {"SPLIT": (1, 2, 4, 8), "STAGES": (2, 3, 4), "ROUNDED": (0, 1)}
+    | {"SPLIT": (1, 2, 4, 8), "STAGES": (2, 3, 4, 5), "ROUNDED": (0, 1)}
     | _WARPS,
     {
         "": {"BM": 16, "BN": 64, "BK": 128, "PACK": 4, "SPLIT": 1, "WARPS": 4, "STAGES": 3}
-        | {"ROUNDED": 0}
+        | {"ROUNDED": 1},
+        "sm_90": {"BM": 16, "BN": 64, "BK": 128, "PACK": 4, "SPLIT": 1, "WARPS": 4, "STAGES": 4}
+        | {"ROUNDED": 1},
     },
     _words,
     _held_codes,
@@ -226,6 +228,15 @@ GEMV_CODES = Tiles(
     lambda c, s: 4 * s.parts * c["BN"] * c["BK"] // c["PACK"],
 )
 """gemv_codes: one row."""
+
+
+def deep_codes(deep: int, bits: int, group: int, k: int) -> int:
+    """BK of ROUNDED weights, for as many k's as are wanted: it divides the group where that leaves
+    16 bytes of codes, so that a tile has one scale a row.
+    """
+    least = 16 * (8 // bits)
+    whole = group & -group if group < k else deep
+    return max(min(deep, whole) if whole >= least else deep, least)
 
 
 def fitting_codes(choice: Choice, bits: int, group: int, k: int) -> Choice:

@@ -117,6 +117,56 @@ def part_of_group(
 
 
 @triton.jit
+def float_of_code(words, i: tl.constexpr, BITS: tl.constexpr):
+    """Code i of words in float32, base_of_floats(BITS) too large: it is moved into the mantissa of
+    a power of two.
+    """
+    PLACE: tl.constexpr = 16 if BITS == 4 else 14
+    POWER: tl.constexpr = 0x43000000 if BITS == 4 else 0x44000000
+    if BITS * i < PLACE:
+        moved = words << (PLACE - BITS * i)
+    else:
+        moved = words >> (BITS * i - PLACE)
+    return ((moved & (((1 << BITS) - 1) << PLACE)) | POWER).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def base_of_floats(BITS: tl.constexpr):
+    """What float_of_code adds to a code: 2^7 to one of 4 bits, 2^9 to one of 8."""
+    base: tl.constexpr = 128.0 if BITS == 4 else 512.0
+    return base
+
+
+@triton.jit
+def two_codes(words, i: tl.constexpr, j: tl.constexpr, BITS: tl.constexpr):
+    """Codes i and j of words[.., W] as floats, side by side: [.., 2 W]."""
+    return tl.interleave(float_of_code(words, i, BITS), float_of_code(words, j, BITS))
+
+
+@triton.jit
+def four_codes(words, i: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr):
+    """Codes i, i + STEP, i + 2 STEP, i + 3 STEP of words[.., W] as floats: [.., 4 W]."""
+    even = two_codes(words, i, i + 2 * STEP, BITS)
+    return tl.interleave(even, two_codes(words, i + STEP, i + 3 * STEP, BITS))
+
+
+@triton.jit
+def codes_in_order(words, BITS: tl.constexpr, PER: tl.constexpr):
+    """The PER codes of each of words[.., W] as floats, in their order: [.., PER W]. Halves are put
+    between one another, which moves nothing from thread to thread.
+    """
+    if PER == 8:
+        floats = tl.interleave(four_codes(words, 0, 2, BITS), four_codes(words, 1, 2, BITS))
+    elif PER == 4:
+        floats = four_codes(words, 0, 1, BITS)
+    elif PER == 2:
+        floats = two_codes(words, 0, 1, BITS)
+    else:
+        floats = float_of_code(words, 0, BITS)
+    return floats
+
+
+@triton.jit
 def weights_of_codes(
     codes, scale, zeros, like, cols, k, N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
     G: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -126,14 +176,14 @@ def weights_of_codes(
     `codes` points to bytes; any groups.
     """
     J: tl.constexpr = triton.cdiv(K, G)
-    PER: tl.constexpr = 8 // BITS
+    # Words as wide as the rows of codes allow, at most 32 bits.
+    WHOLE: tl.constexpr = (J * G) % (32 // BITS) == 0 and BK * BITS >= 128
+    PER: tl.constexpr = 32 // BITS if WHOLE else 8 // BITS
     ROW: tl.constexpr = J * G // PER
     EVEN: tl.constexpr = (J * G) % BK == 0
     at = k // PER + tl.arange(0, BK // PER)[None, :]
-    held = code_words(codes, cols, at, N, ROW, BN, EVEN)
-    q = held
-    if BITS == 4:
-        q = tl.interleave(held & 15, held >> 4)
+    words = code_words(pointer_of_words(codes, BITS, PER), cols, at, N, ROW, BN, EVEN)
+    floats = codes_in_order(words, BITS, PER)
     if G % BK == 0:
         place = cols.to(tl.int64) * J + k // G
         there = cols < N
@@ -146,7 +196,13 @@ def weights_of_codes(
         z = tl.load(zeros + place, mask=there, other=0).to(tl.float32)
     else:
         z = tl.zeros((BN, 1), tl.float32) + OFFSET
-    return ((q.to(tl.float32) - z) * s).to(like.dtype)
+    base = base_of_floats(BITS)
+    if like.dtype == tl.float32:
+        value = (floats - (z + base)) * s
+    else:
+        # One multiply-add a weight, as exact as 16 bits hold it.
+        value = floats * s - (z + base) * s
+    return value.to(like.dtype)
 
 
 @triton.jit
@@ -274,34 +330,29 @@ def row_of_codes(
 ):  # fmt: skip
     """sum over k of x[row, k] (q - z) s for columns cols[BN], of which N are there; in
     registers."""
-    # 2^7 with a code of 4 bits in its mantissa, 2^9 with one of 8.
-    BASE: tl.constexpr = 128.0 if BITS == 4 else 512.0
-    BITS_OF_BASE: tl.constexpr = 0x43000000 if BITS == 4 else 0x44000000
-    PLACE: tl.constexpr = 16 if BITS == 4 else 14
     J: tl.constexpr = triton.cdiv(K, G)
     ROW: tl.constexpr = J * G // PACK
     WORDS: tl.constexpr = BK // PACK
     EVEN: tl.constexpr = (J * G) % BK == 0
     start = pointer_of_words(codes, BITS, PACK)
     sums = tl.zeros((BN, WORDS), tl.float32)
+    # Codes of a word along an axis of their own: a thread has all of them, reads their x together.
+    lanes = tl.arange(0, PACK)[None, None, :]
     for k in range(0, K, BK):
         at = (k // PACK + tl.arange(0, WORDS))[None, :]
         words = code_words(start, cols[:, None], at, N, ROW, BN, EVEN)
-        part = tl.zeros((BN, WORDS), tl.float32)
-        total = tl.zeros((1, WORDS), tl.float32)
-        for i in tl.static_range(PACK):
-            ks = at * PACK + i
-            x = LOAD_X(env, row, ks, ks < K).to(tl.float32)
-            bits = (code(words, i, BITS) << PLACE) | BITS_OF_BASE
-            part += bits.to(tl.float32, bitcast=True) * x
-            total += x
+        ks = at[:, :, None] * PACK + lanes
+        x = LOAD_X(env, row, ks, ks < K).to(tl.float32)
+        floats = float_of_code(words[:, :, None] >> (BITS * lanes), 0, BITS)
+        part = tl.sum(floats * x, axis=2)
+        total = tl.sum(x, axis=2)
         group = cols[:, None].to(tl.int64) * J + at * PACK // G
         there = (cols < N)[:, None] & (at < ROW)
         z = tl.zeros((BN, WORDS), tl.float32) + OFFSET
         if zeros is not None:
             z = tl.load(zeros + group, mask=there, other=0).to(tl.float32)
         s = tl.load(scale + group, mask=there, other=0).to(tl.float32)
-        sums += s * (part - (z + BASE) * total)
+        sums += s * (part - (z + base_of_floats(BITS)) * total)
     return tl.sum(sums, axis=1)
 
 
