@@ -20,6 +20,12 @@ ROOM = 64
 """Tokens that a cache of fixed length has room for behind those that are there."""
 
 
+def wait(model: PreTrainedModel) -> None:
+    """Wait for the device that a model is on."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x[B, heads, S, D] turned by the angles of its positions."""
     low, high = x.chunk(2, dim=-1)
@@ -82,8 +88,8 @@ class PlainLlama:
 def plain_decode(model: PreTrainedModel, count: int, context: int) -> Run:
     """A decode step of PlainLlama behind so many tokens, greedy, as one CUDA graph."""
     peer = PlainLlama(model, count, context + 8)
-    ids = torch.randint(0, 1000, (count, 1), device="cuda")
-    pos = torch.full((1,), context - 1, device="cuda")
+    ids = torch.randint(0, 1000, (count, 1), device=model.device)
+    pos = torch.full((1,), context - 1, device=model.device)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -95,7 +101,7 @@ def plain_decode(model: PreTrainedModel, count: int, context: int) -> Run:
 
     def run() -> None:
         graph.replay()
-        torch.cuda.synchronize()
+        wait(model)
 
     return run
 
@@ -103,12 +109,12 @@ def plain_decode(model: PreTrainedModel, count: int, context: int) -> Run:
 def plain_prefill(model: PreTrainedModel, prompt: int) -> Run:
     """A prompt by PlainLlama, whole."""
     peer = PlainLlama(model, 1, prompt)
-    ids = torch.randint(0, 1000, (1, prompt), device="cuda")
-    pos = torch.arange(prompt, device="cuda")
+    ids = torch.randint(0, 1000, (1, prompt), device=model.device)
+    pos = torch.arange(prompt, device=model.device)
 
     def run() -> None:
         peer(ids, pos, whole=True)
-        torch.cuda.synchronize()
+        wait(model)
 
     return run
 
@@ -118,30 +124,38 @@ def transformers_decode(model: PreTrainedModel, count: int, context: int) -> Run
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=context + ROOM)
-    ids = torch.randint(0, 1000, (count, context - 1), device="cuda")
+    ids = torch.randint(0, 1000, (count, context - 1), device=model.device)
     step = torch.compile(model.forward, mode="reduce-overhead")
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     # The cache counts its tokens by itself, so that each step is one token longer: ROOM is for
     # those that are timed.
-    place = torch.full((1, 1), context - 1, device="cuda")
+    place = torch.full((1, 1), context - 1, device=model.device)
 
     def run() -> None:
         with torch.inference_mode():
             step(input_ids=ids[:, :1], position_ids=place, past_key_values=cache, use_cache=True)
-        torch.cuda.synchronize()
+        wait(model)
 
     return run
 
 
 def transformers_prefill(model: PreTrainedModel, prompt: int) -> Run:
-    """A prompt by eager transformers, whole."""
-    ids = torch.randint(0, 1000, (1, prompt), device="cuda")
+    """A prompt by transformers with a static cache, whole, compiled by torch for its length."""
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=prompt)
+    ids = torch.randint(0, 1000, (1, prompt), device=model.device)
+    step = torch.compile(model.forward, dynamic=False)
 
     def run() -> None:
         with torch.inference_mode():
-            model(ids, logits_to_keep=1)
-        torch.cuda.synchronize()
+            cache.reset()
+            step(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        wait(model)
 
+    # The cache makes its memory at its first use, which is no part of what is compiled.
+    with torch.inference_mode():
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return run

@@ -6,227 +6,40 @@ kept in the folder, so that they may run in another process.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from ferrule.compiler.build import Options, compile_to
-from ferrule.compiler.explain import Load, explain
+from ferrule.compiler.devices import device_named
 from ferrule.ir.target import Target
 from ferrule.runtime.artifact import Artifact
-from ferrule.runtime.cuda.device import CudaDevice
-from ferrule.runtime.cuda.driver import Driver
-from ferrule.runtime.cuda.opening import open_device, open_executor
-from ferrule.runtime.executor import Batch, StepRunner
-from ferrule.runtime.pools import Pools
+from ferrule.runtime.executor import Batch
+from ferrule.runtime.kernel_times import kernel_report
 
 from . import gpu_kernels as alone
 from . import gpu_peers as peers
+from . import gpu_tried as tried
+from .gpu_bench import BLOCK, Bench, Machine, decode_batch, prefill_batch, read_bandwidth, seconds
 from .gpu_worker import ROOT, Line, run_sections, shown_on_output
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
-BATCHES = (1, 32, 128)
-PROMPTS = (2048, 8192)
-CONTEXT = 512
-BLOCK = 16
-STEPS = 20
-CHUNK = 2048
-INT4 = "int4-g128"
+QUEUED = 4
+MOST_LINES = 10
+"""Kernels of a step that are shown."""
 LINEARS = ((2048, 6144, 4096), (2048, 28672, 4096), (2048, 4096, 14336), (8192, 4096, 4096))
 """Rows, columns and k of the linears that are held against cuBLAS."""
 HEADS = (32, 8, 128)
 """Heads, groups of keys and width of the attention that is held against SDPA."""
-LLAMA = {
-    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 16384,
-}  # fmt: skip
-"""The shape of Llama 3.1 8B, but for the number of its layers."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it is measured: torch's name of the device, what opens it for kernels of an
-    architecture ("" for any), what waits for it.
-    """
-
-    device: str
-    opened: Callable[[str], Driver]
-    synchronize: Callable[[], object]
-
-
-GPU = Machine("cuda", lambda arch: open_device(arch) if arch else CudaDevice(),
-              torch.cuda.synchronize)  # fmt: skip
-
-
-@dataclass
-class Known:
-    """What sections found out: the architecture, bytes a second, seconds of decode steps by weights
-    and batch, and of prompts by their tokens.
-    """
-
-    arch: str = ""
-    bandwidth: float = 0.0
-    decoded: dict[str, float] = field(default_factory=dict[str, float])
-    prefilled: dict[str, float] = field(default_factory=dict[str, float])
-
-    @staticmethod
-    def read(path: Path) -> Known:
-        """What is in a file; nothing where there is none."""
-        return Known(**json.loads(path.read_text())) if path.exists() else Known()
-
-    def write(self, path: Path) -> None:
-        """Put it into a file, whole or not at all."""
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(path)
-
-
-@dataclass
-class Bench:
-    """What the sections share: a folder, the model and its runners, and what is known."""
-
-    folder: Path
-    layers: int
-    shape: Mapping[str, Any] = field(default_factory=lambda: LLAMA)
-    chunk: int = CHUNK
-    context: int = CONTEXT
-    machine: Machine = GPU
-    batches: tuple[int, ...] = BATCHES
-    prompts: tuple[int, ...] = PROMPTS
-    _model: Any = None
-    _runners: dict[str, StepRunner] = field(default_factory=dict[str, StepRunner])
-
-    @property
-    def known(self) -> Known:
-        """What sections found out so far."""
-        return Known.read(self.folder / "known.json")
-
-    def note(self, change: Callable[[Known], object]) -> None:
-        """Keep what a section found out."""
-        known = self.known
-        change(known)
-        known.write(self.folder / "known.json")
-
-    @property
-    def arch(self) -> str:
-        """The device's architecture, which the first section finds out."""
-        known = self.known
-        if not known.arch:
-            device = self.machine.opened("")
-            self.note(lambda k: setattr(k, "arch", str(getattr(device, "arch", ""))))
-            device.close()
-        return self.known.arch
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model with random bfloat16 weights, on the device."""
-        if self._model is None:
-            from transformers import LlamaConfig, LlamaForCausalLM
-
-            config = LlamaConfig(num_hidden_layers=self.layers, **self.shape)
-            torch.manual_seed(0)
-            with torch.device(self.machine.device):
-                torch.set_default_dtype(torch.bfloat16)
-                try:
-                    self._model = LlamaForCausalLM(config).eval()
-                finally:
-                    torch.set_default_dtype(torch.float32)
-        return self._model
-
-    def place(self, text: str = "") -> Path:
-        """Where the compiled model with its weights in a format ("" for bfloat16) is."""
-        return self.folder / f"artifact-{text or 'bf16'}"
-
-    def build(self, text: str = "") -> None:
-        """Compile the model for the device, where that is not done."""
-        if self.place(text).exists():
-            return
-        options = Options(
-            target=f"cuda:{self.arch}", dtype="bfloat16", max_context=max(self.prompts) + BLOCK,
-            max_batch=max(self.batches), chunk=self.chunk, block=BLOCK, quantize=text or None,
-            parity=False, progress=False,
-        )  # fmt: skip
-        model = self.model
-        try:
-            compile_to(model.cpu(), self.place(text), options)
-        finally:
-            torch.nn.Module.to(model, self.machine.device)
-
-    def runner(self, text: str = "") -> StepRunner:
-        """The compiled model on the device."""
-        if text not in self._runners:
-            self.build(text)
-            opened = Artifact(self.place(text))
-            count = max(self.batches) * -(-self.context // BLOCK) + max(self.prompts) // BLOCK
-            device = self.machine.opened(self.arch)
-            self._runners[text] = open_executor(
-                opened.path, opened.plan, opened.weights, device, Pools(count, 0)
-            )
-        return self._runners[text]
-
-    def traffic(self, text: str, count: int) -> int:
-        """Bytes of weights and cache that a decode step of so many sequences reads."""
-        asked = Load(sequences=count, context=self.context)
-        found = explain(Artifact(self.place(text)), entry="decode", measure=False, load=asked)
-        read = found.steps[0].traffic
-        return read.weights + read.caches
-
-
-def seconds(run: Callable[[], object], steps: int = STEPS) -> float:
-    """The median time of a call that waits for the device, after two that do not count."""
-    times: list[float] = []
-    for at in range(steps + 2):
-        begin = time.perf_counter()
-        run()
-        if at > 1:
-            times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def read_bandwidth(machine: Machine, size: int = 4 << 30) -> float:
-    """Bytes a second that a sum over memory reads."""
-    data = torch.ones(size // 4, dtype=torch.float32, device=machine.device)
-
-    def run() -> None:
-        data.sum()
-        machine.synchronize()
-
-    return size / seconds(run)
-
-
-def decode_batch(count: int, context: int) -> Batch:
-    """Every sequence's next token, each behind so much context in blocks of its own."""
-    width = -(-context // BLOCK)
-    tables = [range(n * width, (n + 1) * width) for n in range(count)]
-    last = context - 1
-    return Batch(
-        tokens=[17 + n for n in range(count)], positions=[last] * count,
-        query_start=range(count + 1), context_length=[context] * count, block_table=tables,
-        slots=[t[last // BLOCK] * BLOCK + last % BLOCK for t in tables], logit_rows=range(count),
-        wants_logits=False,
-    )  # fmt: skip
-
-
-def prefill_batch(tokens: int, begin: int, prompt: int) -> Batch:
-    """So many tokens of one prompt, from `begin`."""
-    width = -(-prompt // BLOCK)
-    return Batch(
-        tokens=[17 + i % 1000 for i in range(tokens)], positions=range(begin, begin + tokens),
-        query_start=(0, tokens), context_length=(begin + tokens,), block_table=[range(width)],
-        slots=range(begin, begin + tokens), logit_rows=(tokens - 1,),
-    )  # fmt: skip
-
-
+INT4 = "int4-g128"
+TUNED = "tuned"
 Section = Callable[[Bench], Iterator[Line]]
 
 
@@ -342,19 +155,21 @@ def decode(bench: Bench, count: int, text: str = "") -> Iterator[Line]:
     runner, batch = bench.runner(text), decode_batch(count, bench.context)
     took = seconds(lambda: runner.step(batch))
     bench.note(lambda k: k.decoded.update({f"{text} {count}": took}))
+    graph = runner.recorded(batch)
+    alone = min(runner.driver.time([graph])[0] for _ in range(5))
     known, read = bench.known, bench.traffic(text, count)
     plain = known.decoded.get(f" {count}") if text else None
     yield {
         "weights": text or "bf16", "batch": count, "context": bench.context, "seconds": took,
-        "tokens_per_second": count / took, "bytes": read,
+        "device_seconds": alone, "tokens_per_second": count / took, "bytes": read,
         "share_of_bandwidth": read / took / known.bandwidth if known.bandwidth else None,
         **({"times_bfloat16": plain / took} if plain else {}),
     }  # fmt: skip
 
 
-def prefill(bench: Bench, prompt: int) -> Iterator[Line]:
+def prefill(bench: Bench, prompt: int, text: str = "") -> Iterator[Line]:
     """A prompt in chunks."""
-    runner = bench.runner()
+    runner = bench.runner(text)
     chunk = runner.chunk
 
     def run() -> None:
@@ -362,8 +177,30 @@ def prefill(bench: Bench, prompt: int) -> Iterator[Line]:
             runner.step(prefill_batch(min(chunk, prompt - begin), begin, prompt))
 
     took = seconds(run, 5)
-    bench.note(lambda k: k.prefilled.update({f"{prompt}": took}))
-    yield {"tokens": prompt, "seconds": took, "tokens_per_second": prompt / took}
+    bench.note(lambda k: k.prefilled.update({f"{text} {prompt}".strip(): took}))
+    plain = bench.known.prefilled.get(f"{prompt}") if text else None
+    yield {
+        "weights": text or "bf16", "tokens": prompt, "seconds": took,
+        "tokens_per_second": prompt / took, **({"times_bfloat16": plain / took} if plain else {}),
+    }  # fmt: skip
+
+
+def calls(bench: Bench, batch: Batch, text: str = "") -> Iterator[Line]:
+    """A step call by call: the kernels that take longest, beside what the device allows."""
+    runner = bench.runner(text)
+    # The host takes longer to launch a kernel than a small one takes: work that is queued before
+    # lets it get ahead.
+    if batch.is_decode:
+        graph = runner.recorded(batch)
+        for _ in range(QUEUED):
+            runner.driver.replay(graph)
+    runner.samples = True
+    runner.step(batch)
+    assert runner.sample is not None, "a step that was asked for one"
+    opened = Artifact(bench.place(text))
+    machine = device_named(None, bench.arch)
+    found = kernel_report(opened.plan, opened.manifest, runner.sample, machine)
+    yield {"weights": text or "bf16", **found, "kernels": found["kernels"][:MOST_LINES]}
 
 
 def first_token(bench: Bench) -> Iterator[Line]:
@@ -412,13 +249,47 @@ def tests(bench: Bench) -> Iterator[Line]:
     yield {"status": done.returncode, "summary": summary, "failed_tests": words}
 
 
-def sections(bench: Bench) -> Iterator[tuple[str, Section]]:
-    """Every section by its name, what is judged first before what takes long."""
-    yield "memory", memory
+class Named(NamedTuple):
+    """A section, and the group that it is of."""
+
+    group: str
+    name: str
+    run: Section
+
+
+def sections(bench: Bench) -> Iterator[Named]:
+    """Every section, what is judged first before what takes long."""
+    yield Named("kernels", "memory", memory)
+    for name, run in _kernels(bench):
+        yield Named("kernels", name, run)
+    for name, run in _ours(bench):
+        yield Named("model", name, run)
+    for name, run in _coded(bench):
+        yield Named("int4", name, run)
+    known = list(_peers(bench))
+    # One sequence is held against the bandwidth: its peers come last.
+    for late in (False, True):
+        for name, run in known:
+            if name.endswith("decode 1") == late:
+                yield Named("peers", name, run)
+        if not late:
+            yield Named("tests", "tests", tests)
+            yield from (Named("tuned", name, run) for name, run in _tuned(bench))
+    for at in tried.AT:
+        yield Named("choices", f"choices {tried.text_of(at)}", lambda b, s=at: tried.choices(b, s))
+
+
+Sections = Iterator[tuple[str, Section]]
+
+
+def _kernels(bench: Bench) -> Sections:
     for rows, n, k in LINEARS:
         yield f"linear {rows}x{n}x{k}", lambda b, s=(rows, n, k): linear(b, *s)
     for prompt in bench.prompts:
         yield f"attention {prompt}", lambda b, p=prompt: attention(b, p)
+
+
+def _ours(bench: Bench) -> Sections:
     yield "build", build
     yield "logits", logits
     for count in bench.batches:
@@ -426,17 +297,28 @@ def sections(bench: Bench) -> Iterator[tuple[str, Section]]:
     for prompt in bench.prompts:
         yield f"prefill {prompt}", lambda b, p=prompt: prefill(b, p)
     yield "first token", first_token
+    for count in (min(bench.batches), max(bench.batches)):
+        yield f"calls of decode {count}", lambda b, c=count: calls(b, decode_batch(c, b.context))
+    yield "calls of prefill", lambda b: calls(b, prefill_batch(b.chunk, 0, b.chunk))
+
+
+def _coded(bench: Bench) -> Sections:
     yield "build int4", lambda b: build(b, INT4)
     for count in bench.batches:
         yield f"int4 decode {count}", lambda b, c=count: decode(b, c, INT4)
-    known = list(_peers(bench))
-    # One sequence is held against the bandwidth: its peers come last.
-    yield from (each for each in known if not each[0].endswith("decode 1"))
-    yield "tests", tests
-    yield from (each for each in known if each[0].endswith("decode 1"))
+    yield f"int4 prefill {min(bench.prompts)}", lambda b: prefill(b, min(b.prompts), INT4)
+    yield "int4 calls of decode 1", lambda b: calls(b, decode_batch(1, b.context), INT4)
 
 
-def _peers(bench: Bench) -> Iterator[tuple[str, Section]]:
+def _tuned(bench: Bench) -> Sections:
+    yield "tune", lambda b: tried.tune(b, TUNED)
+    for count in bench.batches:
+        yield f"tuned decode {count}", lambda b, c=count: decode(b, c, TUNED)
+    for prompt in bench.prompts:
+        yield f"tuned prefill {prompt}", lambda b, p=prompt: prefill(b, p, TUNED)
+
+
+def _peers(bench: Bench) -> Sections:
     plain, hugging = "plain torch, compiled", "transformers, static cache, torch.compile"
     for count in bench.batches:
         make = lambda b, c=count: peers.plain_decode(b.model, c, b.context)  # noqa: E731
@@ -444,11 +326,12 @@ def _peers(bench: Bench) -> Iterator[tuple[str, Section]]:
     for prompt in bench.prompts:
         make = lambda b, p=prompt: peers.plain_prefill(b.model, p)  # noqa: E731
         yield f"plain torch prefill {prompt}", beside(plain, make, {"tokens": prompt})
-        make = lambda b, p=prompt: peers.transformers_prefill(b.model, p)  # noqa: E731
-        yield f"transformers prefill {prompt}", beside("transformers", make, {"tokens": prompt})
     for count in bench.batches:
         make = lambda b, c=count: peers.transformers_decode(b.model, c, b.context)  # noqa: E731
         yield f"transformers decode {count}", beside(hugging, make, {"batch": count})
+    for prompt in bench.prompts:
+        make = lambda b, p=prompt: peers.transformers_prefill(b.model, p)  # noqa: E731
+        yield f"transformers prefill {prompt}", beside(hugging, make, {"tokens": prompt})
 
 
 def is_well() -> bool:
@@ -464,7 +347,7 @@ def main() -> None:
     """Run the sections that are asked for."""
     folder, layers, names = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     bench = Bench(folder, layers)
-    known = dict(sections(bench))
+    known = {s.name: s.run for s in sections(bench)}
     wanted = [(name, lambda s=known[name]: s(bench)) for name in names]
     raise SystemExit(run_sections(wanted, shown_on_output, is_well))
 

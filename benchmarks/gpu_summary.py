@@ -38,7 +38,7 @@ def summary_lines(lines: Sequence[Line]) -> Iterator[str]:
     """
     for section, figure, bound, words, most in WANTED:
         found = [line for line in lines if line.get("what") == section]
-        value = next((line[figure] for line in found if line.get(figure) is not None), None)
+        value = next((line[figure] for line in reversed(found) if line.get(figure)), None)
         sign = "<=" if most else ">="
         if value is None:
             why = next((line[w] for w in ("failed", "left_out") for line in found if w in line), "")

@@ -187,20 +187,25 @@ class TaskMeasurer:
         kept = set(which)
         choices = [c if at in kept else DEFAULT for at, c in enumerate(self._choices)]
         last = max(kept, default=0)
-        request = {
-            "do": "prepare",
-            "body": print_graph(self._task.body, origins=False),
-            "target": {**asdict(self._target), "features": sorted(self._target.features)},
-            "bucket": self._task.space.bucket.name,
-            "choices": [dict(c.values) for c in choices[: last + 1]],
-            "arguments": [_argument(a) for a in self._task.arguments],
-            "block": self._task.block,
-            "indices": self._task.indices,
-        }
+        request = trial_request(self._task, self._target, choices[: last + 1])
         reply = self._workers.ask(request, COMPILE + EACH * len(kept))
         if "error" in reply:
             raise CompileError(f"{self._task.name}: {reply['error']}")
         return {int(at): fault for at, fault in reply["faults"].items()}
+
+
+def trial_request(task: Task, target: Target, choices: Sequence[Choice]) -> dict[str, Any]:
+    """What a trial is asked to make ready: choices of a task's kernel, for a target."""
+    return {
+        "do": "prepare",
+        "body": print_graph(task.body, origins=False),
+        "target": {**asdict(target), "features": sorted(target.features)},
+        "bucket": task.space.bucket.name,
+        "choices": [dict(c.values) for c in choices],
+        "arguments": [_argument(a) for a in task.arguments],
+        "block": task.block,
+        "indices": task.indices,
+    }
 
 
 def _argument(argument: Argument) -> dict[str, Any]:

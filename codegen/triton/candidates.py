@@ -198,7 +198,9 @@ def _in_flight(name: str, choice: Choice, problem: Problem, tokens: int, target:
     named = {"SPLIT": 1} | dict(choice.values)
     tiles = -(-problem.wide // named["BN"]) * -(-tokens // named["BM"])
     programs = -(-tiles * named["SPLIT"] // processors(target))
-    held = (DENSE | CODES)[name].shared(choice, Sizes(problem.item, problem.parts))
+    held = (CODES if problem.group else DENSE)[name].shared(
+        choice, Sizes(problem.item, problem.parts)
+    )
     beside = 1 if name in ("gemm_persistent", "gemm_tma") else SHARED[target.arch] // max(held, 1)
     steps = max(1, min(named["STAGES"] - 1, problem.k // (named["BK"] * named["SPLIT"])))
     each = steps * named["BK"] * problem.parts * named["BN"] * problem.stored

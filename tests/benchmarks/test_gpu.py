@@ -17,7 +17,7 @@ from ferrule.ir.target import Target
 from ferrule.runtime.cuda.device import CudaDevice
 from models import zoo
 
-from benchmarks import gpu_kernels
+from benchmarks import gpu, gpu_kernels, gpu_tried
 from benchmarks import gpu_sections as sections
 from benchmarks.gpu_peers import PlainLlama
 from benchmarks.gpu_summary import WANTED, summary_lines
@@ -85,11 +85,45 @@ def test_a_section_that_fails_is_named_and_ends_a_process_whose_device_is_lost()
 
 
 def test_what_is_judged_is_measured(tmp_path: Path) -> None:
-    names = [name for name, _ in sections.sections(sections.Bench(tmp_path, 1))]
+    found = list(sections.sections(sections.Bench(tmp_path, 1)))
+    names = [section.name for section in found]
     assert len(set(names)) == len(names)
+    assert {s.group for s in found} == {
+        "kernels", "model", "int4", "peers", "tests", "tuned", "choices",
+    }  # fmt: skip
     for count in (1, 32, 128):
         assert {f"{p}decode {count}" for p in ("", "plain torch ", "transformers ")} <= set(names)
     assert {w.section for w in WANTED} <= set(names)
+
+
+def test_sections_are_asked_for_by_group_or_by_part_of_a_name() -> None:
+    found = gpu.names_of("tuned, plain torch prefill")
+    assert found[0] == "memory" and "tune" in found and "tuned decode 1" in found
+    assert [n for n in found if "plain" in n] == [
+        "plain torch prefill 2048", "plain torch prefill 8192",
+    ]  # fmt: skip
+    assert not any(n.startswith(("linear", "decode", "int4")) for n in found)
+    with pytest.raises(SystemExit, match="--sections 'nothing': wanted one of choices, int4"):
+        gpu.names_of("nothing")
+
+
+def test_a_second_call_knows_what_the_first_found() -> None:
+    lines: list[Line] = [
+        {"what": "decode 32", "seconds": 0.004}, {"what": "int4 decode 32", "seconds": 0.002},
+        {"what": "prefill 2048", "seconds": 0.05}, {"what": "decode 128", "failed": "ValueError"},
+    ]  # fmt: skip
+    assert gpu.known_of(lines) == {"decoded": {" 32": 0.004}, "prefilled": {"2048": 0.05}}
+
+
+def test_a_linear_is_tried_with_what_the_model_leaves(tmp_path: Path) -> None:
+    cuda = FakeCuda(None, size=64 << 20, seconds=lambda launch: 1e-4 * (2 + len(launch.symbol) % 2))
+    machine = sections.Machine("cpu", lambda _: CudaDevice(library=cuda), lambda: None)
+    bench = sections.Bench(tmp_path, 1, machine=machine)
+    (line,) = gpu_tried.choices(bench, gpu_tried.Tried(1, 96, 128, 4))
+    assert line["own"].startswith("gemv_codes BK") and line["seconds"] > 0
+    assert line["best"] in line["microseconds"] or line["best"] == line["own"]
+    assert len(line["microseconds"]) >= 4 and not line["faults"]
+    assert not cuda.allocated
 
 
 def test_the_summary_says_what_is_enough_what_is_not_and_what_is_missing() -> None:
@@ -119,15 +153,20 @@ def test_our_sections_run_to_the_end_on_a_driver_that_holds_to_the_rules(tmp_pat
         ("decode 1", lambda b: sections.decode(b, 1)),
         ("decode 3", lambda b: sections.decode(b, 3)),
         ("prefill", lambda b: sections.prefill(b, 24)),
+        ("calls", lambda b: sections.calls(b, sections.decode_batch(3, 32))),
+        ("calls of prefill", lambda b: sections.calls(b, sections.prefill_batch(16, 0, 16))),
     ]  # fmt: skip
     lines: list[Line] = []
     run_sections([(n, lambda s=s: s(bench)) for n, s in ours], lines.append, lambda: True)
     shown = [line for line in lines if "begin" not in line]
-    assert [line.get("failed") for line in shown] == [None] * 5, shown
+    assert [line.get("failed") for line in shown] == [None] * 7, shown
     # Two sequences more read their caches; of the embeddings a row a token is read, not all.
     one, three = (next(li for li in shown if li["what"] == f"decode {n}") for n in (1, 3))
     cache = bench.context * 2 * 2 * 16 * 2
     assert three["bytes"] - one["bytes"] == pytest.approx(2 * cache, abs=600)
+    step = next(li for li in shown if li["what"] == "calls")
+    assert step["entry"] == "decode" and step["dims"]["T"] == 3 and step["seconds"] > 0
+    assert {"kernel", "count", "seconds", "share"} <= step["kernels"][0].keys()
     assert set(bench.known.decoded) == {" 1", " 3"} and bench.known.prefilled["24"] > 0
 
 
