@@ -12,7 +12,7 @@ from ...ir.node import Node
 from ...ir.ops.quantized import operands
 from ...ir.target import Target
 from .kernel import Call, Hook, Kernel, ceiling, emit_call, floor_by
-from .linear import Epilogue, behind, dear, load_hook, store_hook
+from .linear import Epilogue, behind, dear, is_float8, load_hook, store_hook
 from .loops import power_of_two
 from .products import MOST, coded
 from .pull import Place
@@ -82,9 +82,12 @@ def _experts(kernel: Kernel, node: Node, epilogue: Epilogue) -> _Experts:
     form: Mapping[str, int | float | bool] = {}
     if node.op.name == "quantized_expert_linear":
         given = operands(node)
-        _, weight, form = coded(kernel, node, epilogue.parts)
         index, bias, count = given.experts, given.bias, int(given.codes.shape[0])
         assert index is not None, node
+        if is_float8(node):
+            weight, bias = (kernel.places[given.codes].name,), None  # the rest is the hook's
+        else:
+            _, weight, form = coded(kernel, node, epilogue.parts)
     else:
         _, w, index, *more = node.inputs
         weight, bias, count = (kernel.places[w].name,), more[0] if more else None, int(w.shape[0])

@@ -10,7 +10,7 @@ from ...ir.ops.quantized import operands
 from ..errors import CodegenError, NotRowwise
 from .kernel import Hook, Kernel
 from .loops import TooDear, unflattened
-from .pull import Place, Pull
+from .pull import Place, Pull, as_index
 from .text import ZERO, Index, Mask, Point, Test, Writer, axes_of
 from .values import is_float
 
@@ -109,19 +109,39 @@ def store_hook(kernel: Kernel, node: Node, epilogue: Epilogue) -> Hook:
 
 
 def _with_bias(pull: Pull, node: Node, at: Point, mask: Mask, value: str) -> str:
-    """The sum by its column's scale, where weights are float8, and its bias added."""
-    if node.op.name == "quantized_linear" and is_float(operands(node).codes.dtype):
-        scale = pull.value(operands(node).scale, (at[-1], ZERO), mask)
+    """The sum by its column's scale, where weights are float8, and its bias added; both are those
+    of the row's expert where there are experts.
+    """
+    if is_float8(node):
+        given = operands(node)
+        of = (expert_at(pull, node, at, mask),) if given.experts is not None else ()
+        scale = pull.value(given.scale, (*of, at[-1], ZERO), mask)
         value = pull.writer.value(f"{value} * {scale}")
     bias = bias_of(node)
     if bias is None:
         return value
-    return pull.writer.value(f"{value} + {pull.value(bias, at[-1:], mask)}")
+    of = (expert_at(pull, node, at, mask),) if len(bias.shape) > 1 else ()
+    return pull.writer.value(f"{value} + {pull.value(bias, (*of, at[-1]), mask)}")
+
+
+def is_float8(node: Node) -> bool:
+    """Whether a linear's weights are float8 with a scale a row, which sums are multiplied by."""
+    return node.op.name.startswith("quantized") and is_float(operands(node).codes.dtype)
+
+
+def expert_at(pull: Pull, node: Node, at: Point, mask: Mask) -> Index:
+    """The expert of a row of a linear by experts."""
+    experts = operands(node).experts
+    assert experts is not None, node
+    rows = at[:-1]
+    return as_index(pull.value(experts, rows, mask), rows)
 
 
 def bias_of(node: Node) -> Node | None:
-    """The bias that the hook of a linear adds; templates of experts add theirs themselves."""
-    if node.op.name == "quantized_linear":
+    """The bias that the hook of a linear adds; templates of experts add theirs themselves, but for
+    float8, whose sums are no values yet.
+    """
+    if node.op.name == "quantized_linear" or is_float8(node):
         return operands(node).bias
     return node.inputs[2] if node.op.name == "linear" and len(node.inputs) > 2 else None
 

@@ -17,12 +17,11 @@ from ..space import DEFAULT, Choice
 from .burdens import processors
 from .candidates import LADDER, LIBRARY, Problem, default, template_of, tile_of
 from .kernel import Call, Hook, Kernel, Start, ceiling, emit_call
-from .linear import Epilogue, behind, bias_of, dear, load_hook, store_hook
+from .linear import Epilogue, behind, bias_of, dear, is_float8, load_hook, store_hook
 from .pull import Place
 from .rows import emit_rows
 from .spaces import linear_space
 from .tiles import DESCRIPTOR
-from .values import is_float
 
 MOST = 2048
 """Rows that any number stands for, where a model's limits allow as many."""
@@ -82,7 +81,7 @@ def _linear(kernel: Kernel, node: Node, epilogue: Epilogue) -> Linear:
     hooks = {"LOAD_X": load_hook(kernel, x), "STORE": store_hook(kernel, node, epilogue)}
     n, k = int(node.shape[-1]), int(x.shape[-1])
     rows, item = product(node.shape[:-1]), BITS[x.dtype] // 8
-    if node.op.name == "quantized_linear" and not is_float(operands(node).codes.dtype):
+    if node.op.name == "quantized_linear" and not is_float8(node):
         problem, pointers, form = coded(kernel, node, epilogue.parts)
         return Linear(problem, rows, epilogue, pointers, hooks, form)
     w = node.inputs[1]  # of float8 as it is: its scales are the hook's

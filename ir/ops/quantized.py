@@ -49,6 +49,18 @@ def _codes(q: TensorType, scale: TensorType) -> None:
         raise IRError(f"codes u8 or u4 and float scales were wanted, not {q}, {scale}")
 
 
+def _codes_or_floats(
+    q: TensorType, scale: TensorType, more: tuple[TensorType, ...], offset: int
+) -> None:
+    """Codes of whole numbers; or f8e4m3[.., N, 1, K] with a scale a row, offset 0 and no zeros."""
+    if q.dtype != "f8e4m3":
+        _codes(q, scale)
+        return
+    plain = offset == 0 and q.rank >= 3 and q.shape[-2] == 1
+    if not plain or not scale.is_float or any(not m.is_float for m in more):
+        raise IRError(f"f8e4m3[.., N, 1, K], offset 0 and no zeros were wanted, not {q}, {more}")
+
+
 def _extras(more: tuple[TensorType, ...], scale: TensorType, offset: int) -> None:
     """What follows the scales: zeros of their shape, and a bias."""
     zeros, *bias = more if more and more[0].dtype == "u8" else (None, *more)
@@ -108,12 +120,7 @@ def quantized_linear(
     With zeros[N, J], those in place of the offset. Sums in float32 or wider, rounded to x's dtype
     once. Codes may be f8e4m3[N, 1, K] with a scale a row, offset 0 and no zeros.
     """
-    if q.dtype == "f8e4m3":
-        plain = offset == 0 and q.rank == 3 and q.shape[1] == 1
-        if not plain or not scale.is_float or any(not m.is_float for m in more):
-            raise IRError(f"f8e4m3[N, 1, K], offset 0 and no zeros were wanted, not {q}, {more}")
-    else:
-        _codes(q, scale)
+    _codes_or_floats(q, scale, more, offset)
     _extras(more, scale, offset)
     if q.rank != 3 or scale.rank != 2 or not equal(q.shape[0], scale.shape[0]):
         raise IRError(f"q[N, J, G] and scale[N, J] were wanted, not {q}, {scale}")
@@ -133,7 +140,7 @@ def quantized_expert_linear(
     """quantized_linear of each row by the codes q[e, N, J, G], scales, zeros and bias[e, N] of its
     expert e = index[...].
     """
-    _codes(q, scale)
+    _codes_or_floats(q, scale, more, offset)
     _extras(more, scale, offset)
     if q.rank != 4 or scale.rank != 3 or not equal_shapes(q.shape[:2], scale.shape[:2]):
         raise IRError(f"q[E, N, J, G] and scale[E, N, J] were wanted, not {q}, {scale}")

@@ -135,6 +135,15 @@ def _expert_rows() -> Graph:
     return body(q.quantized_expert_linear(x, codes, scale, index, offset=128))
 
 
+def _expert_floats() -> Graph:
+    """Float8 with a scale a row, a bias, and a gate."""
+    x, codes = given("x", "bf16", T, 2, 40), given("q", "f8e4m3", 4, 36, 1, 40)
+    index, scale = given("index", "i32", T, 2), given("s", "f32", 4, 36, 1)
+    y = q.quantized_expert_linear(x, codes, scale, index, given("b", "bf16", 4, 36), offset=0)
+    gate, up = (t.slice_(y, axis=2, start=a, stop=a + 18) for a in (0, 18))
+    return body(t.mul(t.silu(gate), up))
+
+
 def _greedy() -> Graph:
     logits = t.cast(given("x", "bf16", T, 5000), dtype="f32")
     return body(logits, t.cast(t.argmax(logits, axis=1), dtype="i32"))
@@ -152,7 +161,8 @@ BODIES = {
     "norms": _norms, "topk": _softmax_topk, "append": _rotary_append, "many": _many_ops,
     "movement": _movement, "reductions": _reductions, "matmul": _matmul, "gated": _gated,
     "residual": _residual, "expert": _expert, "expert_codes": _expert_codes,
-    "expert_rows": _expert_rows, "greedy": _greedy, "checked": _checked,
+    "expert_rows": _expert_rows, "expert_floats": _expert_floats, "greedy": _greedy,
+    "checked": _checked,
 }  # fmt: skip
 
 
