@@ -20,6 +20,9 @@ HELD = 4096
 BLOCK, LEAST = 32, 16
 """Rows that a scan takes at once, and the fewest rows and columns of a state for that."""
 
+FEWER = 16
+"""Rows that a scan takes at once by the delta rule, or where its operands are float32."""
+
 
 def needs(kernel: Kernel, node: Node) -> list[Node]:
     """What a recurrent op wants whole: weights, states, starts, and what loads cannot make."""
@@ -84,32 +87,57 @@ def emit_scan(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     constants |= {"H": heads, "G": groups, "K": deep, "V": wide, "D": int(decay.shape[2])}
     grid = (_sequences(node.inputs[5]), heads, ceiling(wide, lanes))
     chosen = {"BK": rows, "BV": lanes}
-    blocks = {} if beta or min(rows, lanes) < LEAST else _block_hooks(kernel, node)
+    size = _block_of(kernel, node)
+    blocks = _block_hooks(kernel, node) if size and min(rows, lanes) >= LEAST else {}
     if blocks:
-        chosen["BLOCK"] = BLOCK
-        constants["TF32"] = kernel.target.kind == "cuda"
+        chosen["BLOCK"] = size
+        constants["TF32"] = int(kernel.target.kind == "cuda")
         hooks |= blocks
     emit_call(kernel, Call("recurrent", "scan_sequences", given, hooks, constants, grid, chosen))
 
 
 def _block_hooks(kernel: Kernel, node: Node) -> dict[str, Hook]:
-    """The hooks that give blocks of rows; none where there is a decay for each row of the state,
-    where operands have more bits than matrix units take, or where one cannot be made for several
-    rows together.
-    """
+    """The hooks that give blocks of rows; none where one cannot be made for several rows."""
     q, k, v, decay = node.inputs[:4]
-    if decay.shape[2] != 1 or any(x.dtype not in ("bf16", "f16") for x in (q, k, v)):
-        return {}
     rows, head, zero = Index("rows", 0, ROWS), Index("head"), Index("")
     try:
-        return {
+        found = {
             "LOAD_QS": _load_block(kernel, q, "group", "ks"),
             "LOAD_KS": _load_block(kernel, k, "group", "ks"),
             "LOAD_VS": _load_block(kernel, v, "head", "vs"),
             "LOAD_DECAYS": _returned(kernel, decay, (rows, head, zero), ("rows", "head")),
         }
+        for beta in node.inputs[8:]:
+            found["LOAD_BETAS"] = _returned(kernel, beta, (rows, head), ("rows", "head"))
+        return found
     except (NotRowwise, CodegenError):
         return {}
+
+
+def _block_of(kernel: Kernel, node: Node) -> int:
+    """Rows that are taken at once; 0 where there is a decay for each row of the state, or where
+    operands have more bits than matrix units take. What is made of 16 bits in float32 (keys of
+    length one) has no more than 11 that count.
+    """
+    q, k, v, decay = node.inputs[:4]
+    exact = kernel.target.kind == "cuda" and _is_narrow(v)
+    narrow = all(x.dtype in ("bf16", "f16") or (exact and x.dtype == "f32") for x in (q, k, v))
+    if decay.shape[2] != 1 or not narrow:
+        return 0
+    if len(node.inputs) < 9:
+        return FEWER if any(x.dtype == "f32" for x in (q, k, v)) else BLOCK
+    # Registers of older units do not hold what the delta rule needs beside the state.
+    new = kernel.target.kind == "cuda" and int(kernel.target.arch.removeprefix("sm_")) >= 90
+    return FEWER if new else 0
+
+
+def _is_narrow(x: Node) -> bool:
+    """Whether a value is of 16 bits, or one of these moved or widened."""
+    while x.op.name == "cast" or x.op.has("movement"):
+        if x.dtype in ("bf16", "f16"):
+            return True
+        x = x.inputs[0]
+    return x.dtype in ("bf16", "f16")
 
 
 def _load_block(kernel: Kernel, x: Node, head: str, lanes: str) -> Hook:

@@ -42,6 +42,12 @@ def load_beta(env, row, head, mask):
 
 
 @triton.jit
+def load_betas(env, rows, head, mask):
+    q, k, v, decay, beta, y, H, G, K, V, D = env
+    return tl.load(beta + rows * H + head)
+
+
+@triton.jit
 def store_y(env, sums, row, head, vs, mask):
     q, k, v, decay, beta, y, H, G, K, V, D = env
     tl.store(y + (row * H + head) * V + vs, sums[0].to(y.dtype.element_ty), mask=mask)
@@ -51,7 +57,7 @@ def store_y(env, sums, row, head, vs, mask):
 def scan(
     q, k, v, decay, beta, state, starts, source, target, y, H: tl.constexpr, G: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BETA: tl.constexpr,
-    BLOCK: tl.constexpr = 1, TF32: tl.constexpr = False,
+    BLOCK: tl.constexpr = 1, TF32: tl.constexpr = 0, BETAS: tl.constexpr = None,
 ):  # fmt: skip
     env = (q, k, v, decay, beta, y, H, G, K, V, D)
     scan_sequences(
@@ -77,6 +83,7 @@ def scan(
         LOAD_KS=load_k,
         LOAD_VS=load_v,
         LOAD_DECAYS=load_decays,
+        LOAD_BETAS=BETAS,
         BLOCK=BLOCK,
         TF32=TF32,
     )

@@ -8,19 +8,38 @@ import triton.language as tl
 
 
 @triton.jit
+def inverse_of_lower(a, BLOCK: tl.constexpr):
+    """(I + a)^-1 of a strictly lower triangular a[BLOCK, BLOCK], row by row: row i of the inverse
+    is e_i - sum over j < i of a_ij times row j.
+    """
+    at = tl.arange(0, BLOCK)
+    found = -a
+    for i in range(1, BLOCK):
+        row = tl.sum(tl.where(at[:, None] == i, found, 0.0), axis=0)
+        row += tl.sum(row[:, None] * found, axis=0)
+        found = tl.where(at[:, None] == i, row[None, :], found)
+    return found + tl.where(at[:, None] == at[None, :], 1.0, 0.0)
+
+
+@triton.jit
 def scan_block(
     env, held, rows, head, group, ks, vs, is_k, is_v,
     LOAD_QS: tl.constexpr, LOAD_KS: tl.constexpr, LOAD_VS: tl.constexpr, LOAD_DECAYS: tl.constexpr,
-    STORE: tl.constexpr, BLOCK: tl.constexpr, TF32: tl.constexpr,
+    LOAD_BETAS: tl.constexpr, STORE: tl.constexpr, BLOCK: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """BLOCK rows of a scan with one decay a head at once (Dao and Gu, 2024): with P_t = exp(g_1 +
     .. + g_t) inside the block and S the state before it, y_t = P_t S^T q_t + sum_{s <= t} P_t / P_s
-    (q_t . k_s) v_s; gives the state behind it, P_B S + sum_s P_B / P_s k_s v_s^T.
+    (q_t . k_s) u_s; gives the state behind it, P_B S + sum_s P_B / P_s k_s u_s^T.
+
+    u_s is v_s, or with the delta rule (Yang et al., 2024) what solves
+    u_t + sum_{s < t} beta_t P_t / P_s (k_t . k_s) u_s = beta_t (v_t - P_t S^T k_t).
 
     Quotients of P are exp of differences of sums, which are made in float64: of what is exp(-1e4)
-    or less nothing is left. TF32: products have 11 bits of each number, as many as halves have.
+    or less nothing is left. TF32: products have 11 bits of each number, as many as halves have, but
+    for the solution's.
     """
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
+    EXACT: tl.constexpr = "tf32x3" if TF32 else "ieee"
     at = rows + tl.arange(0, BLOCK)
     g = LOAD_DECAYS(env, at, head, True).to(tl.float64)
     g = tl.maximum(g, -1e4)
@@ -29,17 +48,26 @@ def scan_block(
     column = at[:, None]
     q = LOAD_QS(env, column, group, ks, is_k).to(tl.float32)
     k = LOAD_KS(env, column, group, ks, is_k).to(tl.float32)
-    v = LOAD_VS(env, column, head, vs, is_v).to(tl.float32)
-    before = tl.arange(0, BLOCK)[:, None] >= tl.arange(0, BLOCK)[None, :]
+    new = LOAD_VS(env, column, head, vs, is_v).to(tl.float32)
+    place = tl.arange(0, BLOCK)
+    before = place[:, None] >= place[None, :]
     apart = tl.where(before, sums[:, None] - sums[None, :], -1e4).to(tl.float32)
+    if LOAD_BETAS is not None:
+        beta = LOAD_BETAS(env, at, head, True).to(tl.float32)[:, None]
+        alike = tl.dot(k, tl.trans(k), input_precision=PRECISION) * tl.exp(apart) * beta
+        alike = tl.where(place[:, None] > place[None, :], alike, 0.0)
+        kept = k * tl.exp(sums.to(tl.float32))[:, None]
+        known = tl.dot(kept, held, input_precision=PRECISION)
+        solved = inverse_of_lower(alike, BLOCK)
+        new = tl.dot(solved, beta * (new - known), input_precision=EXACT)
     seen = tl.dot(q, tl.trans(k), input_precision=PRECISION) * tl.exp(apart)
     decayed = q * tl.exp(sums.to(tl.float32))[:, None]
     y = tl.dot(decayed, held, input_precision=PRECISION)
-    y = tl.dot(seen, v, y, input_precision=PRECISION)
+    y = tl.dot(seen, new, y, input_precision=PRECISION)
     STORE(env, (y,), column, head, vs, is_v)
     left = k * tl.exp((whole - sums).to(tl.float32))[:, None]
     held = held * tl.exp(whole.to(tl.float32))
-    return tl.dot(tl.trans(left), v, held, input_precision=PRECISION)
+    return tl.dot(tl.trans(left), new, held, input_precision=PRECISION)
 
 
 @triton.jit
@@ -50,7 +78,8 @@ def scan_sequences(
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr,
     LOAD_QS: tl.constexpr = None, LOAD_KS: tl.constexpr = None, LOAD_VS: tl.constexpr = None,
-    LOAD_DECAYS: tl.constexpr = None, BLOCK: tl.constexpr = 1, TF32: tl.constexpr = False,
+    LOAD_DECAYS: tl.constexpr = None, LOAD_BETAS: tl.constexpr = None, BLOCK: tl.constexpr = 1,
+    TF32: tl.constexpr = 0,
 ):  # fmt: skip
     """y_t = S_t^T q_t, S_t = diag(exp(g_t)) S_{t-1} + k_t u_t^T; u_t is v_t, or with LOAD_BETA, the
     delta rule (Yang et al., 2024), beta_t (v_t - (diag(exp(g_t)) S_{t-1})^T k_t).
@@ -61,7 +90,7 @@ def scan_sequences(
     LOAD_V(env, row, head, vs, mask), LOAD_DECAY(env, row, head, ks, mask), the logarithm, with D =
     1 at ks = 0 alone, LOAD_BETA(env, row, head, mask) or None; STORE(env, sums, row, head, vs,
     mask). With BLOCK over 1 whole blocks of so many rows are taken at once, by scan_block, whose
-    hooks are given rows[BLOCK, 1], and LOAD_DECAYS(env, rows, head, mask) rows[BLOCK].
+    hooks are given rows[BLOCK, 1], LOAD_DECAYS and LOAD_BETAS(env, rows, head, mask) rows[BLOCK].
     Grid (N, H, cdiv(V, BV)).
     """
     sequence, head = tl.program_id(0), tl.program_id(1)
@@ -83,7 +112,7 @@ def scan_sequences(
         for rows in range(begin, single, BLOCK):
             held = scan_block(
                 env, held, rows, head, group, kt, vs, is_kt, is_v,
-                LOAD_QS, LOAD_KS, LOAD_VS, LOAD_DECAYS, STORE, BLOCK, TF32,
+                LOAD_QS, LOAD_KS, LOAD_VS, LOAD_DECAYS, LOAD_BETAS, STORE, BLOCK, TF32,
             )  # fmt: skip
         begin = single
     for row in range(begin, end):

@@ -210,26 +210,53 @@ def test_a_checked_place_is_none_where_a_row_is_not_finite(interpreted: Interpre
         assert found.tolist()[0] == found.tolist()[2] == -1 and found.tolist()[1] >= 0
 
 
-def test_a_scan_of_halves_takes_blocks_of_rows():
-    """Its decay is made where it is read; sequences of a block and a rest, of a row, of one less
-    than two blocks.
-    """
+def _scan(wide: bool, delta: bool) -> Graph:
+    """Its decay is made where it is read; keys of length one where they are float32."""
     x, k = (given(n, "bf16", T, 1, 16) for n in "qk")
     v, g, rate = given("v", "bf16", T, 2, 16), given("g", "f32", T, 2, 1), given("a", "f32", 2, 1)
     batch = (given("starts", "i32", N + 1), given("source", "i32", N), given("target", "i32", N))
+    if wide:
+        x, k, v = (t.cast(each, dtype="f32") for each in (x, k, v))
+        length = t.reduce_sum(t.mul(k, k), axes=(2,), keepdims=True)
+        k = t.mul(k, t.rsqrt(t.add(length, t.scalar(1e-6, "f32"))))
+    beta = (given("b", "bf16", T, 2),) if delta else ()
     decay = t.neg(t.mul(t.exp(rate), g))
-    made = r.state_scan(x, k, v, decay, state("s", "f32", 2, 16, 16), *batch)
-    scan = body(item(made, index=0), item(made, index=1))
-    assert "BLOCK=BLOCK" in lower("k4_scan", scan, Target.parse("cuda:sm_90")).text
-    kernels = Interpreted({"scan": scan})
+    made = r.state_scan(x, k, v, decay, state("s", "f32", 2, 16, 16), *batch, *beta)
+    return body(item(made, index=0), item(made, index=1))
+
+
+SCANS = {
+    f"{'wide' if wide else 'halves'}{'_delta' if delta else ''}": _scan(wide, delta)
+    for wide in (False, True)
+    for delta in (False, True)
+}
+
+
+def test_scans_of_halves_take_blocks_of_rows():
+    """Sequences of a block and a rest, of a row, of one less than two blocks."""
+    kernels = Interpreted({n: s for n, s in SCANS.items() if n != "halves_delta"})
     try:
-        inputs = {
-            "starts": torch.tensor([0, 40, 41, 104]), "source": torch.tensor([2, -1, 0]),
-            "target": torch.tensor([2, 3, 0]), "g": torch.rand(104, 2, 1),
-        }  # fmt: skip
-        kernels.check("scan", inputs, T=104, N=3, C=4)
+        for name, scan in kernels.bodies.items():
+            assert "BLOCK=BLOCK" in lower("k4_scan", scan, Target.parse("cuda:sm_90")).text, name
+            inputs = {
+                "starts": torch.tensor([0, 40, 41, 104]), "source": torch.tensor([2, -1, 0]),
+                "target": torch.tensor([2, 3, 0]), "g": torch.rand(104, 2, 1),
+                "b": torch.rand(104, 2).bfloat16(),
+            }  # fmt: skip
+            own = [str(i["name"]) for i in scan.inputs]
+            kernels.check(name, {n: v for n, v in inputs.items() if n in own}, T=104, N=3, C=4)
     finally:
         kernels.close()
+
+
+def test_the_delta_rule_goes_row_by_row_where_registers_do_not_hold_a_block():
+    for name, target, blocks in (
+        ("halves_delta", "cuda:sm_90", True), ("wide_delta", "cuda:sm_80", False),
+        ("wide", "cuda:sm_80", True), ("wide", "rocm:gfx942", False),
+        ("halves", "rocm:gfx942", True),
+    ):  # fmt: skip
+        text = lower("k4_scan", SCANS[name], Target.parse(target)).text
+        assert ("BLOCK=BLOCK" in text) == blocks, (name, target)
 
 
 def test_two_results_over_the_same_rows_share_a_program_and_its_loads():

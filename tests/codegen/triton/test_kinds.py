@@ -51,6 +51,15 @@ def delta() -> Graph:
     return body(item(made, index=0), item(made, index=1))
 
 
+def delta_widened() -> Graph:
+    """The same with keys and queries of length one, in float32."""
+    x, k = (given(n, "f32", T, 4, 128) for n in "qk")
+    v, g = t.cast(given("v", "bf16", T, 8, 128), dtype="f32"), given("g", "f32", T, 8, 1)
+    held, beta = state("s", "f32", 8, 128, 128), given("b", "bf16", T, 8)
+    made = r.state_scan(x, k, v, g, held, *batch(), beta)
+    return body(item(made, index=0), item(made, index=1))
+
+
 def scan() -> Graph:
     """As state spaces have it: one decay a head, made where it is read."""
     x, k = (given(n, "bf16", T, 1, 128) for n in "qk")
@@ -81,8 +90,8 @@ def greedy() -> Graph:
 
 
 KINDS = {
-    "conv": conv, "delta": delta, "scan": scan, "experts": experts, "expert_codes": expert_codes,
-    "greedy": greedy,
+    "conv": conv, "delta": delta, "delta_widened": delta_widened, "scan": scan,
+    "experts": experts, "expert_codes": expert_codes, "greedy": greedy,
 }  # fmt: skip
 
 

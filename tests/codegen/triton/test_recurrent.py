@@ -53,7 +53,10 @@ def test_scan(interpreter: Interpreter, delta: bool, wide: bool) -> None:
     assert torch.allclose(back[5].double(), after, rtol=1e-4, atol=1e-4 * after.abs().max())
 
 
-def test_blocks_of_a_scan_give_what_one_row_after_another_gives(interpreter: Interpreter) -> None:
+@pytest.mark.parametrize("delta", [False, True])
+def test_blocks_of_a_scan_give_what_one_row_after_another_gives(
+    interpreter: Interpreter, delta: bool
+) -> None:
     """Sequences shorter than a block, of some blocks and a rest; decays from none at all to all."""
     heads, groups, keys, values, block = 2, 1, 20, 19, 16
     starts = torch.tensor([0, 37, 38, 38, 70], dtype=torch.int32)
@@ -61,12 +64,16 @@ def test_blocks_of_a_scan_give_what_one_row_after_another_gives(interpreter: Int
     v, state = torch.randn(70, heads, values), torch.randn(5, heads, keys, values)
     decay = -torch.rand(70, heads, 1) * 10 ** (3 * torch.rand(70, heads, 1) - 2)
     decay[5], decay[40], decay[45, 0] = 0.0, -torch.inf, -3e4
+    if delta:  # keys of length one, some the same: what is learned of them is unlearned first
+        k = torch.nn.functional.normalize(k, dim=-1)
+        k[7:11] = k[6]
+    hooks = {"BETA": Hook("load_beta"), "BETAS": Hook("load_betas")} if delta else {"BETA": None}
     sizes = {"H": heads, "G": groups, "K": keys, "V": values, "D": 1, "BK": 32, "BV": 16}
     given = (q, k, v, decay, torch.rand(70, heads), state, starts, SOURCE, TARGET)
     found = [
         interpreter.run(
             f"{MODULE}:scan", (4, heads, 2), *given, torch.full_like(v, torch.nan), **sizes,
-            BETA=None, BLOCK=size,
+            **hooks, BLOCK=size,
         )
         for size in (1, block)
     ]  # fmt: skip
@@ -75,13 +82,18 @@ def test_blocks_of_a_scan_give_what_one_row_after_another_gives(interpreter: Int
         assert torch.allclose(blocks, one, rtol=1e-5, atol=1e-5 * one.abs().max())
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_blocks_of_a_scan_fit(arch: str) -> None:
-    types = dict.fromkeys(("q", "k", "v", "y"), "*bf16")
+@pytest.mark.parametrize(
+    ("arch", "delta", "operand"),
+    [("sm_80", False, "bf16"), ("sm_90", False, "fp32"), ("sm_90", True, "bf16"),
+     ("sm_90", True, "fp32")],
+)  # fmt: skip
+def test_blocks_of_a_scan_fit(arch: str, delta: bool, operand: str) -> None:
+    types = dict.fromkeys(("q", "k", "v", "y"), f"*{operand}")
     types |= dict.fromkeys(("decay", "beta", "state"), "*fp32")
     types |= dict.fromkeys(("starts", "source", "target"), "*i32")
     sizes = {"H": 24, "G": 1, "K": 128, "V": 64, "D": 1, "BK": 128, "BV": 32}
-    choices = sizes | {"BETA": None, "BLOCK": 32, "TF32": True}
+    hooks = {"BETA": entries.load_beta, "BETAS": entries.load_betas} if delta else {"BETA": None}
+    choices = sizes | hooks | {"BLOCK": 16 if delta or operand == "fp32" else 32, "TF32": 1}
     found = taken(compiled(entries.scan, arch, types, choices, warps=4, stages=3))
     assert found.fits(arch), f"{found}"
 
@@ -113,6 +125,6 @@ def test_scans_keep_their_state_in_registers() -> None:
     types |= dict.fromkeys(("decay", "beta", "state"), "*fp32")
     types |= dict.fromkeys(("starts", "source", "target"), "*i32")
     sizes = {"H": 32, "G": 16, "K": 128, "V": 128, "D": 1}
-    choices = sizes | {"BK": 128, "BV": 32, "BETA": entries.load_beta, "BLOCK": 1, "TF32": False}
+    choices = sizes | {"BK": 128, "BV": 32, "BETA": entries.load_beta, "BLOCK": 1, "TF32": 0}
     found = taken(compiled(entries.scan, "sm_90", types, choices, warps=4, stages=1))
     assert found.fits("sm_90"), f"{found}"
