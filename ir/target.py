@@ -20,14 +20,15 @@ _V2 = frozenset({"sse4_2", "ssse3", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "fma", "f16c", "bmi2"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _VNNI = _V4 | {"avx512_vnni"}
+_VBMI = _VNNI | {"avx512vbmi"}
 X86: dict[str, frozenset[str]] = {
     "x86-64": frozenset(), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4,
     "haswell": _V3, "skylake": _V3, "skylake-avx512": _V4,
     "znver1": _V3, "znver2": _V3, "znver3": _V3,
-    "alderlake": _V3 | {"avx_vnni"}, "cascadelake": _VNNI, "icelake-server": _VNNI,
-    "cooperlake": _VNNI | {"avx512_bf16"}, "znver4": _VNNI | {"avx512_bf16"},
-    "znver5": _VNNI | {"avx512_bf16", "avx_vnni"},
-    "sapphirerapids": _VNNI | {"avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8", "amx_tile"},
+    "alderlake": _V3 | {"avx_vnni"}, "cascadelake": _VNNI, "icelake-server": _VBMI,
+    "cooperlake": _VNNI | {"avx512_bf16"}, "znver4": _VBMI | {"avx512_bf16"},
+    "znver5": _VBMI | {"avx512_bf16", "avx_vnni"},
+    "sapphirerapids": _VBMI | {"avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8", "amx_tile"},
 }  # fmt: skip
 CUDA = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ROCM = ("gfx90a", "gfx942", "gfx950")

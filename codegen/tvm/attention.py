@@ -98,8 +98,9 @@ class Attention:
     `slot(item, j)` is key j's place; keys lie side by side in runs of `run` (0: all of them).
     `query(work, item, i, head, d)` reads a query, whose dtype is `dtype`; `seen(item, i)` is the
     range of keys that token i sees, `visible(work, item, i, head, j)` a further condition,
-    `bias(work, item, i, head, j)` what is added to a score; None for nothing. `alone`: no two
-    tokens share their keys, and an item is one token.
+    `bias(work, item, i, head, j)` what is added to a score; None for nothing. `memory` is where
+    keys and values lie as they are, `factors` [slot, group] what their codes are multiplied by.
+    `alone`: no two tokens share their keys, and an item is one token.
     """
 
     kernel: Kernel
@@ -121,6 +122,7 @@ class Attention:
     sink: Callable[[Work, Expr], Expr] | None
     dtype: str
     memory: tuple[Memory, Memory] | None = None
+    factors: tuple[tirx.Buffer, tirx.Buffer] | None = None
     alone: bool = False
 
     @property

@@ -13,9 +13,10 @@ from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work
 from .pairs import Pairs, products_of
+from .scales import Scales
 from .scores import Floats, Rows
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
-from .streamed import MOST_ROWS, RUNS, accumulate_streamed, score_streamed
+from .streamed import MOST_ROWS, accumulate_streamed, runs_of, score_streamed
 from .values import Expr, bind, i64
 
 
@@ -60,11 +61,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Split:
-    """A split at work: queries, scores and weights of all heads, and where its results go."""
+    """A split at work: queries, scores and weights of all heads, the scales of its codes, and where
+    its results go.
+    """
 
     q: tirx.Buffer
     scores: tirx.Buffer
     weights: tirx.Buffer
+    scales: Scales | None
     partials: Partials
     number: Expr
 
@@ -84,8 +88,13 @@ class _Split:
     ) -> None:
         """Weights from scores; the values' sums begin with zeros."""
         partials, number = self.partials, self.number
-        with T.serial(*(bind(g * i64(a.repeat)) for g in groups)) as h:
-            row = Row(self.scores, self.weights, h, i64(0), h)
+        if self.scales is not None:
+            self.scales.read(a, item, span, groups)
+        low, high = (bind(g * i64(a.repeat)) for g in groups)
+        with T.serial(low, high) as h:
+            group = tirx.floordiv(h - low, i64(a.repeat))
+            scales = None if self.scales is None else self.scales.of(bind(group))
+            row = Row(self.scores, self.weights, h, i64(0), h, scales)
             vector = bind(number * i64(partials.vectors) + tirx.floordiv(h, i64(LANES)))
             largest, total = weigh(a, work, item, row, span, step, each)
             partials.level.put(vector, tirx.floormod(h, i64(LANES)), largest, total)
@@ -106,7 +115,10 @@ def emit_split(
     products = products_of(a)
     size = products.tile_of(a.repeat)
     scores = products.matrix(a.heads, a.space.keys)
-    own = _Split(products.queries(a.heads), scores, products.weights(scores), partials, number)
+    own = _Split(
+        products.queries(a.heads), scores, products.weights(scores), products.scales(a.groups),
+        partials, number,
+    )  # fmt: skip
     span = Span.of(split, a.space.keys, item.low, item.high)
     low, high = (bind(g * i64(a.repeat)) for g in groups)
     with T.serial(low, high) as h:
@@ -261,7 +273,8 @@ def emit_fold(
 def _streams(a: Attention, products: Floats) -> bool:
     """Whether keys and values go into products as they lie in memory."""
     fits = a.repeat <= MOST_ROWS and a.run > 0 and a.run % LANES == 0
-    return fits and type(products) is Pairs
+    known = a.factors is None or a.kernel.isa.has_byte_table
+    return fits and known and type(products) is Pairs
 
 
 def _stream(
@@ -276,9 +289,10 @@ def _stream(
     """A split of an item, all groups of some keys before the next keys: as they lie in memory."""
     products = Pairs(a)
     ahead = Ahead.of(a, item, span, groups, turn.number, turn.notes)
-    with T.serial(*span.blocks(RUNS * LANES)) as block, T.serial(*groups) as g:
+    keys = runs_of(a) * LANES
+    with T.serial(*span.blocks(keys)) as block, T.serial(*groups) as g:
         own, first = replace(item, group=g), bind(g * i64(a.repeat))
-        at = bind(block * i64(RUNS * LANES))
+        at = bind(block * i64(keys))
         q, to = (Rows(b, first, a.repeat) for b in (split.q, split.scores))
         score_streamed(products, own, q, bind(span.base + at), to, at, ahead.ask)
     # Memory does not wait while weights are computed: some of the values come then.

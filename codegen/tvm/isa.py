@@ -59,8 +59,9 @@ class Tile:
 class Isa:
     """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template.
 
-    `has_bf16_tiles` and `has_integer_tiles` speak of AMX; `integer_dot` is a kind
-    of dots.py. `one_order`: sums of floats are made in the same order however many rows there are.
+    `has_bf16_tiles` and `has_integer_tiles` speak of AMX, `has_byte_table` of a shuffle that looks
+    up bytes in two registers; `integer_dot` is a kind of dots.py. `one_order`: sums of
+    floats are made in the same order however many rows there are.
     """
 
     registers: int
@@ -69,6 +70,7 @@ class Isa:
     few: Tile
     many: Tile
     has_bf16_dot: bool = False
+    has_byte_table: bool = False
     integer_dot: str = ""
     has_bf16_tiles: bool = False
     has_integer_tiles: bool = False
@@ -99,6 +101,7 @@ def _fastest(target: Target) -> Isa:
             target.cores,
             *(Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)),
             has_bf16_dot=target.has("avx512_bf16"),
+            has_byte_table=target.has("avx512vbmi"),
             integer_dot=integer_dot(target),
             has_bf16_tiles=target.has("avx512_bf16", "amx_tile", "amx_bf16"),
             has_integer_tiles=target.has("avx512_vnni", "amx_tile", "amx_int8"),

@@ -89,6 +89,7 @@ def emit_paged(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> Non
             Memory(caches[0].buffer, caches[0].dtype),
             Memory(caches[1].buffer, caches[1].dtype, node["value_start"]),
         ),
+        factors=(factors[0].buffer, factors[1].buffer) if factors[0] and factors[1] else None,
         longest=kernel.dims.expr(table.shape[1]) * i64(block),
         key=lambda w, item, s, d: read(0, item, s, d),
         value=lambda w, item, s, e: read(1, item, s, e + start),
@@ -148,6 +149,7 @@ def _emit(
     value: Callable[[Work, Item, Expr, Expr], Expr],
     first_extra: int,
     memory: tuple[Memory, Memory] | None = None,
+    factors: tuple[tirx.Buffer, tirx.Buffer] | None = None,
 ) -> None:
     kernel, node = batch.kernel, batch.node
     q = node.inputs[0]
@@ -173,6 +175,7 @@ def _emit(
         bias=_bias(batch, first_extra),
         dtype=q.dtype,
         memory=memory,
+        factors=factors,
         alone=alone,
         sink=None if sinks is None else lambda w, h: w.pull().value(sinks, [h]),
     )

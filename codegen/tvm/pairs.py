@@ -1,9 +1,9 @@
-"""Products of the attention template over bfloat16 keys and values: pairs of elements at a time, by
-the dot instruction or by AMX tiles.
+"""Products of the attention template over bfloat16 keys and values, or their codes of 8 bits, which
+are bfloat16 numbers too: pairs of elements at a time, by the dot instruction or by AMX tiles.
 
 Queries, keys and values are taken as they are, weights are rounded to bfloat16 (and summed as
-rounded); sums are float32. Keys are turned round by pairs along the width; of the values, pairs
-of tokens lie side by side.
+rounded, unless they hold the scales of codes); sums are float32. Keys are turned round by pairs
+along the width; of the values, pairs of tokens lie side by side.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ from . import amx
 from .attention import Attention, Item, Memory, Span
 from .isa import DOT_BF16, LANES
 from .loops import Work, along
+from .scales import Scales
 from .scores import Floats, Rows
 from .values import Expr, bind, cast, const, i64, round_bf16
-from .vectors import ALL, filled, lanes_from, shuffled, turned_round
+from .vectors import ALL, filled, lanes_from, shuffled, shuffled_alone, turned_round
 
 PAIRS = 2 * LANES
+CODES = (0, 2, 1, 3)
+"""The order of four elements side by side in the sums over codes: every other byte of a vector is
+what becomes bfloat16 at once.
+"""
 INTERLEAVED = [i + LANES * half for i in range(LANES) for half in (0, 1)]
 
 
 def products_of(a: Attention) -> Floats:
-    """How an attention multiplies: pairs where keys, values and queries are bfloat16 in whole
-    vectors and the target has instructions for them.
+    """How an attention multiplies: pairs where queries are bfloat16, keys and values bfloat16 or
+    codes, all in whole vectors, and the target has instructions for them.
     """
     isa = a.kernel.isa
     fits = a.width % LANES == 0 and a.value_width % LANES == 0
-    if a.memory is None or not fits or {*(m.dtype for m in a.memory), a.dtype} != {"bf16"}:
+    if a.memory is None or not fits or a.dtype != "bf16":
+        return Floats(a)
+    if {m.dtype for m in a.memory} != {"i8" if a.factors else "bf16"}:
         return Floats(a)
     if isa.has_bf16_tiles:
         return Tiles(a)
@@ -74,6 +81,10 @@ class Pairs(Floats):
             T.buffer_store(q, bits, [r, d])
 
         along(work, self.a.width, element)
+        if self.a.factors is not None:
+            with T.serial(i64(0), i64(self.a.width // LANES)) as o:
+                lanes = lanes_from(o * i64(LANES))
+                T.buffer_store(q, _by_fours(bind(q[r, lanes]), LANES), [r, lanes])
         if self.a.width % PAIRS:
             zero = T.broadcast(const(0, "uint16"), LANES)
             T.buffer_store(q, zero, [r, lanes_from(self.a.width)])
@@ -97,13 +108,29 @@ class Pairs(Floats):
 
     def _pairs(self, item: Item, slot: Expr, start: Expr, count: int) -> tirx.Buffer:
         """Elements of a key as sixteen pairs, zeros behind the first `count`."""
-        bits = self.memory(0).buffer[slot, item.group, lanes_from(start, count)]
+        bits = self._bits(0, item, slot, lanes_from(start, count))
+        if self.a.factors is not None:
+            bits = _by_fours(bits, count)
         if count < PAIRS:
             nothing = T.broadcast(const(0, "uint16"), count)
             bits = shuffled(bits, nothing, list(range(PAIRS)))
         row = T.alloc_buffer((LANES,), "int32")
         T.buffer_store(row, tirx.op.reinterpret("int32x16", bits), [ALL])
         return row
+
+    def _bits(self, which: int, item: Item, slot: Expr, lanes: Expr) -> Expr:
+        """Elements of a key or a value as the bits of bfloat16 numbers; a code is one exactly."""
+        memory = self.memory(which)
+        x = memory.buffer[slot, item.group, lanes]
+        if memory.dtype == "bf16":
+            return x
+        count = int(lanes.lanes)
+        wide = tirx.op.reinterpret(f"uint32x{count}", tirx.Cast(f"float32x{count}", x))
+        return tirx.Cast(f"uint16x{count}", wide >> T.broadcast(const(16, "uint32"), count))
+
+    def scales(self, groups: int) -> Scales | None:
+        """Scratch for the scales of codes."""
+        return None if self.a.factors is None else Scales.scratch(self.a, groups)
 
     def weights(self, scores: tirx.Buffer) -> tirx.Buffer:
         """Scratch for weights, beside the scores."""
@@ -116,15 +143,15 @@ class Pairs(Floats):
 
     def put_values(self, item: Item, to: tirx.Buffer, step: Expr, start: Expr) -> None:
         """Lay out the values of 32 keys from `start` on by pairs of keys."""
-        memory = self.memory(1)
+        begin = i64(self.memory(1).start)
         for run in range(2):
             first = bind(start + i64(run * LANES))
             slot = self.a.places(item, first, only_own=True)
             with T.serial(i64(0), i64(LANES // 2)) as p:
                 two = [bind(slot(p * i64(2) + i64(k))) for k in (0, 1)]
                 with T.serial(i64(0), i64(self.a.value_width // LANES)) as c:
-                    at = lanes_from(c * i64(LANES) + i64(memory.start))
-                    even, odd = (memory.buffer[s, item.group, at] for s in two)
+                    at = lanes_from(c * i64(LANES) + begin)
+                    even, odd = (self._bits(1, item, s, at) for s in two)
                     pair = [step, c, p + i64(run * LANES // 2), lanes_from(0, PAIRS)]
                     T.buffer_store(to, shuffled(even, odd, INTERLEAVED), pair)
 
@@ -199,6 +226,11 @@ class Pairs(Floats):
         for r, row in enumerate(sums):
             for at, total in zip(place, row, strict=True):
                 T.buffer_store(to.buffer, total[ALL], [to.at(r), at])
+
+
+def _by_fours(x: Expr, count: int) -> Expr:
+    """So many elements in the order of codes."""
+    return shuffled_alone(x, [first + i for first in range(0, count, 4) for i in CODES])
 
 
 def pair(buffer: tirx.Buffer, row: Expr, at: Expr) -> Expr:

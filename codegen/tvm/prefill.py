@@ -11,6 +11,7 @@ from .attention import Attention, Item, Span, splits
 from .isa import LANES
 from .loops import Work
 from .pairs import products_of
+from .scales import Scales
 from .scores import Floats, Rows
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
 from .values import Expr, bind, i64
@@ -22,6 +23,7 @@ class _Tile:
 
     kt: tirx.Buffer
     v: tirx.Buffer | None
+    scales: Scales | None
     scores: tirx.Buffer
     weights: tirx.Buffer
     values: tirx.Buffer
@@ -60,6 +62,7 @@ def _tile(a: Attention, products: Floats, size: int) -> _Tile:
     tile = _Tile(
         products.keys(a.space.keys // LANES),
         products.value_scratch(a.space.keys),
+        products.scales(1),
         scores,
         products.weights(scores),
         products.matrix(size, padded(a)),
@@ -76,6 +79,8 @@ def _lay_out(products: Floats, work: Work, item: Item, span: Span, tile: _Tile, 
     first, last = span.blocks(vectors * LANES)
     with T.serial(first * i64(vectors), last * i64(vectors)) as run:
         products.turn_keys(work, item, tile.kt, run, bind(span.base + run * i64(LANES)))
+    if tile.scales is not None:
+        tile.scales.read(products.a, item, span, (item.group, item.group + i64(1)))
     if tile.v is None:
         return
     keys = i64(products.key_step)
@@ -139,7 +144,7 @@ def _over_split(
         products.score(mine, tile.kt, run, vectors, scores, bind(run * i64(LANES)))
     with T.serial(i64(0), i64(size)) as r:
         held = bind(tirx.min(start + r, rows - i64(1)))
-        row = Row(tile.scores, tile.weights, r, *a.head(item, held))
+        row = Row(tile.scores, tile.weights, r, *a.head(item, held), tile.scales)
         tile.level.put(i64(0), r, *weigh(a, work, item, row, span, products.key_step))
         clear(tile.values, r)
     values = Rows(tile.values, i64(0), size)

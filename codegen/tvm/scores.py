@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work, along
+from .scales import Scales
 from .values import Expr, bind, cast, const, i64
 from .vectors import ALL, filled, lanes_from, turned_round, vector_of
 
@@ -62,6 +63,12 @@ class Floats:
     def weights(self, scores: tirx.Buffer) -> tirx.Buffer:
         """Scratch for weights: where the scores are."""
         return scores
+
+    def scales(self, groups: int) -> Scales | None:
+        """Scratch for what codes of keys and values are multiplied by; None: products are of what
+        the codes stand for.
+        """
+        return None
 
     def value_scratch(self, keys: int) -> tirx.Buffer | None:
         """Scratch for the values of so many keys; None: they are read as they lie."""

@@ -15,6 +15,7 @@ from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work, along
 from .reductions import across, fold_of
+from .scales import Scales
 from .scores import Rows
 from .values import Expr, bind, cast, const, i64, vectorized
 from .vectors import filled, lanes_from
@@ -56,13 +57,16 @@ class Level:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of scores at work: where it lies, where its weights go, whose it is."""
+    """A row of scores at work: where it lies, where its weights go, whose it is, and what scores
+    and weights of codes are multiplied by.
+    """
 
     scores: tirx.Buffer
     weights: tirx.Buffer
     at: Expr
     token: Expr
     head: Expr
+    scales: Scales | None = None
 
 
 def weigh(
@@ -134,8 +138,8 @@ def _put(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
 
 def _put_narrow(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
     """Store bfloat16 weights e^(score - level) of LANES keys and add them to the total as they are
-    stored. Weights are no less than zero and end at one, or are NaN: they are rounded by their
-    bits, halves up.
+    stored; those of codes times the scales of the values, which the total is without. Weights are
+    no less than zero, or are NaN: they are rounded by their bits, halves up.
     """
 
     def all_of(value: Expr) -> Expr:
@@ -151,19 +155,25 @@ def _put_narrow(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
     for c in _POWER[1:]:
         power = power * f + all_of(_f(c))
     weight = T.call_extern("float32x16", "ferrule_scale", bind(power), n)
+    scaled = weight = bind(weight)
+    if row.scales is not None:
+        scaled = weight * row.scales.values[row.scales.row, lanes]
     u = lambda k: all_of(const(k, "uint32"))  # noqa: E731
-    bits = tirx.op.reinterpret("uint32x16", weight) + u(0x8000)
+    bits = tirx.op.reinterpret("uint32x16", scaled) + u(0x8000)
     high = bind(tirx.op.shift_right(bits, u(16)))
     T.buffer_store(row.weights, tirx.Cast("uint16x16", high), [row.at, lanes])
-    stored = tirx.op.reinterpret("float32x16", tirx.op.shift_left(high, u(16)))
+    if row.scales is None:
+        weight = tirx.op.reinterpret("float32x16", tirx.op.shift_left(high, u(16)))
     every = lanes_from(0)
-    T.buffer_store(total, total[every] + stored, [every])
+    T.buffer_store(total, total[every] + weight, [every])
 
 
 def _score(
     a: Attention, work: Work, item: Item, row: Row, base: Expr, start: Expr, lane: Expr
 ) -> Expr:
     score = row.scores[row.at, start + lane] * _f(a.scale)
+    if row.scales is not None:
+        score = score * row.scales.keys[row.scales.row, start + lane]
     if a.softcap:
         score = m.tanh(score * _f(1.0 / a.softcap)) * _f(a.softcap)
     if a.bias is None and a.visible is None:

@@ -1,8 +1,9 @@
-"""Decode over bfloat16 keys and values as they lie in memory: each is read once and goes from there
-into the dot instruction, for all query heads of its group.
+"""Decode over bfloat16 keys and values, or codes of them, as they lie in memory: each is read once
+and goes from there into the dot instruction, for all query heads of its group.
 
-Sums are made in the order of pairs.py, so that a row is the same whatever computes it. Eight
-elements of sixteen keys are four vectors of quarters, which two stages of shuffles turn round.
+Sums are made in the order of pairs.py, so that a row is the same whatever computes it. Sixteen
+bytes of each of sixteen keys are four vectors of quarters, which two stages of shuffles turn round;
+codes become bfloat16 behind them (byte_table.py).
 """
 
 from __future__ import annotations
@@ -12,40 +13,46 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .attention import Item, Span
+from .attention import Attention, Item, Memory, Span
+from .byte_table import pairs_of_codes
+from .fetch import LINE
 from .isa import DOT_BF16, LANES
-from .pairs import INTERLEAVED, PAIRS, Pairs, dot, pair
+from .pairs import CODES, INTERLEAVED, PAIRS, Pairs, dot, pair
 from .scores import Rows
-from .values import Expr, bind, i64
-from .vectors import ALL, filled, lanes_from, turned_in_quarters
+from .values import Expr, bind, bytes_of, i64
+from .vectors import ALL, filled, lanes_from, shuffled, shuffled_alone, turned_in_quarters
 
-RUNS = 2
-"""Runs of LANES keys that are scored at a time."""
 MOST_ROWS = 8
-"""Rows whose sums of RUNS vectors stay in registers beside the keys."""
+"""Rows whose sums of two vectors stay in registers beside the keys."""
 _SUMS = 24
 """Vectors of sums of weighted values that stay in registers beside the values."""
-_QUARTER = 8
+QUARTER = 16
+"""Bytes of a quarter of a vector."""
 
 Ask = Callable[[int], None]
+
+
+def runs_of(a: Attention) -> int:
+    """Runs of LANES keys that are scored at a time: of codes one, which fills more registers."""
+    return 2 if a.factors is None else 1
 
 
 def score_streamed(
     products: Pairs, item: Item, q: Rows, start: Expr, to: Rows, at: Expr, ask: Ask
 ) -> None:
-    """to[r, at + i] = q[r] . k[start + i] for RUNS * LANES keys; asks for as many lines."""
+    """to[r, at + i] = q[r] . k[start + i] for LANES keys of each run; asks for as many lines."""
     a = products.a
     a.kernel.snippets.add(DOT_BF16)
-    slots = [bind(a.places(item, bind(start + i64(n * LANES)))(0)) for n in range(RUNS)]
+    slots = [bind(a.places(item, bind(start + i64(n * LANES)))(0)) for n in range(runs_of(a))]
     sums = [[filled(0) for _ in slots] for _ in range(q.count)]
-    lines = RUNS * LANES * _QUARTER * 2 // 64
-    with T.serial(i64(0), i64(a.width // _QUARTER)) as c:
-        ask(lines)
-        keys = [_four_pairs(products, item, s, bind(c * i64(_QUARTER))) for s in slots]
-        for j in range(_QUARTER // 2):
-            k = [bind(tirx.op.reinterpret("int16x32", four[j])) for four in keys]
+    size = _quarter(products)
+    with T.serial(i64(0), i64(a.width // size)) as c:
+        ask(len(slots) * LANES * QUARTER // LINE)
+        fours = [_turned(products, item, s, bind(c * i64(size))) for s in slots]
+        for j in range(size // 2):
+            k = [_pair_of_keys(products, four, j) for four in fours]
             for r, row in enumerate(sums):
-                x = pair(q.buffer, q.at(r), c * i64(_QUARTER // 2) + i64(j))
+                x = pair(q.buffer, q.at(r), c * i64(size // 2) + i64(j))
                 for total, value in zip(row, k, strict=True):
                     dot(total, value, x)
     for r, row in enumerate(sums):
@@ -53,20 +60,37 @@ def score_streamed(
             T.buffer_store(to.buffer, total[ALL], [to.at(r), lanes_from(at + i64(n * LANES))])
 
 
-def _four_pairs(products: Pairs, item: Item, slot: Expr, start: Expr) -> list[Expr]:
-    """Pairs start / 2 ... of LANES keys, a key a lane."""
-    buffer = products.memory(0).buffer
-    rows: list[tirx.Buffer] = []
+def _quarter(products: Pairs) -> int:
+    """Elements of a quarter of a vector."""
+    return QUARTER // int(bytes_of(products.memory(0).dtype))
+
+
+def _turned(products: Pairs, item: Item, slot: Expr, start: Expr) -> list[Expr]:
+    """A quarter of a vector of LANES keys as four vectors of 32 bits of a key a lane."""
+    memory, rows = products.memory(0), list[tirx.Buffer]()
     for first in range(4):
-        parts = [
-            buffer[slot + i64(first + 4 * q), item.group, lanes_from(start, _QUARTER)]
-            for q in range(4)
-        ]
-        four = tirx.Shuffle(parts, [tirx.IntImm("int32", i) for i in range(PAIRS)])
+        slots = [slot + i64(first + 4 * q) for q in range(4)]
+        four = _joined(memory, item, slots, lanes_from(start, _quarter(products)))
         row = T.alloc_buffer((LANES,), "int32")
         T.buffer_store(row, tirx.op.reinterpret("int32x16", four), [ALL])
         rows.append(row)
     return turned_in_quarters(rows)
+
+
+def _joined(memory: Memory, item: Item, slots: list[Expr], lanes: Expr) -> Expr:
+    """The same lanes of several tokens, one after another."""
+    parts = [memory.buffer[slot, item.group, lanes] for slot in slots]
+    return tirx.Shuffle(
+        parts, [tirx.IntImm("int32", i) for i in range(len(slots) * int(lanes.lanes))]
+    )
+
+
+def _pair_of_keys(products: Pairs, four: list[Expr], j: int) -> Expr:
+    """Pair j of what was turned round."""
+    if products.memory(0).dtype == "bf16":
+        return bind(tirx.op.reinterpret("int16x32", four[j]))
+    codes = tirx.op.reinterpret("int8x64", four[j // 2])
+    return pairs_of_codes(products.a.kernel, codes, j % 2)
 
 
 def accumulate_streamed(
@@ -98,28 +122,41 @@ def _dots(
     columns: list[Expr],
     ask: Ask,
 ) -> None:
-    a, memory = products.a, products.memory(1)
+    a = products.a
     sums = [[filled(0) for _ in columns] for _ in range(to.count)]
     place = [lanes_from(c * i64(LANES)) for c in columns]
     for r, row in enumerate(sums):
         for at, total in zip(place, row, strict=True):
             T.buffer_store(total, to.buffer[to.at(r), at], [ALL])
     first, last = span.blocks(PAIRS)
+    keys = 4 // int(bytes_of(products.memory(1).dtype))
     with T.serial(first * i64(2), last * i64(2)) as run:
-        slot = a.places(item, bind(span.base + run * i64(LANES)), only_own=True)
-        with T.serial(i64(0), i64(LANES // 2)) as p:
+        # Weights of keys that are not there are zero: so is their product with any code.
+        own = a.factors is None
+        slot = a.places(item, bind(span.base + run * i64(LANES)), only_own=own)
+        with T.serial(i64(0), i64(LANES // keys)) as p:
             ask(len(columns))
-            two = [bind(slot(p * i64(2) + i64(k))) for k in (0, 1)]
-            values = []
-            for c in columns:
-                lanes = lanes_from(c * i64(LANES) + i64(memory.start))
-                even, odd = (memory.buffer[s, item.group, lanes] for s in two)
-                both = tirx.Shuffle([even, odd], [tirx.IntImm("int32", i) for i in INTERLEAVED])
-                values.append(bind(tirx.op.reinterpret("int16x32", both)))
-            for r, row in enumerate(sums):
-                x = pair(weights.buffer, weights.at(r), bind(run * i64(LANES // 2) + p))
-                for total, value in zip(row, values, strict=True):
-                    dot(total, value, x)
+            slots = [bind(slot(p * i64(keys) + i64(k))) for k in range(keys)]
+            values = [_pairs_of_values(products, item, slots, c) for c in columns]
+            for n in range(keys // 2):
+                at = bind(run * i64(LANES // 2) + p * i64(keys // 2) + i64(n))
+                for r, row in enumerate(sums):
+                    x = pair(weights.buffer, weights.at(r), at)
+                    for total, value in zip(row, values, strict=True):
+                        dot(total, value[n], x)
     for r, row in enumerate(sums):
         for at, total in zip(place, row, strict=True):
             T.buffer_store(to.buffer, total[ALL], [to.at(r), at])
+
+
+def _pairs_of_values(products: Pairs, item: Item, slots: list[Expr], column: Expr) -> list[Expr]:
+    """LANES elements of two tokens, or of the codes of four, as pairs of tokens side by side."""
+    memory = products.memory(1)
+    lanes = lanes_from(column * i64(LANES) + i64(memory.start))
+    if memory.dtype == "bf16":
+        even, odd = (memory.buffer[s, item.group, lanes] for s in slots)
+        return [bind(tirx.op.reinterpret("int16x32", shuffled(even, odd, INTERLEAVED)))]
+    codes = _joined(memory, item, slots, lanes)
+    order = [LANES * token + i for i in range(LANES) for token in CODES]
+    turned = bind(shuffled_alone(codes, order))
+    return [pairs_of_codes(products.a.kernel, turned, n) for n in range(2)]

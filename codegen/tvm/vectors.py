@@ -42,6 +42,11 @@ def shuffled(a: Expr, b: Expr, order: Sequence[int]) -> Expr:
     return tirx.Shuffle([a, b], [tirx.IntImm("int32", i) for i in order])
 
 
+def shuffled_alone(x: Expr, order: Sequence[int]) -> Expr:
+    """Lanes of x in another order."""
+    return tirx.Shuffle([x], [tirx.IntImm("int32", i) for i in order])
+
+
 def _in_quarters(width: int, high: int) -> list[int]:
     """The low or high halves of each quarter of two vectors, interleaved by runs of `width`."""
     found: list[int] = []

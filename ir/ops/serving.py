@@ -101,7 +101,7 @@ def paged_attention(
     and including this step, so the token in row i of sequence n has position context_length[n] -
     (query_start[n + 1] - i). Masks and extras as in ragged_attention, over positions. Two more
     extras, "k_scale" and "v_scale", are caches with an entry (G,): what a token's entries of
-    k_cache and v_cache are multiplied by.
+    k_cache and v_cache are multiplied by; entries of i8 lie between -127 and 127 then.
     """
     check_extras(extras, more, ("sinks", "slopes", "bias", "selected", *_SCALES))
     _check_scales(extras, more, {"k_scale": k_cache, "v_scale": v_cache})

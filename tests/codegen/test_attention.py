@@ -117,6 +117,9 @@ BODIES = {
     "short cache": paged("f32", 4, 2, 32, 32, cached="bf16"),
     "coded cache": paged("f32", 6, 2, 64, 40, cached="i8", extras=("sinks",)),
     "coded cache of pairs": paged("bf16", 6, 2, 80, 64, cached="i8"),
+    "codes by 4": paged("bf16", 16, 4, 64, 64, cached="i8", window=300),
+    "codes by 7": paged("bf16", 14, 2, 48, 80, cached="i8", softcap=20.0),
+    "latent codes": paged("bf16", 40, 1, 96, 64, shared=True, value_start=16, cached="i8"),
     "ragged": ragged(),
     "ragged, both sides": ragged(causal=False),
     "ragged, by distances": by_distances(),
@@ -128,8 +131,9 @@ BODIES = {
 TARGETS = {
     "cpu": tuple(BODIES),
     "cpu:znver4": ("pairs", "latent pairs", "wide"),
-    "cpu:x86-64-v4": ("latent", "wide"),
-    "cpu:x86-64-v3": ("plain", "wide"),
+    "cpu:cooperlake": ("codes by 4",),
+    "cpu:x86-64-v4": ("latent", "wide", "codes by 4"),
+    "cpu:x86-64-v3": ("plain", "wide", "codes by 7"),
     "cpu:x86-64": ("odd",),
 }
 CASES = [(target, name) for target, names in TARGETS.items() for name in names]
@@ -162,7 +166,11 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "wide", "pairs", "pairs by 7", "pairs by 8", "latent pairs", "small blocks"]
+    "name",
+    [
+        *("plain", "wide", "pairs", "pairs by 7", "pairs by 8", "latent pairs", "small blocks"),
+        *("codes by 4", "codes by 7", "latent codes"),
+    ],
 )
 def test_lengths_around_the_edges_of_blocks_and_splits(
     libraries: dict[str, Kernels], name: str
@@ -181,7 +189,9 @@ def test_lengths_around_the_edges_of_blocks_and_splits(
         kernels.check(name, inputs, **dims)
 
 
-@pytest.mark.parametrize("name", ["plain", "odd", "wide", "pairs", "pairs by 8"])
+@pytest.mark.parametrize(
+    "name", ["plain", "odd", "wide", "pairs", "pairs by 8", "codes by 4", "codes by 7"]
+)
 def test_a_row_does_not_depend_on_what_it_is_computed_with(
     libraries: dict[str, Kernels], name: str
 ) -> None:
@@ -194,7 +204,7 @@ def test_a_row_does_not_depend_on_what_it_is_computed_with(
         lengths = torch.tensor([n + o for n, o in zip(new, old, strict=True)], dtype=torch.int32)
         starts = torch.tensor([0, *torch.tensor(new).cumsum(0)], dtype=torch.int32)
         table = rest[2].expand(len(new), -1).contiguous()
-        values = [q[rows], *rest[:2], table, starts, lengths]
+        values = [q[rows], *rest[:2], table, starts, lengths, *rest[5:]]
         part = kernels.run(name, values, [(len(rows), result_width(name))])[0]
         assert torch.equal(part, whole[rows])
 

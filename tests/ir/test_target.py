@@ -41,8 +41,8 @@ def machine(tmp_path, flags, vendor="GenuineIntel", cores=(0, 1)):
         (V3 + " avx_vnni", "GenuineIntel", "alderlake", 256),
         (V4, "GenuineIntel", "skylake-avx512", 512),
         (V4, "AuthenticAMD", "x86-64-v4", 512),
-        (V4 + " avx512_vnni avx512_bf16", "AuthenticAMD", "znver4", 512),
-        (V4 + " avx512_vnni avx512_bf16 avx_vnni", "AuthenticAMD", "znver5", 512),
+        (V4 + " avx512_vnni avx512vbmi avx512_bf16", "AuthenticAMD", "znver4", 512),
+        (V4 + " avx512_vnni avx512vbmi avx512_bf16 avx_vnni", "AuthenticAMD", "znver5", 512),
         (V4 + " avx512_vnni avx512_bf16", "GenuineIntel", "cooperlake", 512),
     ],
 )
