@@ -126,6 +126,8 @@ def _multiplied(n: Node) -> str:
 def _operations(n: Node) -> Dim:
     kinds = ("leaf", "movement", "index")
     name = n.op.name
+    if name.endswith("_loop"):
+        return _loop_operations(n)
     if name.endswith(("_conv", "_scan")):
         return _recurrent_operations(n)
     if any(map(n.op.has, kinds)) or not isinstance(n.type, TensorType) or name == "item":
@@ -153,6 +155,12 @@ def _recurrent_operations(n: Node) -> Dim:
     q, v = n.inputs[0], n.inputs[2]
     delta = len(n.inputs) == (9 if n.op.name == "state_scan" else 5)
     return product((6 if delta else 4, *v.shape, q.shape[-1]))
+
+
+def _loop_operations(n: Node) -> Dim:
+    """Those of the body, for each token."""
+    tokens = n.inputs[0].shape[: 2 if n.op.name == "token_loop" else 1]
+    return product((*tokens, _sum(map(_operations, n["body"].nodes()))))
 
 
 def _attention_operations(n: Node) -> Dim:

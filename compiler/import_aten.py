@@ -38,6 +38,7 @@ from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
 from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
 from .errors import CompileError
+from .import_loops import SCAN, import_scan, steps_of
 from .sources import origin
 from .traced_sizes import OpenSizeError, TracedSizes
 
@@ -92,7 +93,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program with ops that have no entry taken apart by torch, as far as it can."""
     known = torch.export.default_decompositions()
     for _ in range(4):
-        missing = {n.target for n in _needed(program) if _builder(n) is None}
+        missing = {n.target for n in _calls(program) if _builder(n) is None}
         chosen: dict[Any, Any] = {op: known[op] for op in missing if op in known}
         if not chosen:
             return program
@@ -112,6 +113,12 @@ def _needed(program: ExportedProgram) -> list[FxNode]:
             reached.add(node)
             stack.extend([] if _is_size(node) else node.all_input_nodes)
     return [n for n in program.graph.nodes if n in reached and n.op == "call_function"]
+
+
+def _calls(program: ExportedProgram) -> list[FxNode]:
+    """The needed calls, those of the loops' steps among them."""
+    inner = [n for step in steps_of(program) for n in step.graph.nodes if n.op == "call_function"]
+    return [*_needed(program), *inner]
 
 
 def _results(program: ExportedProgram) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _is_size(node: FxNode) -> bool:
 
 def _builder(node: FxNode) -> Builder | None:
     """The builder of a call: by overload first, then by name."""
-    if node.target is operator.getitem or _is_size(node):
+    if node.target in (operator.getitem, SCAN) or _is_size(node):
         return _passed_over
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
@@ -147,7 +154,7 @@ def _builder(node: FxNode) -> Builder | None:
 
 
 def _passed_over(*_: Any, **__: Any) -> Any:
-    raise AssertionError("sizes and items are taken from the trace")
+    raise AssertionError("sizes, items and loops are no ops of the table")
 
 
 # -- the importer
@@ -161,6 +168,7 @@ class _Importer:
     origins: dict[Node, list[str]] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     placeholders: dict[str, Node] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sizes = TracedSizes(self.captured.dims, self.captured.bounds)
@@ -168,19 +176,23 @@ class _Importer:
     def run(self) -> tuple[tuple[Node, ...], tuple[str, ...]]:
         """The nodes of the results and their names."""
         needed = _needed(self.program)
-        self._refuse_unknown(needed)
+        self._refuse_unknown(_calls(self.program))
         self._read_placeholders()
-        problems: list[str] = []
-        for node in needed:
+        self.import_calls(needed)
+        if self.problems:
+            problems = "\n".join(self.problems)
+            raise CompileError(f"ops that cannot be imported:\n{problems}")
+        return self._outputs()
+
+    def import_calls(self, nodes: Sequence[FxNode]) -> None:
+        """Import calls in order; what cannot be is a problem that `run` tells."""
+        for node in nodes:
             if not self._is_ready(node):
                 continue
             try:
                 self._import(node)
             except (Unsupported, IRError, OpenSizeError) as error:
-                problems.append(f"  {node.target}, {self._where(node)}: {error}")
-        if problems:
-            raise CompileError("ops that cannot be imported:\n" + "\n".join(problems))
-        return self._outputs()
+                self.problems.append(f"  {node.target}, {self._where(node)}: {error}")
 
     def inputs(self) -> tuple[Node, ...]:
         """The graph's inputs, in the order of the module's arguments."""
@@ -212,6 +224,8 @@ class _Importer:
         }
         users = iter(self.captured.input_names)
         for node in self.program.graph.nodes:
+            if node.op == "get_attr":
+                self.values[node] = getattr(self.program.graph_module, node.target)
             if node.op != "placeholder":
                 continue
             spec = specs.get(node.name)
@@ -225,7 +239,7 @@ class _Importer:
         if not isinstance(value, torch.Tensor):
             self.values[node] = value
             return
-        made = input_(name=name, type=self._type(value))
+        made = input_(name=name, type=self.type_of(value))
         self.placeholders[name] = made
         self.values[node] = made
 
@@ -236,7 +250,7 @@ class _Importer:
         name = spec.target.removeprefix(self.captured.prefix)
         held = self._held(spec)
         value = node.meta["val"]
-        kind = self._type(value)
+        kind = self.type_of(value)
         if held is not None and held.dim() == 0 and not held.is_complex():
             return t.scalar(held.item(), kind.dtype)  # a number: rules read its value
         if held is not None:
@@ -274,6 +288,13 @@ class _Importer:
             source, at = node.args
             assert isinstance(source, FxNode), source
             self.values[node] = self.values[source][at]
+            if self.values[node] is None:
+                del self.values[node]
+                raise Unsupported("the state behind the last token is read; it has no place here")
+            return
+        if node.target is SCAN:
+            self.values[node] = import_scan(self, node)
+            self._note([r for r in self.values[node] if r is not None], node)
             return
         builder = _builder(node)
         assert builder is not None, node.target
@@ -302,7 +323,8 @@ class _Importer:
             return self.sizes.dim(value.node.expr)
         return self.sizes.dim(value) if isinstance(value, sympy.Expr) else value
 
-    def _type(self, value: torch.Tensor) -> TensorType:
+    def type_of(self, value: torch.Tensor) -> TensorType:
+        """The type of a traced tensor."""
         return TensorType(DTYPES[value.dtype], tuple(self.to_dim(d) for d in value.shape))
 
     def _check(self, node: FxNode, result: Any) -> None:
@@ -311,7 +333,7 @@ class _Importer:
         for made, value in zip(results, traced, strict=False):
             if not isinstance(made, Node) or not isinstance(value, torch.Tensor):
                 continue
-            wanted = self._type(value)
+            wanted = self.type_of(value)
             if made.dtype != wanted.dtype or (
                 str(made.type) != str(wanted) and not _same(made, wanted)
             ):

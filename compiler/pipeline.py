@@ -38,8 +38,12 @@ if TYPE_CHECKING:
     from ..passes.analyze_tokens import Evaluate
 
 # What remains once tokens are ragged, and once steps go on from caches.
-_NO_BATCH = frozenset(OPS) - {"attention", "selected_keys", "causal_conv", "linear_scan"}
-_CACHED = _NO_BATCH - {"ragged_attention", "ragged_selected_keys", "ragged_conv", "ragged_scan"}
+_NO_BATCH = frozenset(OPS) - {
+    "attention", "selected_keys", "causal_conv", "linear_scan", "token_loop",
+}  # fmt: skip
+_CACHED = _NO_BATCH - {
+    "ragged_attention", "ragged_selected_keys", "ragged_conv", "ragged_scan", "ragged_loop",
+}  # fmt: skip
 KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules import transformer
 
 from .errors import CompileError
+from .recurrent_layers import scanned_layers
 
 
 def token_argument(model: nn.Module) -> str:
@@ -34,11 +35,12 @@ def token_argument(model: nn.Module) -> str:
 
 def plain_forms(model: nn.Module, undo: ExitStack) -> None:
     """Attention through SDPA where the model has it, expert layers as tensor algebra, masks as
-    they are: all exact.
+    they are, recurrent layers as scans: all exact.
     """
     _plain_attention(model, undo)
     _plain_experts(model, undo)
     _plain_masks(undo)
+    scanned_layers(undo)
 
 
 def _plain_masks(undo: ExitStack) -> None:

@@ -1,4 +1,4 @@
-"""Recurrent states: what convolutions and scans carry from one step of a sequence to the next.
+"""Recurrent states: what convolutions, scans and loops carry from step to step of a sequence.
 
 A state has a fixed size, whatever the length: one entry a sequence, beside the blocks that hold its
 keys and values. It is read in one place and written to another, so that a step can go on from a
@@ -13,16 +13,19 @@ from typing import ClassVar
 
 from ..ir.graph import Graph
 from ..ir.node import Node, input_, item
-from ..ir.ops import recurrent
+from ..ir.ops import loops, recurrent
 from ..ir.types import CacheType, TensorType
 
-_STARTS = {recurrent.ragged_conv: 2, recurrent.ragged_scan: 4}
-"""Which input of an op says where sequences start; behind it stand those that a scan may have."""
+_WITH_STATE = {
+    recurrent.ragged_conv: recurrent.state_conv,
+    recurrent.ragged_scan: recurrent.state_scan,
+    loops.ragged_loop: loops.state_loop,
+}
 
 
 @dataclass(frozen=True)
 class CacheStates:
-    """Turn every ragged_conv and ragged_scan into one that goes on from states.
+    """Turn every ragged_conv, ragged_scan and ragged_loop into one that goes on from states.
 
     The graph gains inputs (state_from i32[N], state_to i32[N], the states) and gives the states
     back as further outputs.
@@ -31,11 +34,11 @@ class CacheStates:
     name: ClassVar[str] = "cache-states"
 
     def run(self, graph: Graph) -> Graph:
-        """The graph with states; one without convolutions and scans is left as it is."""
-        found = [n for n in graph.nodes() if n.op in _STARTS]
+        """The graph with states; one without convolutions, scans and loops is left as it is."""
+        found = [n for n in graph.nodes() if n.op in _WITH_STATE]
         if not found:
             return graph
-        starts = found[0].inputs[_STARTS[found[0].op]]
+        starts = found[0].inputs[_starts(found[0])]
         kind = TensorType("i32", (starts.shape[0] - 1,))
         places = tuple(input_(name=name, type=kind) for name in ("state_from", "state_to"))
         states = [input_(name=f"state{at}", type=_state(n)) for at, n in enumerate(found)]
@@ -51,17 +54,27 @@ class CacheStates:
         return replace(grown.replace(mapping), inputs=(*graph.inputs, *places, *states))
 
 
+def _starts(node: Node) -> int:
+    """Which input of an op says where sequences start; behind it stand what a scan may have, and
+    what a loop begins with."""
+    if node.op is loops.ragged_loop:
+        return int(node["tokens"])
+    return 2 if node.op is recurrent.ragged_conv else 4
+
+
 def _state(node: Node) -> CacheType:
     """What a sequence carries from one step to the next."""
     if node.op is recurrent.ragged_conv:
         rows, columns = node.inputs[1].shape
         return CacheType(node.dtype, 0, (int(rows) - 1, int(columns)))
+    if node.op is loops.ragged_loop:
+        begun = node.inputs[_starts(node) + 1 :][: node["states"]]
+        return loops.state_of(tuple(b.tensor for b in begun))
     heads, width = node.shape[1:]
     return CacheType("f32", 0, (int(heads), int(node.inputs[0].shape[2]), int(width)))
 
 
 def _with_state(node: Node, state: Node, places: tuple[Node, Node]) -> Node:
-    at = _STARTS[node.op]
+    at = _starts(node)
     operands, starts, rest = node.inputs[:at], node.inputs[at], node.inputs[at + 1 :]
-    op = recurrent.state_conv if node.op is recurrent.ragged_conv else recurrent.state_scan
-    return op(*operands, state, starts, *places, *rest)
+    return _WITH_STATE[node.op](*operands, state, starts, *places, *rest, **node.attributes)

@@ -4,7 +4,8 @@ What a loop in Python over the tokens, or over chunks of them, leaves in a graph
 at every length. All before it is the same in both graphs but for numbers that follow the length:
 those are matched node by node, inputs first. Where the graphs part, the values that the loop makes
 are again values of each token, and if they are those of a linear scan at both lengths
-(prove_scan.py), the scan takes the loop's place and the matching goes on behind it.
+(prove_scan.py), the scan takes the loop's place and the matching goes on behind it. Where they are
+none, but every token's step is the same (roll_loops.py), a loop with that step does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..ir.types import TensorType, TupleType, Type
 from ..ir.verify import quote
 from .prove_scan import scan_of
 from .raise_scans import MOST_INPUTS, MOST_TRIES, post_dominators
+from .roll_loops import rolled
 from .scan_regions import (
     Region,
     Run,
@@ -60,6 +62,7 @@ class JoinLengths:
         self.origins: dict[Node, tuple[str, ...]] = {}
         self.inputs: tuple[Node, ...] = ()
         self.loops = 0
+        self.reason = ""  # why the first region was no loop of one step
         self.alike: dict[Any, list[Node]] = {}
         for node in self.second.nodes():
             self.alike.setdefault((node.op, node.inputs), []).append(node)
@@ -72,6 +75,7 @@ class JoinLengths:
         self._match()
         while not all(o in self.twins for o in self.first.outputs):
             self.loops += 1
+            self.reason = ""
             walk = self._settled()
             if not self._raise_loop(walk):
                 raise IRError(self._refusal())
@@ -173,20 +177,32 @@ class JoinLengths:
 
     def _raise_loop(self, walk: TokenWalk) -> bool:
         """Put a scan in the place of the first loop; whether there is one."""
-        tries = 0
+        tries: list[tuple[Node, Node, Region]] = []
         for node, twin in self._candidates():
             region = self._region(node, twin, walk)
             if region is None:
                 continue
             scan = scan_of(region, self.run_part)
             if scan is not None:
-                self.twins[node] = twin
-                self.made[node] = region.outside(scan.node)
+                self._settle(node, twin, region.outside(scan.node))
                 return True
-            tries += 1
-            if tries == MOST_TRIES:
+            tries.append((node, twin, region))
+            if len(tries) == MOST_TRIES:
                 break
-        return False
+        return any(self._roll(*each) for each in tries)
+
+    def _roll(self, node: Node, twin: Node, region: Region) -> bool:
+        """Put the loop that a region is, step for step, in its place; whether it is one."""
+        try:
+            made = region.outside(rolled(region))
+        except IRError as error:
+            self.reason = self.reason or str(error)
+            return False
+        self._settle(node, twin, made)
+        return True
+
+    def _settle(self, node: Node, twin: Node, made: Node) -> None:
+        self.twins[node], self.made[node] = twin, made
 
     def _candidates(self) -> list[tuple[Node, Node]]:
         """Nodes that everything from the first loop on leads through, with their twins behind it:
@@ -255,8 +271,11 @@ class JoinLengths:
         where = "" if begin is None else f"\n{quote(self.first, begin)}"
         return (
             f"at {self.short} and at {self.long} tokens this model computes in different ways from "
-            f"here on, and what it computes is no linear scan over the tokens{where}"
+            f"here on, and what it computes is no linear scan over the tokens{self._why()}{where}"
         )
+
+    def _why(self) -> str:
+        return f", nor one step for each of them: {self.reason}" if self.reason else ""
 
 
 def _apart(node: Node, twin: Node) -> int:

@@ -1,11 +1,13 @@
-"""How convolutions and scans are done on flattened values: each sequence apart, in ragged form."""
+"""How convolutions, scans and loops are done on flattened values: each sequence apart, in ragged
+form.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from ..ir.node import Node
-from ..ir.ops import recurrent, tensor
+from ..ir.ops import loops, recurrent, tensor
 from .token_values import (
     Axis,
     B,
@@ -38,6 +40,20 @@ def scan(node: Node, operands: Sequence[Operand], query_start: Node) -> TokenVal
     return tidy(recurrent.ragged_scan(q, k, v, decay, query_start, *beta), _axes(node))
 
 
+def loop(node: Node, operands: Sequence[Operand], query_start: Node) -> TokenValue:
+    """token_loop over [B, S, ...] as ragged_loop over [T, ...]."""
+    count: int = node["tokens"]
+    given = [_tokens(i, x) for i, x in zip(node.inputs, operands[:count], strict=False)]
+    rest = [x for x in operands[count:] if isinstance(x, Node)]
+    if len(rest) != len(operands) - count:
+        raise MixesTokensError(
+            "the states that a loop begins with, and what its step reads beside the token's own "
+            "values, are the same for every sequence; one of them depends on tokens or positions"
+        )
+    made = loops.ragged_loop(*given, query_start, *rest, **node.attributes)
+    return tidy(made, _axes(node))
+
+
 def _axes(node: Node) -> tuple[Axis, ...]:
     return ((B,), (S,), *((d,) for d in node.shape[2:]))
 
@@ -52,5 +68,5 @@ def _tokens(of: Node, operand: Operand) -> Node:
     return value.node
 
 
-RULES: dict[str, Rule] = {"causal_conv": conv, "linear_scan": scan}
+RULES: dict[str, Rule] = {"causal_conv": conv, "linear_scan": scan, "token_loop": loop}
 """By op; a rule gets the batch's query_start beside the op's own operands."""

@@ -28,8 +28,10 @@ Axis = tuple[Dim, ...]
 
 WHAT_TO_WRITE = (
     "A causal language model mixes tokens by causal attention, by convolutions that read no later "
-    "token, or by a linear recurrence, which is recognized by its values; a recurrence that is not "
-    "may call torch.ops.ferrule.linear_scan(q, k, v, log_decay, beta)"
+    "token, or by a recurrence whose state has a fixed size: a linear one, which is recognized by "
+    "its values, or any step that is the same for every token, in a loop over the tokens that "
+    "reads no more than a token and what the step before left, or in torch's scan. What is linear "
+    "and not recognized may call torch.ops.ferrule.linear_scan(q, k, v, log_decay, beta)"
 )
 
 

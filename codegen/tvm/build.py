@@ -27,6 +27,7 @@ from .expert import EXPERT
 from .floats import LINEAR
 from .function import Anchor, build_function
 from .isa import Isa, isa_of, tvm_target
+from .loop import LOOP
 from .lower import compile_functions
 from .paged import PAGED, RAGGED
 from .quantized import INTEGER, QUANTIZED
@@ -48,6 +49,8 @@ ANCHORS: Mapping[str, Anchor] = {
     "state_conv": CONV,
     "linear_scan": SCAN,
     "state_scan": SCAN,
+    "token_loop": LOOP,
+    "state_loop": LOOP,
     "paged_selected_keys": SELECTION,
 }
 """Ops with a template of their own; every other op goes through the rows template."""
@@ -200,7 +203,7 @@ def _template_of(anchors: Sequence[Node]) -> str:
         return "expert_linear"
     if name.endswith("selected_keys"):
         return "selection"
-    words = ("linear", "conv", "scan", "attention")
+    words = ("linear", "conv", "scan", "loop", "attention")
     return next(word for word in words if name.endswith(word))
 
 

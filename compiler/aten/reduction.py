@@ -189,6 +189,15 @@ def cumsum(call: Call, x: Node, dim: int, **_: Any) -> Node:
     return t.cumsum(cast(x, call.dtype), axis=axis_of(dim, len(x.shape)))
 
 
+@TABLE("logcumsumexp")
+def logcumsumexp(call: Call, x: Node, dim: int, **_: Any) -> Node:
+    """m + log(running sums of exp(x - m)), where m is the largest along the axis."""
+    axis = axis_of(dim, len(x.shape))
+    x = cast(x, call.dtype)
+    largest = t.reduce_max(x, axes=(axis,), keepdims=True)
+    return t.add(largest, t.log(t.cumsum(t.exp(t.sub(x, largest)), axis=axis)))
+
+
 @TABLE("cumprod")
 def cumprod(call: Call, x: Node, dim: int, **_: Any) -> Node:
     """Running products along an axis."""

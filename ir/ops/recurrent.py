@@ -79,7 +79,7 @@ def ragged_conv(x: TensorType, w: TensorType, query_start: TensorType) -> Tensor
     query_start[n + 1].
     """
     _check_taps(x, w)
-    _check_starts(query_start)
+    check_starts(query_start)
     return x
 
 
@@ -100,7 +100,7 @@ def ragged_scan(
     if q.rank != 3:
         raise IRError(f"q[T, G, K] was wanted, not {q}")
     check_scan(q, k, v, log_decay, beta)
-    _check_starts(query_start)
+    check_starts(query_start)
     return v
 
 
@@ -121,7 +121,7 @@ def state_conv(
     """
     _check_taps(x, w)
     _check_state(state, x.dtype, (w.shape[0] - 1, w.shape[1]))
-    _check_starts(query_start, state_from, state_to)
+    check_starts(query_start, state_from, state_to)
     return TupleType((x, state))
 
 
@@ -145,7 +145,7 @@ def state_scan(
         raise IRError(f"q[T, G, K] was wanted, not {q}")
     check_scan(q, k, v, log_decay, beta)
     _check_state(state, "f32", (v.shape[1], q.shape[2], v.shape[2]))
-    _check_starts(query_start, state_from, state_to)
+    check_starts(query_start, state_from, state_to)
     return TupleType((v, state))
 
 
@@ -160,7 +160,7 @@ def _check_state(state: CacheType, dtype: str, entry: tuple[Dim, ...]) -> None:
         raise IRError(f"a state<{dtype}>{shape_text(entry)} was wanted, not {state}")
 
 
-def _check_starts(query_start: TensorType, *places: TensorType) -> None:
+def check_starts(query_start: TensorType, *places: TensorType) -> None:
     """Refuse a batch that is not query_start[N + 1] and an i32 for each sequence."""
     sequences = query_start.shape[0] - 1 if query_start.rank == 1 else 0
     for t in (query_start, *places):

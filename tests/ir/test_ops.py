@@ -44,6 +44,12 @@ BINARY = ["add", "sub", "mul", "floordiv", "mod", "pow", "maximum", "minimum"]
 COMPARE = ["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"]
 BITS = ["bitwise_and", "bitwise_or", "bitwise_xor"]
 
+LOOPED = """body = graph step(%x: f32[1, 3], %h: f32[1, 3], %w: f32[3]) {
+  %0 = mul %h %w : f32[1, 3]
+  %1 = add %x %0 : f32[1, 3]
+  return %1 as h, %1 as y
+}, tokens = 1, states = 1"""
+
 # (op, inputs, attributes, type); a pattern in place of the type is the error.
 GOOD = [
     *((n, X, "", "f32[B, S, 8]") for n in FLOAT + ANY),
@@ -109,6 +115,12 @@ GOOD = [
      "(bf16[T, 8], state<bf16>[2, 8])"),
     ("state_scan", f"{TOKENS}, %c: state<f32>[4, 6, 5], {PLACES}, %b: f32[T, 4]", "",
      "(bf16[T, 4, 5], state<f32>[4, 6, 5])"),
+    ("token_loop", "%x: f32[B, S, 3], %h: f32[1, 3], %w: f32[3]", LOOPED, "f32[B, S, 3]"),
+    ("ragged_loop", "%x: f32[T, 3], %s: i32[N + 1], %h: f32[1, 3], %w: f32[3]", LOOPED,
+     "f32[T, 3]"),
+    ("state_loop", f"%x: f32[T, 3], %c: state<f32>[3], {PLACES}, %h: f32[1, 3], %w: f32[3]",
+     LOOPED,
+     "(f32[T, 3], state<f32>[3])"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 8], %v: f32[T, 2, 6], %s: i32[N + 1]",
      "scale = 0.5, window = 3", "f32[T, 4, 6]"),
     ("selected_keys", "%q: f32[B, S, 2, 8], %k: f32[B, T, 8], %w: f32[B, S, 2], %m: bool[S, T]",
@@ -246,6 +258,12 @@ BAD = [
     ("state_conv", f"%x: f32[T, 8], %w: f32[3, 8], %c: cache<f32>[16; 2, 8], {PLACES}", "",
      r"a state<f32>\[2, 8\] was wanted"),
     ("state_scan", f"{TOKENS}, %c: state<f32>[4, 5, 6], {PLACES}", "", "was wanted"),
+    ("token_loop", "%x: f32[B, S, 3], %h: f32[1, 3]", LOOPED, "the body takes"),
+    ("ragged_loop", "%x: f32[T, 3], %s: i64[N + 1], %h: f32[1, 3], %w: f32[3]", LOOPED,
+     "were wanted"),
+    ("state_loop", f"%x: f32[T, 3], %c: state<f32>[4], {PLACES}, %h: f32[1, 3], %w: f32[3]",
+     LOOPED,
+     r"state<f32>\[3\] was wanted"),
     ("state_scan", f"{TOKENS}, %c: state<f32>[4, 6, 5], {PLACES.replace('[N]', '[N + 1]')}", "",
      "an i32 for each sequence"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 7], %v: f32[T, 2, 6], %s: i32[N + 1]",

@@ -11,7 +11,7 @@ from ferrule.compiler.import_aten import import_captured
 from ferrule.compiler.reference import evaluate
 from ferrule.ir.errors import IRError
 from ferrule.ir.graph import Graph
-from ferrule.ir.text import parse_graph
+from ferrule.ir.text import parse_graph, print_graph
 from ferrule.passes.join_lengths import JoinLengths
 from ferrule.passes.raise_convs import RaiseConvs
 from models.recurrent import FIXED, Mixer, Tensor
@@ -66,9 +66,23 @@ def test_a_loop_over_the_tokens():
         torch.testing.assert_close(evaluate(graph, [ids], weights)[0], wanted)
 
 
-def test_a_loop_that_is_no_scan_is_named():
-    with pytest.raises(IRError, match=r"no linear scan(?s:.)*concat|no linear scan(?s:.)*slice"):
-        joined(unrolled(5, "mul"), unrolled(8, "mul"))
+def test_a_loop_that_is_no_scan_becomes_its_step():
+    graph = joined(unrolled(5, "maximum"), unrolled(8, "maximum"))
+    assert [n.op.name for n in graph.nodes()].count("token_loop") == 1
+    weights = {"x": torch.randn(11, 3)}
+    for length in (5, 8):
+        ids = torch.randint(0, 11, (2, length))
+        (wanted,) = evaluate(unrolled(length, "maximum"), [ids], weights)
+        torch.testing.assert_close(evaluate(graph, [ids], weights)[0], wanted)
+
+
+def test_a_loop_whose_steps_differ_is_named():
+    both = [
+        parse_graph(print_graph(unrolled(n, "maximum")).replace("= maximum", "= minimum", 3))
+        for n in (6, 8)
+    ]
+    with pytest.raises(IRError, match=r"the steps of tokens 4 and 3 differ(?s:.)*concat"):
+        joined(*both)
 
 
 def test_graphs_that_are_alike_need_no_loop():
@@ -107,17 +121,18 @@ def test_a_spelling_in_half_precision():
     torch.testing.assert_close(given, model.double()(ids), rtol=1e-5, atol=1e-5)
 
 
-def by_largest(model: Mixer, v: Tensor) -> Tensor:
-    """A recurrence that is not linear: the largest so far."""
-    rows = [v[:, 0]]
-    for t in range(1, v.shape[1]):
-        rows.append(torch.maximum(rows[-1], v[:, t]))
+def by_two_before(model: Mixer, v: Tensor) -> Tensor:
+    """A recurrence over two tokens before, which is not linear."""
+    rows = [v[:, 0], v[:, 1]]
+    for t in range(2, v.shape[1]):
+        rows.append(torch.maximum(rows[-1], rows[-2]) * 0.9 + v[:, t])
     return torch.stack(rows, dim=1)
 
 
 def test_what_is_no_scan_says_where_and_what_to_write():
     with pytest.raises(CompileError, match="no linear scan") as caught:
-        capture(Mixer(by_largest, v=(6,)).eval(), max_context=64)
+        capture(Mixer(by_two_before, v=(6,)).eval(), max_context=64)
     text = str(caught.value)
+    assert "the steps of tokens 2 and 1 differ" in text
     assert "(recurrent.py:" in text
     assert "torch.ops.ferrule.linear_scan" in text

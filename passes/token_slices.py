@@ -1,0 +1,184 @@
+"""One token's part of a value, made of one token's parts of what the value is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..ir.dims import equal, product
+from ..ir.node import Node
+from ..ir.ops import tensor as t
+
+
+@dataclass
+class TokenSlices:
+    """Slices [t, t + 1) of values, taken as near to the inputs as they can be; each made once."""
+
+    made: dict[tuple[Node, int, int], Node] = field(
+        default_factory=dict[tuple[Node, int, int], Node]
+    )
+    whole: dict[Node, Node] = field(default_factory=dict[Node, Node])
+
+    def at(self, node: Node, axis: int, place: int) -> Node:
+        """The part of a value at one place of an axis, whose size there is 1."""
+        key = (node, axis, place)
+        if key not in self.made:
+            rule = _RULES.get(node.op.name) or (
+                _elementwise if node.op.has("elementwise") else None
+            )
+            found = rule(self, node, axis, place) if rule else None
+            self.made[key] = found or self._cut(node, axis, place)
+        return self.made[key]
+
+    def _cut(self, node: Node, axis: int, place: int) -> Node:
+        return t.slice_(self.of(node), axis=axis, start=place, stop=place + 1)
+
+    def of(self, root: Node) -> Node:
+        """A value whose slices of one place are taken as near to the inputs as they can be."""
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = [i for i in self._read(node) if i not in self.whole]
+            if node in self.whole:
+                stack.pop()
+            elif missing:
+                stack.extend(missing)
+            else:
+                self.whole[node] = self._again(node)
+                stack.pop()
+        return self.whole[root]
+
+    def _read(self, node: Node) -> tuple[Node, ...]:
+        return () if _is_one(node) else node.inputs
+
+    def _again(self, node: Node) -> Node:
+        if _is_one(node):
+            source = node.inputs[0]
+            if source.op.has("leaf"):
+                return node
+            made = self.at(source, node["axis"], node["start"])
+            return made if made is node or made in self.whole else self.of(made)
+        inputs = tuple(self.whole[i] for i in node.inputs)
+        return node.with_inputs(inputs) if inputs else node
+
+
+def _is_one(node: Node) -> bool:
+    """Whether a node is one place of an axis."""
+    if node.op is not t.slice_ or not isinstance(node["start"], int):
+        return False
+    axis: int = node["axis"]
+    return bool(node["stop"] == node["start"] + 1) and not equal(node.inputs[0].shape[axis], 1)
+
+
+Rule = Callable[[TokenSlices, Node, int, int], Node | None]
+
+
+def _elementwise(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    inputs: list[Node] = []
+    for x in node.inputs:
+        own = axis - len(node.shape) + len(x.shape)
+        spread = own < 0 or equal(x.shape[own], 1)
+        inputs.append(x if spread else self.at(x, own, place))
+    return node.op.build(tuple(inputs), node.attributes)
+
+
+def _transpose(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    own = node["permutation"][axis]
+    return t.transpose(self.at(node.inputs[0], own, place), permutation=node["permutation"])
+
+
+def _reshape(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    x = node.inputs[0]
+    for own in range(len(x.shape)):
+        before = equal(product(x.shape[:own]), product(node.shape[:axis]))
+        if before and equal(x.shape[own], node.shape[axis]):
+            return t.reshape(self.at(x, own, place), shape=_one(node, axis))
+    return None
+
+
+def _one(node: Node, axis: int) -> tuple[object, ...]:
+    return tuple(1 if i == axis else d for i, d in enumerate(node.shape))
+
+
+def _broadcast(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    x = node.inputs[0]
+    own = axis - len(node.shape) + len(x.shape)
+    spread = own < 0 or equal(x.shape[own], 1)
+    part = x if spread else self.at(x, own, place)
+    shape = _one(node, axis)
+    return part if tuple(part.shape) == shape else t.broadcast(part, shape=shape)
+
+
+def _slice(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    x, start = node.inputs[0], node["start"]
+    if axis != node["axis"]:
+        return node.with_inputs((self.at(x, axis, place),))
+    return self.at(x, axis, start + place * node["step"]) if isinstance(start, int) else None
+
+
+def _concat(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    if axis != node["axis"]:
+        return t.concat(*(self.at(x, axis, place) for x in node.inputs), axis=node["axis"])
+    for x in node.inputs:
+        size = x.shape[axis]
+        if not isinstance(size, int):
+            return None
+        if place < size:
+            return x if size == 1 else self.at(x, axis, place)
+        place -= size
+    return None
+
+
+def _pad(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    x, before = node.inputs[0], node["before"][axis]
+    size = x.shape[axis]
+    if not isinstance(before, int) or not isinstance(size, int):
+        return None
+    if not before <= place < before + size:
+        value = t.scalar(node["value"], node.dtype)
+        return t.broadcast(value, shape=_one(node, axis))
+    rest = {n: tuple(0 if i == axis else p for i, p in enumerate(node[n])) for n in _PADS}
+    part = self.at(x, axis, place - before)
+    return t.pad(part, **rest, value=node["value"]) if any(map(any, rest.values())) else part
+
+
+_PADS = ("before", "after")
+
+
+def _rows(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    """What goes along the last axis alone."""
+    x, *rest = node.inputs
+    if axis == len(node.shape) - 1:
+        return None
+    return node.op.build((self.at(x, axis, place), *rest), node.attributes)
+
+
+def _along(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    """What goes along one axis."""
+    if axis == node["axis"]:
+        return None
+    return node.with_inputs((self.at(node.inputs[0], axis, place),))
+
+
+def _reduced(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+    axes: tuple[int, ...] = node["axes"]
+    if node["keepdims"]:
+        own = axis
+    else:
+        own = [a for a in range(len(node.inputs[0].shape)) if a not in axes][axis]
+    return None if own in axes else node.with_inputs((self.at(node.inputs[0], own, place),))
+
+
+_RULES: Mapping[str, Rule] = {
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "broadcast": _broadcast,
+    "slice": _slice,
+    "concat": _concat,
+    "pad": _pad,
+    "linear": _rows,
+    "rms_norm": _rows,
+    "layer_norm": _rows,
+    "softmax": _along,
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), _reduced),
+}
