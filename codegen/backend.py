@@ -173,6 +173,7 @@ def cpu_backend(target: Target) -> Backend:
         ),
         "conv": Template(frozenset({"causal_conv", "state_conv"}), rows, _RESHAPES),
         "scan": Template(frozenset({"linear_scan", "state_scan"}), rows, _RESHAPES, _SUMS),
+        "context": Template(frozenset({"token_context", "paged_context"}), rows),
         "loop": Template(frozenset({"token_loop", "state_loop"}), rows),
     }
     layouts = {d: Layout(16, 1) for d in ("f64", "f32", "f16", "bf16", "u8")}

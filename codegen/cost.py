@@ -97,6 +97,9 @@ def _cached_bytes(cache: Node, body: Graph) -> Dim:
     for r in body.users(cache):
         if cache.type.is_state:
             total = total + _state_bytes(cache, r)
+        elif r.op.name == "paged_context":
+            sequences = r.inputs[r["own"] + r["seen"] + 3].shape[0]
+            total = total + product((sequences, dim(CONTEXT), cache.type.entry_bytes()))
         elif r.op.name in ("paged_attention", "paged_selected_keys"):
             tokens, sequences = r.shape[0], r.inputs[5].shape[0]
             seen = product((sequences, span(_mask(r), dim(CONTEXT), tokens // sequences)))
@@ -120,12 +123,16 @@ def _mask(n: Node) -> Mask:
 
 def _multiplied(n: Node) -> str:
     """The dtype of what a node multiplies: that of a contraction's input, else float32."""
+    if n.op.name.endswith("_context"):
+        return n.dtype  # the first input may be a cache
     return n.inputs[0].dtype if n.op.has("contraction") else "f32"
 
 
 def _operations(n: Node) -> Dim:
     kinds = ("leaf", "movement", "index")
     name = n.op.name
+    if name.endswith("_context"):
+        return _context_operations(n)
     if name.endswith("_loop"):
         return _loop_operations(n)
     if name.endswith(("_conv", "_scan")):
@@ -155,6 +162,12 @@ def _recurrent_operations(n: Node) -> Dim:
     q, v = n.inputs[0], n.inputs[2]
     delta = len(n.inputs) == (9 if n.op.name == "state_scan" else 5)
     return product((6 if delta else 4, *v.shape, q.shape[-1]))
+
+
+def _context_operations(n: Node) -> Dim:
+    """Those of the body, for each token: L is the tokens that it sees."""
+    tokens = n.shape[: 2 if n.op.name == "token_context" else 1]
+    return product((*tokens, _sum(map(_operations, n["body"].nodes()))))
 
 
 def _loop_operations(n: Node) -> Dim:

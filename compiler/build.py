@@ -457,8 +457,9 @@ def widest_window(graph: Graph) -> int:
     """How many tokens back any attention sees, counted with the token itself; 0 where one sees
     all.
     """
-    paged = ("paged_attention", "paged_selected_keys")
-    windows = [n["window"] for n in graph.nodes() if n.op.name in paged]
+    paged = ("paged_attention", "paged_selected_keys", "paged_context")
+    found = [n for n in graph.nodes() if n.op.name in paged]
+    windows = [n.attributes.get("window", 0) for n in found]
     return max(windows) if windows and all(windows) else 0
 
 

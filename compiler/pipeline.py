@@ -22,6 +22,7 @@ from ..passes.merge_linears import MergeLinears
 from ..passes.order_columns import OrderColumns
 from ..passes.quantize import Quantize, Recipe
 from ..passes.raise_attention import RaiseAttention
+from ..passes.raise_contexts import RaiseContexts
 from ..passes.raise_convs import RaiseConvs
 from ..passes.raise_counts import RaiseCounts
 from ..passes.raise_experts import RaiseExperts
@@ -40,9 +41,11 @@ if TYPE_CHECKING:
 # What remains once tokens are ragged, and once steps go on from caches.
 _NO_BATCH = frozenset(OPS) - {
     "attention", "selected_keys", "causal_conv", "linear_scan", "token_loop",
+    "token_context",
 }  # fmt: skip
 _CACHED = _NO_BATCH - {
     "ragged_attention", "ragged_selected_keys", "ragged_conv", "ragged_scan", "ragged_loop",
+    "ragged_context",
 }  # fmt: skip
 KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 
@@ -85,7 +88,7 @@ def raising(run_part: Run | None = None) -> tuple[Phase, ...]:
     )
 
 
-def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
+def serving(sizes: Sizes, evaluate: Evaluate, run_part: Run | None = None) -> tuple[Phase, ...]:
     """From f(ids[B, S]) to step(tokens[T], ...): each pass proves what it does or names what
     hinders it.
     """
@@ -94,7 +97,9 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
         Phase(
             "serving form",
             (
-                *_masking(context, evaluate),
+                *_masking(context, evaluate, lenient=True),
+                # What mixes tokens in no other way by now.
+                RaiseContexts(run_part, max_context=context, evaluate=evaluate),
                 # Masks before positions: what is left of them then needs no table.
                 TabulatePositions(max_context=context, evaluate=evaluate),
                 FlattenTokens(max_tokens=sizes.chunk, max_batch=sizes.max_batch),
@@ -117,12 +122,12 @@ def serving(sizes: Sizes, evaluate: Evaluate) -> tuple[Phase, ...]:
     )
 
 
-def _masking(context: int, evaluate: Evaluate) -> tuple[Pass, ...]:
+def _masking(context: int, evaluate: Evaluate, *, lenient: bool = False) -> tuple[Pass, ...]:
     return (
         SplitMasks(),
         # Selections first: what is left of a mask then depends on positions alone.
         RaiseSelections(max_context=context),
-        DescribeMasks(max_context=context, evaluate=evaluate),
+        DescribeMasks(max_context=context, evaluate=evaluate, lenient=lenient),
     )
 
 
@@ -184,7 +189,7 @@ def grouping(backend: Backend) -> tuple[Phase, ...]:
 
 def language_model(sizes: Sizes, evaluate: Evaluate, run_part: Run) -> tuple[Phase, ...]:
     """The phases of a causal language model up to its weights."""
-    return (*raising(run_part), *serving(sizes, evaluate))
+    return (*raising(run_part), *serving(sizes, evaluate, run_part))
 
 
 class Recorder(Inspector):

@@ -25,7 +25,7 @@ from .reference.context import DTYPES
 from .report import Clock
 from .verify import options_of, source_of
 
-_BY_LENGTH = frozenset({"linear_scan", "token_loop"})
+_BY_LENGTH = frozenset({"linear_scan", "token_loop", "token_context"})
 """Ops whose value is made one token after another: their programs hold for one length alone."""
 
 

@@ -16,11 +16,12 @@ from ..ir.dims import Dim, dim
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_
-from ..ir.ops import selection, serving, tensor
+from ..ir.ops import contexts, selection, serving, tensor
 from ..ir.types import CacheType, TensorType
 from ..ir.verify import quote
 from .cache_entries import best_entries
 from .layout_codes import quantized_rows
+from .token_values import T
 
 CACHED = ("bf16", "f16", "i8")
 """The dtypes that caches are asked for in."""
@@ -30,7 +31,8 @@ _OURS = frozenset({"causal", "window", "chunk", "softcap", "scale", "extras"})
 
 @dataclass(frozen=True)
 class CacheAttention:
-    """Turn every ragged_attention into a paged_attention over caches, and append to these first.
+    """Turn every ragged_attention into a paged_attention over caches, every ragged_context into a
+    paged_context, and append to these first.
 
     The graph gains inputs (context_length i32[N], block_table i32[N, M], slots i32[T], the caches)
     and gives the caches back as further outputs. `block` is slots a block; `max_context` bounds the
@@ -48,12 +50,14 @@ class CacheAttention:
         caches.
         """
         attentions = [n for n in graph.nodes() if n.op is serving.ragged_attention]
-        if not attentions:
+        others = [n for n in graph.nodes() if n.op is contexts.ragged_context]
+        if not attentions and not others:
             return graph
         if self.dtype not in ("", *CACHED):
             raise IRError(f"caches of {self.dtype!r}; known: {', '.join(CACHED)}")
-        paging = _Paging(graph, attentions[0], self.block, self.dtype)
+        paging = _Paging(graph, _starts((*attentions, *others)[0]), self.block, self.dtype)
         mapping = {a: paging.paged(a) for a in attentions}
+        mapping |= {n: paging.context(n) for n in others}
         picked = [n for n in graph.nodes() if n.op is selection.ragged_selected_keys]
         mapping |= {n: paging.selected(n) for n in picked}
         caches = [c for found in paging.caches.values() for c in found.parts()]
@@ -85,10 +89,10 @@ class Cache:
 class _Paging:
     """Makes caches for values, each value once, and the attention that reads them."""
 
-    def __init__(self, graph: Graph, first: Node, block: int, dtype: str) -> None:
+    def __init__(self, graph: Graph, query_start: Node, block: int, dtype: str) -> None:
         self.graph, self.block, self.dtype = graph, block, dtype
-        self.query_start = first.inputs[3]
-        tokens, self.sequences = first.inputs[0].shape[0], self.query_start.shape[0] - 1
+        self.query_start = query_start
+        tokens, self.sequences = T, self.query_start.shape[0] - 1
         self.context_length = input_(
             name="context_length", type=TensorType("i32", (self.sequences,))
         )
@@ -128,6 +132,16 @@ class _Paging:
             self.block_table, self.query_start, self.context_length, **node.attributes,
         )  # fmt: skip
 
+    def context(self, node: Node) -> Node:
+        """What replaces a ragged context: what it sees of every token lies in caches."""
+        own, seen = int(node["own"]), int(node["seen"])
+        caches = [self.cache(z, in_codes=False) for z in node.inputs[own : own + seen]]
+        return contexts.paged_context(
+            *node.inputs[:own], *(c.appended for c in caches),
+            self.slots, self.block_table, self.query_start, self.context_length,
+            *node.inputs[own + seen + 1 :], **node.attributes,
+        )  # fmt: skip
+
     def cache(self, value: Node, *, in_codes: bool = True) -> Cache:
         """The cache of a value [T, G, D]; `in_codes`: as codes and scales, where caches are i8."""
         in_codes = in_codes and self.dtype == "i8"
@@ -149,6 +163,13 @@ class _Paging:
         kind = CacheType(value.dtype, self.block, tuple(int(d) for d in value.shape[1:]))
         given = input_(name=name, type=kind)
         return Cache(given, serving.cache_append(given, value, self.slots))
+
+
+def _starts(node: Node) -> Node:
+    """Where sequences start, as an attention or a context reads it."""
+    if node.op is contexts.ragged_context:
+        return node.inputs[int(node["own"]) + int(node["seen"])]
+    return node.inputs[3]
 
 
 def _codes(value: Node) -> tuple[Node, Node]:

@@ -64,15 +64,20 @@ class DescribeMasks:
     name: ClassVar[str] = "describe-masks"
     max_context: int = 4096
     evaluate: Evaluate | None = None
+    lenient: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        """The graph without masks; raises IRError that prints a mask of no known family."""
+        """The graph without masks; raises IRError that prints a mask of no known family, or where
+        `lenient` leaves it.
+        """
         known: dict[Node, Mask] = {}
         mapping: dict[Node, Node] = {}
         kinds = analyze(graph).kinds
         for node in graph.nodes():
             if node.op is model.attention and "mask" in node["extras"]:
                 mask = _mask_input(node)
+                if self.lenient and not self._is_known(graph, node, known, kinds[mask]):
+                    continue
                 if kinds[mask] == "token":
                     raise IRError(
                         f"the mask of this attention depends on the tokens\n{quote(graph, node)}"
@@ -88,6 +93,16 @@ class DescribeMasks:
                     raise IRError(f"a bias in an indexer's mask\n{quote(graph, node)}")
                 mapping[node] = _seen_alike(node, known[mask])
         return graph.replace(mapping)
+
+    def _is_known(self, graph: Graph, node: Node, known: dict[Node, Mask], kind: str) -> bool:
+        """Whether a mask is of a family, which is then in `known`."""
+        mask = _mask_input(node)
+        try:
+            if mask not in known and kind != "token":
+                known[mask] = self._recognize(graph, node, mask)
+        except IRError:
+            return False
+        return mask in known
 
     def _recognize(self, graph: Graph, node: Node, mask: Node) -> Mask:
         try:

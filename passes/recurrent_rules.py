@@ -1,5 +1,5 @@
-"""How convolutions, scans and loops are done on flattened values: each sequence apart, in ragged
-form.
+"""How convolutions, scans, loops and contexts are done on flattened values: each sequence apart,
+in ragged form.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..ir.node import Node
-from ..ir.ops import loops, recurrent, tensor
+from ..ir.ops import contexts, loops, recurrent, tensor
 from .token_values import (
     Axis,
     B,
@@ -54,6 +54,16 @@ def loop(node: Node, operands: Sequence[Operand], query_start: Node) -> TokenVal
     return tidy(made, _axes(node))
 
 
+def context(node: Node, operands: Sequence[Operand], query_start: Node) -> TokenValue:
+    """token_context over [B, S, ...] as ragged_context over [T, ...]."""
+    count = int(node["own"] + node["seen"])
+    given = [_tokens(i, x) for i, x in zip(node.inputs, operands[:count], strict=False)]
+    rest = [x for x in operands[count:] if isinstance(x, Node)]
+    assert len(rest) == len(operands) - count, f"{node!r} reads tokens where constants stand"
+    made = contexts.ragged_context(*given, query_start, *rest, **node.attributes)
+    return tidy(made, _axes(node))
+
+
 def _axes(node: Node) -> tuple[Axis, ...]:
     return ((B,), (S,), *((d,) for d in node.shape[2:]))
 
@@ -68,5 +78,10 @@ def _tokens(of: Node, operand: Operand) -> Node:
     return value.node
 
 
-RULES: dict[str, Rule] = {"causal_conv": conv, "linear_scan": scan, "token_loop": loop}
+RULES: dict[str, Rule] = {
+    "causal_conv": conv,
+    "linear_scan": scan,
+    "token_loop": loop,
+    "token_context": context,
+}
 """By op; a rule gets the batch's query_start beside the op's own operands."""

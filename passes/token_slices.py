@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..ir.dims import equal, product
+from ..ir.dims import Dim, equal, product
 from ..ir.node import Node
+from ..ir.node import item as item_of
 from ..ir.ops import tensor as t
 
 
@@ -14,12 +15,12 @@ from ..ir.ops import tensor as t
 class TokenSlices:
     """Slices [t, t + 1) of values, taken as near to the inputs as they can be; each made once."""
 
-    made: dict[tuple[Node, int, int], Node] = field(
-        default_factory=dict[tuple[Node, int, int], Node]
+    made: dict[tuple[Node, int, Dim], Node] = field(
+        default_factory=dict[tuple[Node, int, Dim], Node]
     )
     whole: dict[Node, Node] = field(default_factory=dict[Node, Node])
 
-    def at(self, node: Node, axis: int, place: int) -> Node:
+    def at(self, node: Node, axis: int, place: Dim) -> Node:
         """The part of a value at one place of an axis, whose size there is 1."""
         key = (node, axis, place)
         if key not in self.made:
@@ -30,7 +31,7 @@ class TokenSlices:
             self.made[key] = found or self._cut(node, axis, place)
         return self.made[key]
 
-    def _cut(self, node: Node, axis: int, place: int) -> Node:
+    def _cut(self, node: Node, axis: int, place: Dim) -> Node:
         return t.slice_(self.of(node), axis=axis, start=place, stop=place + 1)
 
     def of(self, root: Node) -> Node:
@@ -64,16 +65,16 @@ class TokenSlices:
 
 def _is_one(node: Node) -> bool:
     """Whether a node is one place of an axis."""
-    if node.op is not t.slice_ or not isinstance(node["start"], int):
+    if node.op is not t.slice_:
         return False
     axis: int = node["axis"]
     return bool(node["stop"] == node["start"] + 1) and not equal(node.inputs[0].shape[axis], 1)
 
 
-Rule = Callable[[TokenSlices, Node, int, int], Node | None]
+Rule = Callable[[TokenSlices, Node, int, Dim], Node | None]
 
 
-def _elementwise(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _elementwise(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     inputs: list[Node] = []
     for x in node.inputs:
         own = axis - len(node.shape) + len(x.shape)
@@ -82,12 +83,12 @@ def _elementwise(self: TokenSlices, node: Node, axis: int, place: int) -> Node |
     return node.op.build(tuple(inputs), node.attributes)
 
 
-def _transpose(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _transpose(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     own = node["permutation"][axis]
     return t.transpose(self.at(node.inputs[0], own, place), permutation=node["permutation"])
 
 
-def _reshape(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _reshape(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x = node.inputs[0]
     for own in range(len(x.shape)):
         before = equal(product(x.shape[:own]), product(node.shape[:axis]))
@@ -100,7 +101,7 @@ def _one(node: Node, axis: int) -> tuple[object, ...]:
     return tuple(1 if i == axis else d for i, d in enumerate(node.shape))
 
 
-def _broadcast(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _broadcast(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x = node.inputs[0]
     own = axis - len(node.shape) + len(x.shape)
     spread = own < 0 or equal(x.shape[own], 1)
@@ -109,19 +110,19 @@ def _broadcast(self: TokenSlices, node: Node, axis: int, place: int) -> Node | N
     return part if tuple(part.shape) == shape else t.broadcast(part, shape=shape)
 
 
-def _slice(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _slice(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x, start = node.inputs[0], node["start"]
     if axis != node["axis"]:
         return node.with_inputs((self.at(x, axis, place),))
-    return self.at(x, axis, start + place * node["step"]) if isinstance(start, int) else None
+    return self.at(x, axis, start + place * node["step"])
 
 
-def _concat(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _concat(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     if axis != node["axis"]:
         return t.concat(*(self.at(x, axis, place) for x in node.inputs), axis=node["axis"])
     for x in node.inputs:
         size = x.shape[axis]
-        if not isinstance(size, int):
+        if not isinstance(size, int) or not isinstance(place, int):
             return None
         if place < size:
             return x if size == 1 else self.at(x, axis, place)
@@ -129,12 +130,14 @@ def _concat(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None
     return None
 
 
-def _pad(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _pad(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x, before = node.inputs[0], node["before"][axis]
     size = x.shape[axis]
-    if not isinstance(before, int) or not isinstance(size, int):
+    around = before != 0 or node["after"][axis] != 0
+    numbers = isinstance(before, int) and isinstance(size, int) and isinstance(place, int)
+    if around and not numbers:
         return None
-    if not before <= place < before + size:
+    if around and not before <= place < before + size:
         value = t.scalar(node["value"], node.dtype)
         return t.broadcast(value, shape=_one(node, axis))
     rest = {n: tuple(0 if i == axis else p for i, p in enumerate(node[n])) for n in _PADS}
@@ -145,7 +148,7 @@ def _pad(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
 _PADS = ("before", "after")
 
 
-def _rows(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _rows(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     """What goes along the last axis alone."""
     x, *rest = node.inputs
     if axis == len(node.shape) - 1:
@@ -153,20 +156,62 @@ def _rows(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
     return node.op.build((self.at(x, axis, place), *rest), node.attributes)
 
 
-def _along(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _along(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     """What goes along one axis."""
     if axis == node["axis"]:
         return None
     return node.with_inputs((self.at(node.inputs[0], axis, place),))
 
 
-def _reduced(self: TokenSlices, node: Node, axis: int, place: int) -> Node | None:
+def _reduced(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     axes: tuple[int, ...] = node["axes"]
     if node["keepdims"]:
         own = axis
     else:
         own = [a for a in range(len(node.inputs[0].shape)) if a not in axes][axis]
     return None if own in axes else node.with_inputs((self.at(node.inputs[0], own, place),))
+
+
+def _iota(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    return t.reshape(t.dim_value(dim=place, dtype=node.dtype), shape=(1,))
+
+
+def _take(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    x, index = node.inputs
+    first, rank = node["axis"], len(index.shape)
+    if first <= axis < first + rank:
+        return t.take(x, self.at(index, axis - first, place), axis=first)
+    own = axis if axis < first else axis - rank + 1
+    return t.take(self.at(x, own, place), index, axis=first)
+
+
+def _matmul(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    x, y = node.inputs
+    rank = len(node.shape)
+    if axis == rank - 1:
+        return None
+    parts = [_batch_part(self, i, axis - rank + len(i.shape), place) for i in (x, y)]
+    return t.matmul(parts[0], y if axis == rank - 2 else parts[1])
+
+
+def _batch_part(self: TokenSlices, x: Node, own: int, place: Dim) -> Node:
+    spread = own < 0 or equal(x.shape[own], 1)
+    return x if spread else self.at(x, own, place)
+
+
+def _item(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    source = node.inputs[0]
+    if source.op not in (t.topk, t.sort) or axis == source["axis"]:
+        return None
+    part = self.at(source.inputs[0], axis, place)
+    return item_of(source.with_inputs((part,)), index=node["index"])
+
+
+def _largest(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    own = axis if node["keepdims"] or axis < node["axis"] else axis + 1
+    if own == node["axis"]:
+        return None
+    return node.with_inputs((self.at(node.inputs[0], own, place),))
 
 
 _RULES: Mapping[str, Rule] = {
@@ -180,5 +225,12 @@ _RULES: Mapping[str, Rule] = {
     "rms_norm": _rows,
     "layer_norm": _rows,
     "softmax": _along,
+    "cumsum": _along,
+    "cumprod": _along,
+    "iota": _iota,
+    "take": _take,
+    "matmul": _matmul,
+    "item": _item,
+    "argmax": _largest,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), _reduced),
 }

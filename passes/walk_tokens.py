@@ -14,7 +14,9 @@ from .scan_regions import token_axes
 from .token_rules import Operand, broadcast, rule_for
 from .token_values import Axis, B, MixesTokensError, S, T, TokenValue, as_token, numbers_of
 
-SEQUENCE_WISE = frozenset({"attention", "causal_conv", "linear_scan", "token_loop"})
+SEQUENCE_WISE = frozenset(
+    {"attention", "causal_conv", "linear_scan", "token_loop", "token_context"}
+)
 
 
 class TokenWalk:

@@ -21,6 +21,7 @@ from ..bodies import canonical
 from ..cost import cost_of
 from ..errors import CodegenError
 from ..space import Choice, Choices, Space
+from .context import CONTEXT
 from .convolve import CONV
 from .dense import DENSE
 from .expert import EXPERT
@@ -51,6 +52,8 @@ ANCHORS: Mapping[str, Anchor] = {
     "state_scan": SCAN,
     "token_loop": LOOP,
     "state_loop": LOOP,
+    "token_context": CONTEXT,
+    "paged_context": CONTEXT,
     "paged_selected_keys": SELECTION,
 }
 """Ops with a template of their own; every other op goes through the rows template."""
@@ -203,7 +206,7 @@ def _template_of(anchors: Sequence[Node]) -> str:
         return "expert_linear"
     if name.endswith("selected_keys"):
         return "selection"
-    words = ("linear", "conv", "scan", "loop", "attention")
+    words = ("linear", "conv", "scan", "loop", "context", "attention")
     return next(word for word in words if name.endswith(word))
 
 

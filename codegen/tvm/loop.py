@@ -32,15 +32,17 @@ from .values import COMPUTED, Expr, bind, cast, i64
 
 
 @dataclass(frozen=True)
-class _RowPlace(Place):
+class RowPlace(Place):
     """A result [1, ...] that is a row of a larger one."""
 
     row: tuple[Expr, ...] = ()
 
     def store(self, at: Sequence[Expr], value: Expr) -> None:
+        """Write an element of the row."""
         super().store([*self.row, *at[1:]], value)
 
     def read(self, at: Sequence[Expr]) -> Expr:
+        """An element of the row."""
         return super().read([*self.row, *at[1:]])
 
 
@@ -78,7 +80,7 @@ def emit_loop(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None
     tokens, states = int(node["tokens"]), int(node["states"])
     batch = Sequences.of(kernel, node, tokens)
     place, done = batch.result(results)
-    rest, body = _rest(node), _apart(expand(node["body"]))
+    rest, body = _rest(node), apart(expand(node["body"]))
     _check(body)
     loop = _Loop(batch, body, node.inputs[:tokens], rest[:states], rest[states:], place)
     cost = cost_of(body).operations
@@ -95,7 +97,7 @@ def _check(body: Graph) -> None:
             raise CodegenError(f"the step of a loop over tokens has {n.op.name} : {n.type}")
 
 
-def _apart(body: Graph) -> Graph:
+def apart(body: Graph) -> Graph:
     """The body with outputs that are neither one another nor inputs."""
     outputs: list[Node] = []
     for node in body.outputs:
@@ -212,7 +214,7 @@ def _token(
     for inner, outer in zip(constants, loop.constants, strict=True):
         sources[inner] = lambda at, outer=outer: work.pull().value(outer, at)
     *news, result = loop.body.outputs
-    row = _RowPlace(loop.place.buffer, loop.place.dtype, loop.place.skip, index)
+    row = RowPlace(loop.place.buffer, loop.place.dtype, loop.place.skip, index)
     emit_rows(work.with_sources(sources), {**dict(zip(news, after, strict=True)), result: row})
     for node, old, new in zip(loop.begun, now, after, strict=True):
         _copy(work, old, node, lambda _, at, new=new: new.read(at))

@@ -50,7 +50,8 @@ class Place:
 @dataclass(frozen=True)
 class Work:
     """A point in a kernel under construction: dims, sources of values, the loops around it,
-    whether it may go parallel.
+    whether it may go parallel. `room` has the largest values of dims that are known inside loops
+    alone: scratch is as large as these say.
     """
 
     dims: Dims
@@ -59,6 +60,7 @@ class Work:
     parallel: bool = False
     cut_variable: Expr | None = None
     cuts: set[int] = field(default_factory=set[int])
+    room: Dims | None = None
 
     def pull(self) -> Pull:
         """A fresh evaluator that knows the ranges of the loops around."""

@@ -200,7 +200,7 @@ def _scratch(work: Work, shape: Shape, dtype: str, rows: Shape) -> Place:
             raise NotRowwise
     kept = kept_dtype(dtype)
     inner = shape[skip:]
-    extents = [work.dims.expr(d) for d in inner] or [i64(1)]
+    extents = [(work.room or work.dims).expr(d) for d in inner] or [i64(1)]
     stored = "uint8" if kept == "bool" else COMPUTED[kept]
     return Place(T.alloc_buffer(extents, stored), kept, skip)
 

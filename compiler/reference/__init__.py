@@ -1,7 +1,7 @@
 """The value of every op in eager torch: what a graph means, slowly and plainly.
 
 `evaluate` walks a graph once. One small function an op, in a table beside its family: tensor.py,
-model.py, recurrent.py, loops.py, selection.py, serving.py, quantized.py.
+model.py, recurrent.py, loops.py, contexts.py, selection.py, serving.py, quantized.py.
 Packed integers (i4, u4, i2) are held one a byte in int8 or uint8 tensors. Caches are their physical
 arrays
 [C, block, *entry]; an append returns a new array.
@@ -19,7 +19,7 @@ from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.types import CacheType, TensorType, Type
-from . import loops, model, quantized, recurrent, selection, serving, tensor
+from . import contexts, loops, model, quantized, recurrent, selection, serving, tensor
 from .context import Context, bind
 
 Function = Callable[..., Any]
@@ -28,6 +28,7 @@ TABLE: Mapping[str, Function] = {
     **model.TABLE,
     **recurrent.TABLE,
     **loops.TABLE,
+    **contexts.TABLE,
     **selection.TABLE,
     **serving.TABLE,
     **quantized.TABLE,

@@ -1,7 +1,7 @@
-"""The ops in families: tensor, model, recurrent, loops, selection, serving, quantized. Importing
-this package declares all.
+"""The ops in families: tensor, model, recurrent, loops, contexts, selection, serving, quantized.
+Importing this package declares all.
 """
 
-from . import loops, model, quantized, recurrent, selection, serving, tensor
+from . import contexts, loops, model, quantized, recurrent, selection, serving, tensor
 
-__all__ = ["loops", "model", "quantized", "recurrent", "selection", "serving", "tensor"]
+__all__ = ["contexts", "loops", "model", "quantized", "recurrent", "selection", "serving", "tensor"]

@@ -50,6 +50,13 @@ LOOPED = """body = graph step(%x: f32[1, 3], %h: f32[1, 3], %w: f32[3]) {
   return %1 as h, %1 as y
 }, tokens = 1, states = 1"""
 
+SUMMED = """body = graph row(%x: f32[1, 3], %z: f32[L, 3], %w: f32[3]) where L in [1, 99] {
+  %0 = reduce_sum %z {axes = (0,), keepdims = true} : f32[1, 3]
+  %1 = mul %0 %w : f32[1, 3]
+  %2 = add %x %1 : f32[1, 3]
+  return %2 as y
+}, own = 1, seen = 1"""
+
 # (op, inputs, attributes, type); a pattern in place of the type is the error.
 GOOD = [
     *((n, X, "", "f32[B, S, 8]") for n in FLOAT + ANY),
@@ -121,6 +128,12 @@ GOOD = [
     ("state_loop", f"%x: f32[T, 3], %c: state<f32>[3], {PLACES}, %h: f32[1, 3], %w: f32[3]",
      LOOPED,
      "(f32[T, 3], state<f32>[3])"),
+    ("token_context", "%x: f32[B, S, 3], %z: f32[B, S, 3], %w: f32[3]", SUMMED, "f32[B, S, 3]"),
+    ("ragged_context", "%x: f32[T, 3], %z: f32[T, 3], %s: i32[N + 1], %w: f32[3]", SUMMED,
+     "f32[T, 3]"),
+    ("paged_context",
+     "%x: f32[T, 3], %z: cache<f16>[16; 3], %t: i32[T], %b: i32[N, M], %s: i32[N + 1], %l: i32[N], "
+     "%w: f32[3]", SUMMED, "f32[T, 3]"),
     ("ragged_attention", "%q: f32[T, 4, 8], %k: f32[T, 2, 8], %v: f32[T, 2, 6], %s: i32[N + 1]",
      "scale = 0.5, window = 3", "f32[T, 4, 6]"),
     ("selected_keys", "%q: f32[B, S, 2, 8], %k: f32[B, T, 8], %w: f32[B, S, 2], %m: bool[S, T]",
@@ -259,6 +272,12 @@ BAD = [
      r"a state<f32>\[2, 8\] was wanted"),
     ("state_scan", f"{TOKENS}, %c: state<f32>[4, 5, 6], {PLACES}", "", "was wanted"),
     ("token_loop", "%x: f32[B, S, 3], %h: f32[1, 3]", LOOPED, "the body takes"),
+    ("token_context", "%x: f32[B, S, 3], %z: f32[B, S, 4], %w: f32[3]", SUMMED, "the body takes"),
+    ("ragged_context", "%x: f32[T, 3], %z: f32[N, 3], %s: i32[N + 1], %w: f32[3]", SUMMED,
+     "the same tokens"),
+    ("paged_context",
+     "%x: f32[T, 3], %z: cache<f16>[16; 4], %t: i32[T], %b: i32[N, M], %s: i32[N + 1], %l: i32[N], "
+     "%w: f32[3]", SUMMED, "not entries of"),
     ("ragged_loop", "%x: f32[T, 3], %s: i64[N + 1], %h: f32[1, 3], %w: f32[3]", LOOPED,
      "were wanted"),
     ("state_loop", f"%x: f32[T, 3], %c: state<f32>[4], {PLACES}, %h: f32[1, 3], %w: f32[3]",

@@ -1,0 +1,177 @@
+"""Raise contexts: a region that mixes tokens in any causal way becomes token_context.
+
+What is left by now is no scan, and no attention whose mask is of a known family: another function
+of the scores than softmax, heads that are mixed before or after it, relative keys, masks with holes
+or made of tokens. Where a region gives a token the same value whatever comes behind it, which is
+tried on random numbers, its last row at L tokens is the token's value for a sequence of L tokens:
+the region with its rows cut down to the last one is the op's body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from ..ir.graph import Graph
+from ..ir.node import Node
+from ..ir.ops import model, selection
+from ..ir.ops import tensor as t
+from .analyze_tokens import Evaluate
+from .build_context import context_of
+from .describe_masks import DescribeMasks
+from .raise_scans import MOST_INPUTS, post_dominators
+from .scan_regions import Region, Run, frontier, is_whole, token_axes
+from .scan_roles import Array
+from .spell_attention import spelled_attention
+from .token_values import B, S
+from .walk_tokens import TokenWalk
+
+LENGTHS = (7, 80)
+PLACES = (1, 2, 3, 5, 7, 16, 33, 64, 65, 80)
+CLOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class RaiseContexts:
+    """Regions that mix tokens causally become token_context; attention with a mask that no pass
+    described is written out first.
+
+    `run_part` evaluates parts of the graph; without it nothing is raised. Raises IRError, as
+    DescribeMasks does, for attention that is in no such region.
+    """
+
+    name: ClassVar[str] = "raise-contexts"
+    run_part: Run | None = None
+    max_context: int = 4096
+    evaluate: Evaluate | None = None
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with such regions as one op each; what is none stays as it is."""
+        if self.run_part is None or [i.shape for i in graph.inputs] != [(B, S)]:
+            return self._strict(graph)
+        masked = [n for n in graph.nodes() if _is_masked(n)]
+        plain = {n: s for n in masked if (s := spelled_attention(n)) is not None}
+        spelled = graph.replace(plain) if plain else graph
+        longest = graph.bounds["S"][1] if "S" in graph.bounds else LENGTHS[-1]
+        while found := _Finder(spelled, self.run_part, longest).found():
+            spelled = spelled.replace(found)
+        if any(_is_left(n) for n in spelled.nodes()):
+            self._strict(graph)  # its errors name the attention and draw the mask
+        return self._strict(spelled)
+
+    def _strict(self, graph: Graph) -> Graph:
+        if not any(_is_masked(n) for n in graph.nodes()):
+            return graph
+        return DescribeMasks(self.max_context, self.evaluate).run(graph)
+
+
+def _is_masked(node: Node) -> bool:
+    return node.op is model.attention and "mask" in node["extras"]
+
+
+def _is_left(node: Node) -> bool:
+    """Whether a softmax over tokens is left."""
+    if node.op.name != "softmax":
+        return False
+    axis: int = node["axis"]
+    return bool(node.shape[axis] == S)
+
+
+@dataclass
+class _Finder:
+    """One walk over a graph, inputs first."""
+
+    graph: Graph
+    run: Run
+    longest: int
+    tried: set[Node] = field(default_factory=set[Node])
+
+    def found(self) -> dict[Node, Node]:
+        """The first region that is one, and what stands for it."""
+        walk = TokenWalk(self.graph)
+        through = post_dominators(self.graph)
+        waiting: set[Node] = set()
+        for node in self.graph.nodes():
+            if not walk.visit(node):
+                continue
+            if node.op is selection.selected_keys:
+                walk.settle(node)
+                continue
+            if node not in waiting and walk.reads_mixed(node):
+                continue
+            made = self._raised(node, walk)
+            if made is not None:
+                return {node: made}
+            if (after := through.get(node)) is not None:
+                waiting.add(after)
+        return {}
+
+    def _raised(self, node: Node, walk: TokenWalk) -> Node | None:
+        axes = token_axes(node)
+        if not is_whole(axes) or not node.tensor.is_float:
+            return None
+        found = frontier(node, walk.is_token)
+        inputs = tuple(dict.fromkeys(_before_moves(i, walk) for i in found))
+        if not 1 <= len(inputs) <= MOST_INPUTS:
+            return None
+        each = [walk.tokens[i].axes for i in inputs]
+        if not all(map(is_whole, each)) or not all(i.tensor.is_float for i in inputs):
+            return None
+        region = Region.cut(node, inputs, each)
+        if not _is_causal(region, self.run, self.longest):
+            return None
+        return context_of(node, inputs, each)
+
+
+def _before_moves(node: Node, walk: TokenWalk) -> Node:
+    """A value of each token before it was moved about, or its heads repeated."""
+    while node.op in _MOVES:
+        (source,) = node.inputs
+        if not walk.is_token(source) or not is_whole(walk.tokens[source].axes):
+            break
+        node = source
+    return node
+
+
+_MOVES = (t.transpose, t.reshape, t.broadcast)
+
+
+def _is_causal(region: Region, run: Run, longest: int) -> bool:
+    """Whether a token's value is made of tokens up to it, of others than itself too, and is the
+    same whatever the length.
+    """
+    mixes = False
+    for length in sorted({min(n, longest) for n in LENGTHS}):
+        given = _random(region, length)
+        try:
+            (whole,) = region.values(given, run)
+            for count in (n for n in PLACES if n <= length):
+                (part,) = region.values([x[:, :count] for x in given], run)
+                if not _close(part[:, -1], whole[:, count - 1]):
+                    return False
+            if length > 1:
+                (other,) = region.values([_other(x) for x in given], run)
+                mixes = mixes or not _close(other[:, -1], whole[:, -1])
+        except ValueError:
+            return False
+    return mixes
+
+
+def _other(x: Array) -> Array:
+    """Other tokens, but for the last."""
+    return np.concatenate([np.cos(x[:, :-1]), x[:, -1:]], axis=1)
+
+
+def _close(a: Array, b: Array) -> bool:
+    if not np.isfinite(a).all() or not np.isfinite(b).all():
+        return False
+    return bool((np.abs(a - b) <= CLOSE * max(np.abs(b).max(), 1e-30)).all())
+
+
+def _random(region: Region, length: int) -> list[Array]:
+    rng = np.random.default_rng(length)
+    shapes: Sequence[tuple[int, ...]] = region.sizes
+    return [rng.standard_normal((2, length, *shape)) for shape in shapes]

@@ -1,0 +1,83 @@
+"""What mixes tokens in no known way becomes token_context where it is causal."""
+
+from __future__ import annotations
+
+import pytest
+from check import check_pass
+from ferrule.compiler.evaluator import evaluator, part_runner
+from ferrule.ir.errors import IRError
+from ferrule.ir.graph import Graph
+from ferrule.ir.text import parse_graph
+from ferrule.passes.raise_contexts import RaiseContexts
+
+BEFORE = """
+graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
+  %0 = parameter {name = "q"} : f32[11, 3]
+  %1 = take %0 %ids {axis = 0} : f32[B, S, 3]
+  %2 = parameter {name = "k"} : f32[11, 3]
+  %3 = take %2 %ids {axis = 0} : f32[B, S, 3]
+  %4 = transpose %3 {permutation = (0, 2, 1)} : f32[B, 3, S]
+  %5 = matmul %1 %4 : f32[B, S, S]
+  %6 = sigmoid %5 : f32[B, S, S]
+  %7 = iota {size = S, dtype = "i64"} : i64[S]
+  %8 = reshape %7 {shape = (S, 1)} : i64[S, 1]
+  %9 = le %7 %8 : bool[S, S]
+  %10 = constant {value = 0.0, dtype = "f32"} : f32[]
+  %11 = where %9 %6 %10 : f32[B, S, S]
+  %12 = matmul %11 %3 : f32[B, S, 3]
+  return %12 as y
+}
+"""
+MASKED = """
+graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
+  %0 = parameter {name = "x"} : f32[11, 6]
+  %1 = take %0 %ids {axis = 0} : f32[B, S, 6]
+  %2 = reshape %1 {shape = (B, S, 2, 3)} : f32[B, S, 2, 3]
+  %3 = transpose %2 {permutation = (0, 2, 1, 3)} : f32[B, 2, S, 3]
+  %4 = iota {size = S, dtype = "i64"} : i64[S]
+  %5 = reshape %4 {shape = (S, 1)} : i64[S, 1]
+  %6 = sub %5 %4 : i64[S, S]
+  %7 = constant {value = 2, dtype = "i64"} : i64[]
+  %8 = mod %6 %7 : i64[S, S]
+  %9 = constant {value = 0, dtype = "i64"} : i64[]
+  %10 = eq %8 %9 : bool[S, S]
+  %11 = ge %6 %9 : bool[S, S]
+  %12 = logical_and %10 %11 : bool[S, S]
+  %13 = attention %3 %3 %3 %12 {scale = 0.5, softcap = 4.0, extras = ("mask",)} : f32[B, 2, S, 3]
+  return %13 as y
+}
+"""
+PASS = RaiseContexts(part_runner({}), 64, evaluator({}))
+
+
+def names(graph: Graph) -> list[str]:
+    return [n.op.name for n in graph.nodes()]
+
+
+@pytest.mark.parametrize("text", [BEFORE, MASKED], ids=["another function", "a mask with holes"])
+def test_a_causal_region_becomes_its_last_row(text: str):
+    after = check_pass(PASS, text)
+    assert names(after).count("token_context") == 1
+    assert not {"matmul", "attention"} & set(names(after))
+    (made,) = (n for n in after.nodes() if n.op.name == "token_context")
+    # Queries are read of the token alone, keys and values of all up to it.
+    assert (made["own"], made["seen"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("le %7 %8", "ge %7 %8"),
+        ("where %9 %6 %10", "where %9 %6 %6"),
+        ("%12 = matmul %11 %3 : f32[B, S, 3]", "%12 = mul %1 %3 : f32[B, S, 3]"),
+    ],
+    ids=["reads later tokens", "reads all tokens", "mixes no tokens"],
+)
+def test_what_is_not_causal_is_left(old: str, new: str):
+    graph = parse_graph(BEFORE.replace(old, new))
+    assert check_pass(PASS, graph) == graph
+
+
+def test_a_mask_that_is_not_causal_is_drawn():
+    with pytest.raises(IRError, match=r"no known family:\n  x\.x\.x\.x"):
+        PASS.run(parse_graph(MASKED.replace("ge %6 %9", "eq %8 %9")))
