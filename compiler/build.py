@@ -39,7 +39,7 @@ from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import Imported, import_captured
 from .models import Opened, open_model
-from .parity import Parity, tolerance_of
+from .parity import Parity, computed_dtype, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
 from .records import Records, read_records
 from .report import Clock, build_report, versions
@@ -196,7 +196,8 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
         if options.parity and can_run(target):
             shown.stage("parity", 2)
             with clock("parity"):
-                tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
+                dtype = computed_dtype(made.graph, opened.dtype)
+                tolerance = tolerance_of(dtype, options.recipe, options.cache_dtype)
                 parity = check_parity(opened, folder, plan, shown, tolerance, target)
     write_manifest(
         folder,

@@ -141,17 +141,20 @@ def _checked(result: Any, ids: torch.Tensor) -> torch.Tensor:
 
 _NOT_LOGITS = (
     "a causal language model maps token ids [B, S] to floating-point logits [B, S, V], bare, as "
-    ".logits, under the key logits, or first of several results; this forward gives {given} for "
-    "ids {ids}. Pass args=... to compile any other module."
+    ".logits, under the key logits, or first of several results (behind a loss); this forward "
+    "gives {given} for ids {ids}. Pass args=... to compile any other module."
 )
 
 
 def logits_in(result: Any) -> Any:
-    """The logits among the results of a forward: it, its `logits`, or the first of several."""
+    """The logits among the results of a forward: it, its `logits`, or the first of several, behind
+    a loss where that comes first.
+    """
     if isinstance(result, Mapping) and "logits" in result:
         return result["logits"]
     if isinstance(result, (tuple, list)) and result and not hasattr(result, "logits"):
-        return result[0]
+        ranked = [r for r in result if isinstance(r, torch.Tensor) and r.dim() >= 2]
+        return ranked[0] if ranked else result[0]
     return getattr(result, "logits", result)
 
 
@@ -227,25 +230,27 @@ def _export_any_length(
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none
         # was asked for.
-        high = None if wanted else _found_bound(model, limit)
-        if high is None:
+        found = _found_bounds(model, limit)
+        if found is None or (wanted and found[0] == MOST_BATCH):
             raise refusal
+    batch, high = found
+    high = min(high, wanted or high)
     try:
-        return _export_up_to(model, high), (1, high)
+        return _export_up_to(model, high, batch), (1, high)
     except CompileError:
         # The whole of a table is a case of its own to the tracer: its full length is not shared.
-        return _export_up_to(model, high - 1), (1, high - 1)
+        return _export_up_to(model, high - 1, batch), (1, high - 1)
 
 
 def _ids(limit: int) -> torch.Tensor:
     return torch.zeros(BATCH, min(LENGTH, limit), dtype=torch.int64)
 
 
-def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
+def _export_up_to(model: nn.Module, limit: int, batch: int = MOST_BATCH) -> ExportedProgram:
     longest = LogitsOf(model, limit, end=1)
-    program = _export_for_all(longest, limit)
+    program = _export_for_all(longest, limit, batch)
     if longest.splits.places:
-        shortest = _export_for_all(LogitsOf(model, limit, end=0), limit)
+        shortest = _export_for_all(LogitsOf(model, limit, end=0), limit, batch)
         if str(shortest.graph) != str(program.graph):
             raise CompileError(
                 f"{type(model).__name__} computes differently at different lengths: "
@@ -255,14 +260,14 @@ def _export_up_to(model: nn.Module, limit: int) -> ExportedProgram:
     return program
 
 
-def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
-    """The program for any batch and every length up to the limit."""
+def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
+    """The program for any batch up to one, and every length up to the limit."""
     try:
-        return export(model, (_ids(limit),), {}, _open_shapes(limit, least=1))
+        return export(model, (_ids(limit),), {}, _open_shapes(limit, batch, least=1))
     except CompileError as refusal:
         # The least of two sizes is beyond the tracer's algebra.
         if "Constraints violated" in str(refusal) and "min(" in str(refusal):
-            return _export_proved(model, limit, refusal)
+            return _export_proved(model, limit, batch, refusal)
         if A_NUMBER in str(refusal):
             raise  # the model counts by it: sizes that are not looked at are no help
         try:
@@ -270,37 +275,43 @@ def _export_for_all(model: LogitsOf, limit: int) -> ExportedProgram:
             # two apart. Told not to look at sizes for what is decided the same way without, it
             # joins them. It then no longer takes for granted that a size is not 1.
             with TORCH_CONFIG.patch(backed_size_oblivious=True):
-                return export(model, (_ids(limit),), {}, _open_shapes(limit, least=2))
+                return export(model, (_ids(limit),), {}, _open_shapes(limit, batch, least=2))
         except CompileError:
             raise refusal from None
 
 
-def _export_proved(model: LogitsOf, limit: int, refusal: CompileError) -> ExportedProgram:
+def _export_proved(
+    model: LogitsOf, limit: int, batch: int, refusal: CompileError
+) -> ExportedProgram:
     """The program whose conditions on sizes hold at each length, as is found by trying them."""
-    program = export(model, (_ids(limit),), {}, _open_shapes(limit, least=1), deferred=True)
-    batch, length = (str(s) for s in input_symbols(program))
-    broken = broken_condition(program, {batch: (1, MOST_BATCH), length: (1, limit)})
+    shapes = _open_shapes(limit, batch, least=1)
+    program = export(model, (_ids(limit),), {}, shapes, deferred=True)
+    sequences, length = (str(s) for s in input_symbols(program))
+    broken = broken_condition(program, {sequences: (1, batch), length: (1, limit)})
     if broken is not None:
         raise CompileError(f"{refusal}\nas is found by trying: {broken}") from refusal
     return program
 
 
-def _open_shapes(limit: int, least: int) -> Any:
-    return ({0: Dim("B", min=least, max=MOST_BATCH), 1: Dim("S", min=least, max=limit)},)
+def _open_shapes(limit: int, batch: int, least: int) -> Any:
+    return ({0: Dim("B", min=least, max=batch), 1: Dim("S", min=least, max=limit)},)
 
 
-def _found_bound(model: nn.Module, limit: int) -> int | None:
-    """The length up to which the tracer finds that the model works, if there is one."""
-    shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim.AUTO},)
+def _found_bounds(model: nn.Module, limit: int) -> tuple[int, int] | None:
+    """The batch and the length up to which the tracer finds that the model works, where either is
+    bound: a buffer has room for so many sequences, a table ends.
+    """
     try:
-        program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes)
+        program = export(LogitsOf(model, limit), (_ids(limit),), {}, ({0: Dim.AUTO, 1: Dim.AUTO},))
     except CompileError:
         return None
-    symbol = input_symbols(program)[1]
-    for found, bound in program.range_constraints.items():
-        if str(found) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
-            return min(limit, int(bound.upper))
-    return None
+    found = (MOST_BATCH, limit)
+    for at, symbol in enumerate(input_symbols(program)):
+        for name, bound in program.range_constraints.items():
+            if str(name) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
+                most = min(found[at], int(bound.upper))
+                found = (most, found[1]) if at == 0 else (found[0], most)
+    return None if found == (MOST_BATCH, limit) else found
 
 
 # -- any other module

@@ -290,7 +290,9 @@ class _Importer:
             self.values[node] = self.values[source][at]
             if self.values[node] is None:
                 del self.values[node]
-                raise Unsupported("the state behind the last token is read; it has no place here")
+                raise Unsupported(
+                    f"result {at} of {source.target} is read, which has no place here"
+                )
             return
         if node.target is SCAN:
             self.values[node] = import_scan(self, node)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.graph import Graph
+from ..ir.types import TensorType
 from ..passes.quantize import NONE, Recipe
 from ..passes.weight_formats import Format
 from ..runtime.executor import Batch, StepRunner
@@ -61,6 +63,14 @@ QUANTIZED: Mapping[int, Tolerance] = {
     4: Tolerance(float("inf"), 0.0, 3e-1, fair=0.5),
 }
 """By the fewest bits of a weight."""
+
+
+def computed_dtype(graph: Graph, dtype: str) -> str:
+    """The coarsest dtype that a graph of a model in some dtype computes in: a part of a float32
+    model may be in half precision, as autocast makes it.
+    """
+    found = {n.dtype for n in graph.nodes() if isinstance(n.type, TensorType)} | {dtype}
+    return max(found & TOLERANCES.keys(), key=lambda d: TOLERANCES[d].relative, default=dtype)
 
 
 def tolerance_of(dtype: str, recipe: Recipe | None = None, cache: str = "") -> Tolerance:

@@ -89,6 +89,12 @@ def view(call: Call, x: Node, *_: Any, **__: Any) -> Node:
     return reshape(cast(x, call.dtype), call.shape)
 
 
+@TABLE("atleast_1d.Sequence")
+def atleast_1d(call: Call, xs: Sequence[Node]) -> list[Node]:
+    """Numbers as one element each; other tensors as they are."""
+    return [x if x.shape else reshape(x, (1,)) for x in xs]
+
+
 @TABLE("expand", "broadcast_to", "expand_as", "expand_copy")
 @on_parts
 def expand(call: Call, x: Node, *_: Any, **__: Any) -> Node:

@@ -119,6 +119,8 @@ FUNCTIONS = {
     "unfold": lambda x: x.unfold(1, 3, 2),
     "complex": lambda x: _complex(x),
     "cumulative": lambda x: (x.cumsum(1), x.diff(dim=1, prepend=x[:, :1] * 2)),
+    "running": lambda x: (x.cummax(1)[0], x.cummin(0)[0], x.logcumsumexp(-1)),
+    "side by side": lambda x: torch.hstack([x, x.sum(2, keepdim=True).expand_as(x)]),
     "sorting": lambda x: (*x.sort(1, descending=True), *x.topk(3, -1), x.argsort(-1)),
     "infinities": lambda x: ((x / (x > 0)).isinf(), (x.sqrt()).isnan(), (x / (x > 0)).isfinite()),
     "masked": lambda x: x.masked_fill(x > 0.3, float("-inf")).softmax(-1).nan_to_num(),

@@ -15,11 +15,16 @@ from ferrule.compiler.parity import (
     check,
     compare,
     compared_positions,
+    computed_dtype,
     eager_rows,
     random_prompts,
     relative_error,
     text_prompts,
 )
+from ferrule.ir.graph import Graph
+from ferrule.ir.node import input_
+from ferrule.ir.ops import tensor as t
+from ferrule.ir.types import TensorType
 from ferrule.runtime.executor import Batch
 
 
@@ -84,6 +89,13 @@ def test_a_small_departure_is_a_departure_in_float32_alone():
     with pytest.raises(CompileError, match="100% of positions"):
         check(found, "f32")
     check(compare({(0, 0): eager}, {(0, 0): eager * 1.01}, TOLERANCES["bf16"].relative), "bf16")
+
+
+def test_a_part_in_half_precision_decides_the_tolerance():
+    x = input_(name="x", type=TensorType("f32", (3,)))
+    plain, half = t.exp(x), t.cast(t.exp(t.cast(x, dtype="bf16")), dtype="f32")
+    assert computed_dtype(Graph("g", (x,), (plain,)), "f32") == "f32"
+    assert computed_dtype(Graph("g", (x,), (half,)), "f32") == "bf16"
 
 
 def test_relative_error_wants_the_same_shape_and_the_same_infinities():

@@ -190,6 +190,52 @@ class StateSpace(Recurrence):
         return torch.stack(rows, dim=1).flatten(2)
 
 
+class Cached(nn.Module):
+    """Llama's reference: keys and values written into buffers of the model in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        for name in ("keys", "values"):
+            self.register_buffer(name, torch.zeros(4, LONGEST, HEADS, WIDTH // HEADS))
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (y.view(batch, length, HEADS, -1) for y in self.qkv(x).chunk(3, dim=-1))
+        self.keys[:batch, start : start + length] = k
+        self.values[:batch, start : start + length] = v
+        k, v = (c[:batch, : start + length].transpose(1, 2) for c in (self.keys, self.values))
+        mask = torch.hstack([torch.zeros(length, start), future(length)])
+        scores = q.transpose(1, 2) @ k.transpose(2, 3) / (WIDTH // HEADS) ** 0.5 + mask
+        y = torch.softmax(scores, dim=-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Codebook(nn.Module):
+    """Rows of a codebook nearest to each token's, in a part that runs in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.into = nn.Parameter(torch.randn(16, WIDTH)), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x, self.rows[None]).argmin(-1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.into(self.rows[nearest])
+        return y.float()
+
+
+class WithLoss(nn.Module):
+    """A loss before the logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, labels: Any = None) -> Any:
+        return None, self.model(ids)
+
+
 PUBLIC: Mapping[str, Callable[[], nn.Module]] = {
     "named arguments": lambda: Named(Model(Difference())),
     "latents": lambda: Model(Latent(absorbed=False)),
@@ -199,4 +245,6 @@ PUBLIC: Mapping[str, Callable[[], nn.Module]] = {
     "decoder": lambda: Model(Decoder()),
     "gated delta": lambda: Model(GatedDelta()),
     "state space": lambda: Model(StateSpace()),
+    "cached": lambda: Model(Cached()),
+    "codebook": lambda: WithLoss(Model(Codebook())),
 }
