@@ -8,7 +8,6 @@ called with.
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -26,6 +25,7 @@ from .chosen_rows import all_rows_for_chosen
 from .conditions import broken_condition
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
+from .functional import functional
 from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
@@ -369,9 +369,7 @@ def export(
                 dynamic_shapes=dynamic_shapes,
                 prefer_deferred_runtime_asserts_over_guards=deferred,
             )
-            # Functional form, nothing decomposed: SDPA, linear and the norms stay whole. It traces
-            # the program once more, at twice the cost of the export.
-            return program if _is_functional(program) else program.run_decompositions({})
+            return functional(program)
     except CompileError:
         raise
     except Exception as error:
@@ -386,23 +384,6 @@ def _without_refused_graph() -> Iterator[None]:
     with redirect_stderr(StringIO()) as printed:
         yield
     sys.stderr.write(printed.getvalue())
-
-
-def _is_functional(program: ExportedProgram) -> bool:
-    """Whether no call of a program changes its arguments or runs a program of its own."""
-    calls = [n.target for n in program.graph.nodes if n.op in ("call_function", "get_attr")]
-    return all(
-        not t._schema.is_mutable if isinstance(t, torch._ops.OpOverload) else t in _PLAIN
-        for t in calls
-    )
-
-
-# What the tracer writes for sizes and for the items of a tuple.
-_PLAIN = frozenset({
-    operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
-    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.neg,
-    torch.sym_min, torch.sym_max,
-})  # fmt: skip
 
 
 def _refusal(module: nn.Module, error: Exception) -> str:

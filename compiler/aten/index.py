@@ -161,17 +161,28 @@ def index_put(
     if any(i.dtype == "bool" for _, i in given):
         return _put_by_mask(x, given, values, accumulate)
     axes = [axis for axis, _ in given]
-    if axes != list(range(len(axes))):
-        raise Unsupported("index_put with whole axes before indexed ones")
+    rest = [axis for axis in range(len(x.shape)) if axis not in axes]
     shape = broadcast_shapes(*(i.shape for _, i in given))
     front, places = _flat_places(x, given)
-    tail = front.shape[1:]
-    count = product(shape)
-    source = reshape(broadcast(values, (*shape, *tail)), (count, *tail))
-    rows = reshape(reshape(broadcast(places, shape), (count,)), (count, *(1 for _ in tail)))
+    count, tail = product(shape), front.shape[1:]
+    source = reshape(_values_in_front(x, values, axes, shape), (count, *tail))
+    rows = reshape(broadcast(places, shape), (count, *(1 for _ in tail)))
     rows = broadcast(rows, (count, *tail))
     put = t.scatter(front, rows, source, axis=0, reduce="add" if accumulate else "set")
-    return reshape(put, x.shape)
+    order = [*axes, *rest]
+    put = reshape(put, tuple(x.shape[axis] for axis in order))
+    return transpose(put, [order.index(axis) for axis in range(len(order))])
+
+
+def _values_in_front(x: Node, values: Node, axes: Sequence[int], shape: Sequence[Dim]) -> Node:
+    """What is put at places of `shape` along axes of x, the places' axes in front of the others:
+    they stand where the indexed axes stood, if those stood together, else in front.
+    """
+    rest = [d for axis, d in enumerate(x.shape) if axis not in axes]
+    first = axes[0] if list(axes) == list(range(axes[0], axes[-1] + 1)) else 0
+    wide = broadcast(values, (*rest[:first], *shape, *rest[first:]))
+    at, rank = range(first, first + len(shape)), len(wide.shape)
+    return transpose(wide, [*at, *(i for i in range(rank) if i not in at)])
 
 
 def _put_by_mask(
