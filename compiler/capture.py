@@ -26,6 +26,7 @@ from .conditions import broken_condition
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .functional import functional
+from .grad_mode import WithoutGradients
 from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
@@ -112,7 +113,7 @@ class LogitsOf(nn.Module):
             return self._logits(ids)
         # What the length alone decides is asked first.
         decided = decided_by_length(ids, self.ends, self.end, self.splits)
-        with rows_as_they_are(), all_rows_for_chosen(), decided:
+        with WithoutGradients(), rows_as_they_are(), all_rows_for_chosen(), decided:
             logits = self._logits(ids)
             if is_last_alone(logits, ids):
                 with all_rows_for_last(ids):

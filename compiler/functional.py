@@ -47,6 +47,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     written = {views.storages[n]: 0 for n in writes}
     _Rewriting(program.graph, views, written).run()
     _rename_results(program)
+    program.graph_module.recompile()
     return program
 
 
@@ -164,7 +165,7 @@ def _name(node: Node) -> str:
 
 Call = tuple[Any, tuple[Any, ...]]
 Put = Callable[[Node, Node], Call | Node]
-_SAME = frozenset({"alias", "detach", "detach_", "to", "contiguous", "lift_fresh"})
+_SAME = frozenset({"alias", "detach", "detach_", "to", "type_as", "contiguous", "lift_fresh"})
 _RESHAPED = frozenset({
     "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "flatten", "unflatten", "view_as",
     "reshape_as",
