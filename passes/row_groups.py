@@ -4,7 +4,7 @@ it.
 Ops at the same depth (as many anchors before them) can stand in one kernel without a cycle: a way
 from one to the other through an anchor would make the other deeper. Among these, an op that mixes
 the rows of another, or has other rows, goes to a later kernel; the rest join where they read a
-value in common.
+value in common. Groups that are needed only later are computed there (join_rows.py).
 
 Movement and casts cost nothing where they are read: each kernel does those that it needs itself,
 and they are written to memory only for a kernel that cannot, or as a result. So does a kernel with
@@ -23,6 +23,7 @@ from ..ir.node import Node
 from ..ir.types import BITS, TensorType, TupleType
 from .anchor_groups import FREE, GIVEN, Anchors
 from .follow_rows import follow
+from .join_rows import LaterRows, Waiting
 from .spread_values import spread_values
 
 
@@ -148,7 +149,18 @@ class Rows:
         for node in members:
             key = (self.anchors.depth(node), self.stage[node], _rows(node))
             level.setdefault(key, []).append(node)
-        return [RowGroup(g) for nodes in level.values() for g in self._joined(nodes)]
+        waiting = [
+            Waiting(g, (depth, stage + 1), rows)
+            for (depth, stage, rows), nodes in level.items()
+            for g in self._joined(nodes)
+        ]
+        anchored = {
+            n: (g.result, (self.anchors.depth(g.anchor), 0))
+            for g in self.anchors.groups
+            for n in g.members
+        }
+        later = LaterRows(waiting, anchored, self.sources, self._joins, self.anchors.place)
+        return [RowGroup(g.members) for g in later.joined()]
 
     def _joined(self, nodes: list[Node]) -> Iterable[tuple[Node, ...]]:
         """The nodes in parts that share no value but weights."""

@@ -128,8 +128,63 @@ MIXES = """graph g(%x: f32[T, 3, 4]) where T in [1, 8] {
   return %s as s, %w as w, %x as same, %a as a, %a as again
 }
 """
+# a is ready two linears before c, and only what c is needed for reads it.
+WAITS = """graph g(%x: f32[T, 4]) where T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %a = linear %x %u : f32[T, 4]
+  %b = linear %a %u : f32[T, 4]
+  %c = linear %b %u : f32[T, 4]
+  %n = softmax %a {axis = 1} : f32[T, 4]
+  %m = softmax %c {axis = 1} : f32[T, 4]
+  %s = sub %n %m : f32[T, 4]
+  return %s as s
+}
+"""
+# As WAITS, but the later group needs other rows of the earlier one.
+WAITS_MIXED = WAITS.replace(
+    "%s = sub %n %m : f32[T, 4]",
+    "%k = cumsum %n {axis = 0} : f32[T, 4]\n  %s = sub %k %m : f32[T, 4]",
+)
+# Two linears read what one of them needs later than the other: n cannot wait for m.
+NEEDED = """graph g(%x: f32[T, 4]) where T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %a = linear %x %u : f32[T, 4]
+  %n = softmax %a {axis = 1} : f32[T, 4]
+  %b = linear %n %u : f32[T, 4]
+  %m = softmax %b {axis = 1} : f32[T, 4]
+  %s = sub %n %m : f32[T, 4]
+  return %s as s
+}
+"""
+# Rows of two values by one index, the first of them ready a linear before.
+TAKES = """graph g(%x: f32[T, 4], %r: i32[R]) where R in [1, 8], T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %a = linear %x %u : f32[T, 4]
+  %b = linear %a %u : f32[T, 4]
+  %p = take %a %r {axis = 0} : f32[R, 4]
+  %q = take %b %r {axis = 0} : f32[R, 4]
+  %c = linear %q %u : f32[R, 4]
+  %s = add %c %p : f32[R, 4]
+  return %s as s
+}
+"""
+# Rows of two linears that nothing but their common reader joins.
+PARALLEL = """graph g(%x: f32[T, 4], %y: f32[T, 3]) where T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %v = parameter {name = "v", type = f32[5, 3]} : f32[5, 3]
+  %w = parameter {name = "w", type = f32[2, 9]} : f32[2, 9]
+  %a = linear %x %u : f32[T, 4]
+  %b = linear %y %v : f32[T, 5]
+  %n = softmax %a {axis = 1} : f32[T, 4]
+  %m = softmax %b {axis = 1} : f32[T, 5]
+  %c = concat %n %m {axis = 1} : f32[T, 9]
+  %s = linear %c %w : f32[T, 2]
+  return %s as s
+}
+"""
 CASES = {
-    "crossed": CROSSED, "pair": PAIR, "used twice": USED_TWICE, "mixes": MIXES,
+    "crossed": CROSSED, "pair": PAIR, "used twice": USED_TWICE, "mixes": MIXES, "waits": WAITS,
+    "waits, mixed": WAITS_MIXED, "needed": NEEDED, "takes": TAKES, "parallel": PARALLEL,
 }  # fmt: skip
 
 
@@ -165,6 +220,24 @@ def test_ops_over_other_rows_have_other_kernels():
     assert not any({"exp", "reduce_max"} <= set(b) for b in together)
     assert not any({"sub", "reduce_max"} <= set(b) for b in together)
     assert any({"sub", "topk", "neg"} <= set(b) for b in together)
+
+
+def test_rows_wait_for_the_only_group_that_reads_them():
+    waits, mixed, needed = (
+        [ops(k) for k in kernels(grouped(parse_graph(text)))]
+        for text in (WAITS, WAITS_MIXED, NEEDED)
+    )
+    assert ["softmax", "softmax", "sub"] in waits and ["softmax"] not in waits
+    assert ["softmax", "cumsum"] not in mixed and ["softmax", "softmax", "sub"] not in mixed
+    assert ["softmax"] in needed and ["softmax", "sub"] in needed
+
+
+def test_rows_wait_for_those_that_read_a_value_in_common():
+    assert ["take", "take"] in [ops(k) for k in kernels(grouped(parse_graph(TAKES)))]
+
+
+def test_rows_of_one_reader_are_one_kernel():
+    assert ["softmax", "softmax"] in [ops(k) for k in kernels(grouped(parse_graph(PARALLEL)))]
 
 
 def test_an_op_without_a_template_is_named_with_its_place():
