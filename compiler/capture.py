@@ -22,7 +22,7 @@ from torch.fx.experimental import _config as _torch_config
 
 from .checkpoint import LiveWeights, Weights
 from .chosen_rows import all_rows_for_chosen
-from .conditions import broken_condition
+from .conditions import broken_condition, tried_conditions
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .functional import functional
@@ -361,7 +361,7 @@ def export(
     `deferred`: with conditions on sizes as assertions in it, for the caller to prove.
     """
     try:
-        with torch.no_grad(), _without_refused_graph():
+        with torch.no_grad(), tried_conditions(), _without_refused_graph():
             program = torch.export.export(
                 module,
                 args,

@@ -1,25 +1,69 @@
 """Conditions on sizes that a trace took for granted, proved for every size that it is to serve.
 
 The tracer refuses a range of lengths where it cannot prove a condition by algebra, even one as
-plain as min(6, S) <= S. Deferred, its conditions stand in the program as assertions, and because a
-length has finitely many values, each is simply tried.
+plain as min(6, S) <= S. Because a length has finitely many values, each is simply tried: while the
+tracer asks, where the condition is of a least or greatest of one size and others; or afterwards,
+where conditions were deferred and stand in the program as assertions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, wraps
 from itertools import product
 from typing import Any
 
 import sympy
 import torch
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import Max, Min
 
 from .sources import origin
 
 Sizes = Mapping[str, tuple[int, int]]
 MOST_TRIED = 1 << 13
 FEW = (1, 2, 3, 5, 8, 13, 64)
+
+
+@contextmanager
+def tried_conditions() -> Iterator[None]:
+    """Let the tracer know of a condition that holds at each value of its one size, or at none."""
+    tracer: Any = ShapeEnv
+    known = tracer._maybe_evaluate_static
+
+    @wraps(known)
+    def evaluated(env: Any, condition: Any, **options: Any) -> Any:
+        found = known(env, condition, **options)
+        return _decided(env, condition) if found is None and not any(options.values()) else found
+
+    tracer._maybe_evaluate_static = evaluated
+    try:
+        yield
+    finally:
+        tracer._maybe_evaluate_static = known
+
+
+def _decided(env: Any, condition: Any) -> sympy.Basic | None:
+    symbols = list(condition.free_symbols)
+    if len(symbols) != 1 or not condition.has(Min, Max):
+        return None
+    bounds = env.var_to_range.get(symbols[0])
+    if bounds is None or not isinstance(condition, sympy.logic.boolalg.Boolean):
+        return None
+    most = int(bounds.upper) if bounds.upper < MOST_TRIED else 0
+    return _at_each(condition, symbols[0], most)
+
+
+@lru_cache(maxsize=1024)
+def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.Basic | None:
+    """What a condition is at each size from 1 to the most; None where that differs, or is not
+    known.
+    """
+    values = {condition.xreplace({symbol: sympy.Integer(v)}) for v in range(1, most + 1)}
+    same = values.pop() if len(values) == 1 else None
+    return same if same in (sympy.true, sympy.false) else None
 
 
 def broken_condition(program: ExportedProgram, sizes: Sizes) -> str | None:

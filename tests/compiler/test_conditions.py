@@ -7,6 +7,7 @@ import torch
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 class Best(nn.Module):
@@ -20,7 +21,7 @@ class Best(nn.Module):
         x = self.words(ids)
         scores = x @ x.transpose(1, 2)
         best = scores.topk(min(6, scores.shape[-1]), dim=-1).values.sum(-1, keepdim=True)
-        if self.whole and ids.shape[1] % self.whole == self.whole - 1:
+        if self.whole and min(self.whole, ids.shape[1]) == self.whole:
             best = best * 2
         return self.out(x + best)
 
@@ -32,6 +33,20 @@ def test_a_least_of_two_sizes_is_captured_for_all_lengths() -> None:
     for shape in ((1, 1), (2, 5), (3, 40)):
         ids = torch.randint(0, 31, shape)
         torch.testing.assert_close(captured.program.module()(ids), model(ids))
+
+
+def test_a_condition_that_always_holds_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exports: list[dict[str, object]] = []
+    trace, known = torch.export.export, ShapeEnv._maybe_evaluate_static
+
+    def counted(*args: object, **options: object) -> object:
+        exports.append(options)
+        return trace(*args, **options)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    capture(Best().eval(), max_context=40)
+    assert len(exports) == 1 and not exports[0]["prefer_deferred_runtime_asserts_over_guards"]
+    assert ShapeEnv._maybe_evaluate_static is known
 
 
 def test_a_condition_that_fails_at_some_length_is_refused() -> None:
