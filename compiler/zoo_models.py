@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,18 @@ def tiny_model(kind: str, seed: int = 0) -> nn.Module:
     """The tiny model of a Hugging Face type, float32, in evaluation mode, the same for the same
     seed.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
+    config = tiny_config(kind)
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    wanted = getattr(family, "config_class", None)
+    decoder = config.get_text_config(decoder=True)
+    if wanted is not None and not isinstance(config, wanted) and isinstance(decoder, wanted):
+        # The type is that of several models, and its language model is of one of them.
+        model = family._from_config(decoder, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return randomize(model.eval(), seed)
 
 

@@ -67,8 +67,13 @@ def test_nothing_is_compared_behind_a_tie():
 
 
 def test_a_type_that_has_no_model_says_why():
+    found = try_type("gemma4_assistant")
+    assert found.refused.startswith("no tiny model: ValueError") and not found.served
+
+
+def test_a_type_of_several_models_is_tried_as_its_language_model():
     found = try_type("musicgen")
-    assert found.refused.startswith("no tiny model: AttributeError") and not found.served
+    assert found.family == "MusicgenForCausalLM" and "modeling_musicgen.py:" in found.refused
 
 
 SERVED = served_types((Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8"))
