@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import CompileError
-from ..reference import model
+from ..reference import model, tensor
 from ..reference.context import Context
 
 Tensor = torch.Tensor
@@ -84,7 +84,9 @@ def paged_attention(
     a, *rest = context.math(q, *more)
     named = dict(zip(extras, rest, strict=True))
     sequence = _sequence_of(query_start, q.shape[0])
-    blocks = block_table.long()[sequence].clamp(min=0)
+    # Each block by itself: StableHLO has no gather of rows of an open length.
+    rows = sequence[:, None].expand(q.shape[0], block_table.shape[1])
+    blocks = block_table.long().gather(0, rows).clamp(min=0)
     k = _gathered(context, k_cache, blocks)
     v = _gathered(context, v_cache, blocks)[..., value_start : value_start + value_size]
     k, v = (
@@ -115,6 +117,17 @@ def _gathered(context: Context, cache: Tensor, blocks: Tensor) -> Tensor:
     """The entries of each token's sequence, [T, M block, *entry], from blocks[T, M]."""
     (wide,) = context.math(cache[blocks])
     return wide.flatten(1, 2)
+
+
+def cumsum(context: Context, x: Tensor, *, axis: int) -> Tensor:
+    """Running sums, each as the sum of those that are not behind it: StableHLO has none over an
+    open length.
+    """
+    last = tensor.accumulator(x).movedim(axis, -1)
+    places = torch.arange(last.shape[-1])
+    seen = places[None, :] <= places[:, None]
+    total = torch.where(seen, last[..., None, :], torch.zeros((), dtype=last.dtype)).sum(-1)
+    return total.movedim(-1, axis).to(x.dtype)
 
 
 def topk(context: Context, x: Tensor, *, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
@@ -168,6 +181,7 @@ TRACEABLE: Mapping[str, Callable[..., Any]] = {
     "ragged_attention": ragged_attention,
     "cache_append": cache_append,
     "paged_attention": paged_attention,
+    "cumsum": cumsum,
     "topk": topk,
     "sort": sort,
     "causal_conv": causal_conv,

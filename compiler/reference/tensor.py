@@ -94,7 +94,8 @@ def where(context: Context, c: Tensor, x: Tensor, y: Tensor) -> Tensor:
 # -- reductions and scans
 
 
-def _accumulator(x: Tensor) -> Tensor:
+def accumulator(x: Tensor) -> Tensor:
+    """What sums of x are made of: at least float32 where x is floating point."""
     return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
@@ -102,12 +103,12 @@ def reduce_sum(context: Context, x: Tensor, *, axes: tuple[int, ...], keepdims: 
     """The sum over axes; no axes, no sum."""
     if not axes:
         return x.clone()
-    return _accumulator(x).sum(axes, keepdim=keepdims).to(x.dtype)
+    return accumulator(x).sum(axes, keepdim=keepdims).to(x.dtype)
 
 
 def reduce_prod(context: Context, x: Tensor, *, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     """The product over axes."""
-    result = _accumulator(x)
+    result = accumulator(x)
     for axis in sorted(axes, reverse=True):
         result = result.prod(axis, keepdim=keepdims)
     return result.to(x.dtype)
@@ -139,12 +140,12 @@ def softmax(context: Context, x: Tensor, *, axis: int) -> Tensor:
 
 def cumsum(context: Context, x: Tensor, *, axis: int) -> Tensor:
     """Running sums."""
-    return _accumulator(x).cumsum(axis).to(x.dtype)
+    return accumulator(x).cumsum(axis).to(x.dtype)
 
 
 def cumprod(context: Context, x: Tensor, *, axis: int) -> Tensor:
     """Running products."""
-    return _accumulator(x).cumprod(axis).to(x.dtype)
+    return accumulator(x).cumprod(axis).to(x.dtype)
 
 
 def topk(context: Context, x: Tensor, *, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:

@@ -45,6 +45,17 @@ graph ragged(%q: f32[T, 4, 8], %k: f32[T, 2, 8], %v: f32[T, 2, 6], %query_start:
   return %0 as y
 }
 """  # noqa: E501
+SUMS = """
+graph sums(%x: f32[B, S, 6], %i: i64[B, S]) where B in [1, 8], S in [1, 64] {
+  %0 = cumsum %x {axis = 1} : f32[B, S, 6]
+  %1 = cumsum %i {axis = 1} : i64[B, S]
+  return %0 as y, %1 as counts
+}
+"""
+GRAPHS = {
+    "normed": NORMED, "paged": PAGED.replace(" OPTIONS", ""), "conv": CONV, "ragged": RAGGED,
+    "sums": SUMS,
+}  # fmt: skip
 
 
 def paged_inputs():
@@ -76,11 +87,12 @@ def test_attention_over_pages_traces_to_what_it_means(options):
     agree(parse_graph(PAGED.replace(" OPTIONS", options)), paged_inputs())
 
 
-def test_ragged_attention_and_convolutions_trace_to_what_they_mean():
+def test_ragged_attention_convolutions_and_sums_trace_to_what_they_mean():
     starts = torch.tensor([0, 4, 5, 11], dtype=torch.int32)
     q, k, v = torch.randn(11, 4, 8), torch.randn(11, 2, 8), torch.randn(11, 2, 6)
     agree(parse_graph(RAGGED), {"q": q, "k": k, "v": v, "query_start": starts})
     agree(parse_graph(CONV), {"x": torch.randn(2, 5, 6), "w": torch.randn(6, 4)})
+    agree(parse_graph(SUMS), {"x": torch.randn(2, 5, 6), "i": torch.randint(0, 9, (2, 5))})
 
 
 def test_machine_code_by_mlir_has_the_values_of_the_graph():
@@ -116,6 +128,15 @@ def test_text_names_arguments_and_keeps_dims_open(tmp_path):
     fixed = export_mlir(str(file), "stablehlo", "caches", {"B": 1, "S": 4}, Options())
     assert "stablehlo." in fixed
     assert "tensor<1x4x12xf32>" in fixed
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_stablehlo_keeps_dims_open(name: str, tmp_path):
+    file = tmp_path / f"{name}.ir"
+    file.write_text(GRAPHS[name])
+    text = export_mlir(str(file), "stablehlo", "caches", {}, Options())
+    assert "stablehlo." in text and "torch.aten" not in text
+    assert "tensor<?x" in text
 
 
 def test_what_cannot_be_written_says_why(tmp_path):
