@@ -49,6 +49,8 @@ def _decided(env: Any, condition: Any) -> sympy.Basic | None:
     symbols = list(condition.free_symbols)
     if len(symbols) != 1 or not condition.has(Min, Max):
         return None
+    if env.is_unbacked_symint(symbols[0]):
+        return None  # a number that the data decides, and that may be 0
     bounds = env.var_to_range.get(symbols[0])
     if bounds is None or not isinstance(condition, sympy.logic.boolalg.Boolean):
         return None
