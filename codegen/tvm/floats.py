@@ -153,8 +153,8 @@ def _spaces(node: Node, target: Target) -> tuple[Space, ...]:
         target,
         (isa.one, isa.few, isa.many),
         "bf16" if pairs else "f32",
-        # One order of sums, where it is asked for, is that of one partial sum.
-        unrolls=(1,) if isa.one_order else (1, 2, 4),
+        # One order of sums is that of one partial sum.
+        unrolls=(1,) if isa.sums_in_order else (1, 2, 4),
         by_tiles=pairs and isa.sums_by_tiles,
     )
 

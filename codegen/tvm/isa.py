@@ -60,8 +60,8 @@ class Isa:
     """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template.
 
     `has_bf16_tiles` and `has_integer_tiles` speak of AMX, `has_byte_table` of a shuffle that looks
-    up bytes in two registers; `integer_dot` is a kind of dots.py. `one_order`: sums of
-    floats are made in the same order however many rows there are.
+    up bytes in two registers; `integer_dot` is a kind of dots.py. `one_order`: sums of all
+    ops are made in the same order however many rows there are.
     """
 
     registers: int
@@ -77,21 +77,29 @@ class Isa:
     one_order: bool = False
 
     @property
+    def sums_in_order(self) -> bool:
+        """Whether linears sum in the same order however many rows there are."""
+        return self.one_order or not self.has_bf16_tiles
+
+    @property
     def sums_by_tiles(self) -> bool:
         """Whether linears sum floats in AMX tiles, which add up in an order of their own."""
         return self.has_bf16_tiles and not self.one_order
 
 
 def isa_of(target: Target) -> Isa:
-    """The templates' view of a target; tiles fill the vector registers without spilling."""
+    """The templates' view of a target; tiles fill the vector registers without spilling.
+
+    Without AMX a linear's sums are one partial sum each, over k in its order, asked for or not:
+    several independent ones are no faster where there are as many columns.
+    """
     isa = _fastest(target)
-    if not target.deterministic:
+    if isa.has_bf16_tiles and not target.deterministic:
         return isa
-    # One partial sum each, over k in its order.
     one, few, many = (replace(tile, unroll=1) for tile in (isa.one, isa.few, isa.many))
     # What hid the latency of sums hides it yet.
     one = replace(one, columns=isa.one.columns * isa.one.unroll)
-    return replace(isa, one=one, few=few, many=many, one_order=True)
+    return replace(isa, one=one, few=few, many=many, one_order=target.deterministic)
 
 
 def _fastest(target: Target) -> Isa:

@@ -208,10 +208,16 @@ def check(body: Graph, function, tokens: int) -> None:
     compare("f32", torch.from_numpy(result.numpy().copy()), want, f"{body.name} at {tokens}")
 
 
+def tile(rows: int, columns: int) -> Choice:
+    """A register tile of this machine's linear of many rows."""
+    usual = dict(spaces(linear(), CPU)[MANY.name].default.values)
+    return Choice.of(usual | {"rows": rows, "columns": columns})
+
+
 def test_a_library_takes_what_was_chosen_and_says_so(tmp_path):
     found = tunable(linear(), CPU)
     assert found is not None
-    right, wrong = Choice.of({"rows": 4, "columns": 1, "unroll": 1}), Choice.of({"rows": 99})
+    right, wrong = tile(4, 1), Choice.of({"rows": 99})
     chosen = {found.digest: {MANY.name: right, FEW.name: wrong, ONE.name: DEFAULT}}
     body = {"k": KernelBody(linear())}
     report = build_library(body, CPU, tmp_path / "tuned.so", chosen)["k"]
@@ -222,9 +228,9 @@ def test_a_library_takes_what_was_chosen_and_says_so(tmp_path):
 
 
 def test_a_candidate_that_cannot_be_built_is_named_and_the_others_are(tmp_path):
-    choices = [Choice.of({"rows": 4, "columns": 1, "unroll": 1}), Choice.of({"depth": 1})]
+    choices = [tile(4, 1), Choice.of({"depth": 1})]
     faults = build_candidates(canonical(linear()), CPU, MANY.name, choices, str(tmp_path / "c.so"))
-    assert faults.keys() == {1} and "the template knows rows, columns, unroll" in faults[1]
+    assert faults.keys() == {1} and "the template knows rows, columns" in faults[1]
     library = tvm.runtime.load_module(str(tmp_path / "c.so"))
     check(canonical(linear()), library["c0"], 21)
 
