@@ -7,7 +7,6 @@ it has said which candidate it ran.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from ..runtime.cuda.device import CudaDevice
 from ..runtime.cuda.opening import open_device
 from ..runtime.errors import ArtifactError, StepError
 from .trial_arguments import STREAMED, Arguments, argument_bytes, step_values
+from .trial_requests import answer_requests
 
 MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called several times in it
 MOST_CALLS = 2000  # of one graph
@@ -181,39 +181,12 @@ class _Memory:
             self._device.release(address)
 
 
-def answer(
-    trial: DeviceTrial | None, request: Mapping[str, Any], say: Callable[[int], None]
-) -> tuple[DeviceTrial, dict[str, Any]]:
-    """The reply to one request: a new trial, or times of the present one."""
-    if request["do"] == "prepare":
-        if trial is not None:
-            trial.close()
-        made = DeviceTrial(request)
-        return made, {"faults": {str(at): fault for at, fault in made.faults.items()}}
-    assert trial is not None, request
-    sample = Sample(**request["sample"])
-    seconds = trial.times(request["which"], sample, request["dims"], request["rounds"], say)
-    return trial, {"seconds": seconds}
-
-
 def main() -> None:
     """Answer requests until the input ends, or the device does not answer any more."""
-
-    def write(value: object) -> None:
-        sys.stdout.write(json.dumps(value) + "\n")
-        sys.stdout.flush()
-
-    trial: DeviceTrial | None = None
-    write({"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            trial, reply = answer(trial, request, lambda at: write({"running": at}))
-        except StepError:
-            sys.exit(LOST)
-        except Exception as error:  # told to whoever asked, who knows what was asked
-            reply = {"error": f"{type(error).__name__}: {str(error).strip()}"}
-        write(reply)
+    try:
+        answer_requests(DeviceTrial, ends=(StepError,))
+    except StepError:
+        sys.exit(LOST)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ Before it first runs a candidate it says which, so that whoever waits knows whom
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ from ..ir.text import parse_graph
 from ..runtime.library import KernelLibrary
 from ..runtime.tiles import allow_tiles
 from .trial_arguments import Arguments
+from .trial_requests import answer_requests
 
 MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called several times in it
 Kernel = Callable[..., None]
@@ -76,6 +75,10 @@ class Trial:
                 at_copy += calls
         return [found[at] for at in which]
 
+    def close(self) -> None:
+        """Remove what was compiled."""
+        self._folder.cleanup()
+
 
 def _seconds(kernel: Kernel, copies: Sequence[tuple[Any, ...]], first: int, calls: int) -> float:
     turns = [copies[(first + i) % len(copies)] for i in range(calls)]
@@ -85,34 +88,10 @@ def _seconds(kernel: Kernel, copies: Sequence[tuple[Any, ...]], first: int, call
     return (time.perf_counter() - begin) / calls
 
 
-def answer(trial: Trial | None, request: Mapping[str, Any], say: Callable[[int], None]) -> Any:
-    """The reply to one request: a new trial, or times of the present one."""
-    if request["do"] == "prepare":
-        made = Trial(request)
-        return made, {"faults": {str(at): fault for at, fault in made.faults.items()}}
-    assert trial is not None, request
-    sample = Sample(**request["sample"])
-    seconds = trial.times(request["which"], sample, request["dims"], request["rounds"], say)
-    return trial, {"seconds": seconds}
-
-
 def main() -> None:
     """Answer requests until the input ends."""
-
-    def write(value: object) -> None:
-        sys.stdout.write(json.dumps(value) + "\n")
-        sys.stdout.flush()
-
     allow_tiles()  # a target without tiles runs as well without them
-    trial: Trial | None = None
-    write({"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            trial, reply = answer(trial, request, lambda at: write({"running": at}))
-        except Exception as error:  # told to whoever asked, who knows what was asked
-            reply = {"error": f"{type(error).__name__}: {str(error).strip()}"}
-        write(reply)
+    answer_requests(Trial)
 
 
 if __name__ == "__main__":

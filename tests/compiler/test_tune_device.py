@@ -217,7 +217,7 @@ class Preferring:
 
 
 @pytest.fixture(scope="module")
-def interpreted_build(request: pytest.FixtureRequest) -> Callable[..., None]:
+def interpreted_build(request: pytest.FixtureRequest) -> Callable[..., object]:
     """Kernels without machine code, wherever they are written."""
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)

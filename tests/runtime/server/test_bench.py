@@ -188,7 +188,7 @@ def test_a_sweep_of_rates(server, tmp_path):
     found = json.loads(path.read_text())
     assert [run["request_rate"] for run in found["runs"]] == [40.0, 90.0, "inf"]
     assert [run["completed"] for run in found["runs"]] == [3, 3, 3]
-    title, *lines = done.output.rstrip().splitlines()[-4:]
+    title, *lines = done.stdout.rstrip().splitlines()[-4:]
     assert title.split() == [
         "rate",
         "req/s",
