@@ -11,8 +11,10 @@ of; who reads another view of that storage later reads it anew.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -97,9 +99,10 @@ class _Views:
                 sources[node] = given[0]
         return _Views(storages, sources)
 
-    def owners(self, storage: int) -> list[Node]:
-        """The tensors of a storage that are views of no other."""
-        return [n for n, s in self.storages.items() if s == storage and n not in self.sources]
+    @cached_property
+    def owners(self) -> Counter[int]:
+        """How many tensors of each storage are views of no other."""
+        return Counter(s for n, s in self.storages.items() if n not in self.sources)
 
     def chain(self, node: Node) -> list[tuple[Node, Node]]:
         """A view and what it is a view of, that and what it is a view of, and so on."""
@@ -119,7 +122,7 @@ class _Views:
             return False
         if _unwritten(node) is None or not _keeps_dtype(node, written):
             return False
-        alone = len(self.owners(self.storages[written])) == 1
+        alone = self.owners[self.storages[written]] == 1
         return alone and all(_put_back(view) is not None for view, _ in self.chain(written))
 
 

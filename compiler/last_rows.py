@@ -31,14 +31,16 @@ class _EveryRow(TorchFunctionMode):
         """The tensor itself where its last row along the tokens is asked for; else the call."""
         if func is torch.Tensor.__getitem__:
             x, index = args
-            if x.dim() in (2, 3) and self._is_length(x.shape[1]) and is_last_row(index):
+            if x.dim() in (2, 3) and same_size(x.shape[1], self.length) and is_last_row(index):
                 return x
         return func(*args, **dict(kwargs or {}))
 
-    def _is_length(self, size: Any) -> bool:
-        if isinstance(size, torch.SymInt) and isinstance(self.length, torch.SymInt):
-            return size.node.expr == self.length.node.expr
-        return type(size) is type(self.length) and size == self.length
+
+def same_size(one: Any, other: Any) -> bool:
+    """Whether two sizes are the same, by what the tracer calls them."""
+    if isinstance(one, torch.SymInt) and isinstance(other, torch.SymInt):
+        return one.node.expr == other.node.expr
+    return type(one) is type(other) and one == other
 
 
 def is_last_row(index: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .errors import CompileError
-from .last_rows import is_last_row
+from .last_rows import is_last_row, same_size
 
 
 class OneRow(TorchFunctionMode):
@@ -24,7 +24,7 @@ class OneRow(TorchFunctionMode):
 
     def __init__(self, ids: torch.Tensor) -> None:
         super().__init__()
-        self.ids = ids
+        self.length = ids.shape[1]
         self.kinds: set[str] = set()
 
     @property
@@ -48,7 +48,8 @@ class OneRow(TorchFunctionMode):
         """The tensor itself where one row along the tokens is asked for; else the call."""
         if func is torch.Tensor.__getitem__:
             x, index = args
-            kind = self._row(x, index) if x.dim() == 3 and _same(x, self.ids) else None
+            fits = x.dim() == 3 and same_size(x.shape[1], self.length)
+            kind = self._row(x, index) if fits else None
             if kind is not None:
                 self.kinds.add(kind)
                 return x
@@ -84,10 +85,3 @@ def _is_line(part: Any, size: Any) -> bool:
 
 def _ends(part: Any, size: Any) -> bool:
     return part == -1 if isinstance(part, int) else _is_line(part, size)
-
-
-def _same(x: torch.Tensor, ids: torch.Tensor) -> bool:
-    mine, given = x.shape[1], ids.shape[1]
-    if isinstance(mine, torch.SymInt) and isinstance(given, torch.SymInt):
-        return mine.node.expr == given.node.expr
-    return type(mine) is type(given) and mine == given

@@ -6,10 +6,11 @@ same step for a batch of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.dims import Dim, names_in
+from ..ir.dims import Dim, names_in, product
 from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node, input_, walk
@@ -74,10 +75,10 @@ def _of_one(x: Node, what: str) -> Node:
 def _numbers(shape: Sequence[Dim]) -> tuple[int, ...]:
     """A shape of one token of a batch, without the batch."""
     kind = TensorType("f32", tuple(shape))
-    (one,) = (token_axes(input_(name="x", type=kind)),)
-    if one is None or any(names_in(d) for d in numbers_of(one)):
+    axes = token_axes(input_(name="x", type=kind))
+    if axes is None or any(names_in(d) for d in numbers_of(axes)):
         raise IRError(f"a loop over tokens gives {kind.shape}, not one value of each sequence")
-    return tuple(int(d) for d in numbers_of(one))
+    return tuple(int(d) for d in numbers_of(axes))
 
 
 def _body(step: Step, rows: Sequence[Node], fixed: Sequence[Node], others: Sequence[Node]) -> Graph:
@@ -102,10 +103,7 @@ def _body(step: Step, rows: Sequence[Node], fixed: Sequence[Node], others: Seque
 
 
 def _flat(x: Node) -> Node:
-    size = 1
-    for d in x.shape[1:]:
-        size *= int(d)
-    return reshaped(x, (1, size))
+    return reshaped(x, (1, product(x.shape[1:])))
 
 
 def _results(made: Node, numbers: Sequence[tuple[int, ...]]) -> tuple[Node, ...]:
@@ -115,9 +113,7 @@ def _results(made: Node, numbers: Sequence[tuple[int, ...]]) -> tuple[Node, ...]
     parts: list[Node] = []
     first = 0
     for each in numbers:
-        size = 1
-        for d in each:
-            size *= d
+        size = math.prod(each)
         part = t.slice_(made, axis=2, start=first, stop=first + size)
         parts.append(reshaped(part, (B, S, *each)))
         first += size

@@ -58,7 +58,7 @@ def _seen(node: Node) -> Node | None:
     if node["causal"]:
         parts.append(t.le(j, i))
     if node["window"]:
-        parts.append(t.lt(t.sub(i, j), t.scalar(node["window"], "i64")))
+        parts.append(t.lt(t.abs_(t.sub(i, j)), t.scalar(node["window"], "i64")))
     if node["chunk"]:
         size = t.scalar(node["chunk"], "i64")
         parts.append(t.eq(t.floordiv(i, size), t.floordiv(j, size)))

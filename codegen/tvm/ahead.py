@@ -123,7 +123,7 @@ class Ahead:
         a.kernel.snippets.add(ASK)
         low, high = groups
         keys: Expr = i64(1)
-        if a.run > 0 and a.run % LANES == 0:
+        if a.in_runs:
             keys = bind(tirx.Select(tirx.EQ(high - low, i64(a.groups)), i64(LANES), i64(1)))
         begin, end = span.blocks(2 * LANES)
         pieces = bind(tirx.truncdiv((end - begin) * i64(2 * LANES), keys))

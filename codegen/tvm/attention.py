@@ -131,6 +131,13 @@ class Attention:
         return self.heads // self.groups
 
     @property
+    def in_runs(self) -> bool:
+        """Whether LANES keys from a multiple of LANES on lie side by side, in pages that may be
+        anywhere.
+        """
+        return self.run > 0 and self.run % LANES == 0
+
+    @property
     def space(self) -> Space:
         """The tile sizes."""
         return self.kernel.chosen(ANY.name, SPACE)
@@ -157,7 +164,7 @@ class Attention:
         if self.run == 0:
             first, most = bind(self.slot(item, i64(0))), end
             return lambda i: first + tirx.min(start + i64(i), most)
-        if self.run % LANES == 0:
+        if self.in_runs:
             whole = lambda j: tirx.floordiv(j, i64(LANES)) * i64(LANES)  # noqa: E731
             held = bind(tirx.max(tirx.min(start, whole(end)), whole(item.low)))
             first = bind(self.slot(item, held))

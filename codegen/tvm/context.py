@@ -15,14 +15,13 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.ops.contexts import LENGTH
-from ..errors import CodegenError
 from ..expand import expand
 from .attention import result_place
 from .function import Anchor, Kernel, cache_of
-from .loop import RowPlace, apart
+from .loop import RowPlace, apart, check_loops
 from .loops import Place, Work
-from .pull import BY_INDEX, Dims, Source
-from .rows import LOOPS, emit_rows
+from .pull import Dims, Source
+from .rows import emit_rows
 from .sequences import wanted_whole
 from .values import Expr, bind, i64
 
@@ -42,18 +41,10 @@ def emit_context(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
     """Emit a token_context or a paged_context."""
     place, done = result_place(kernel, node, results)
     body = apart(expand(node["body"]))
-    _check(body)
+    check_loops(body, "what a token makes of its context")
     emit = _paged if node.op.name == "paged_context" else _dense
     emit(kernel, node, body, place)
     kernel.places.update(done)
-
-
-def _check(body: Graph) -> None:
-    """Refuse a body with an op that the rows template has no loops for."""
-    for n in body.nodes():
-        known = n.op.name in BY_INDEX or n.op.name in LOOPS or n.op.name in ("input", "item")
-        if not known:
-            raise CodegenError(f"what a token makes of its context has {n.op.name} : {n.type}")
 
 
 def _dense(kernel: Kernel, node: Node, body: Graph, place: Place) -> None:

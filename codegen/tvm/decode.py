@@ -272,7 +272,7 @@ def emit_fold(
 
 def _streams(a: Attention, products: Floats) -> bool:
     """Whether keys and values go into products as they lie in memory."""
-    fits = a.repeat <= MOST_ROWS and a.run > 0 and a.run % LANES == 0
+    fits = a.repeat <= MOST_ROWS and a.in_runs
     known = a.factors is None or a.kernel.isa.has_byte_table
     return fits and known and type(products) is Pairs
 

@@ -81,7 +81,7 @@ def emit_loop(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None
     batch = Sequences.of(kernel, node, tokens)
     place, done = batch.result(results)
     rest, body = _rest(node), apart(expand(node["body"]))
-    _check(body)
+    check_loops(body, "the step of a loop over tokens")
     loop = _Loop(batch, body, node.inputs[:tokens], rest[:states], rest[states:], place)
     cost = cost_of(body).operations
     cycles = int(cost) // LANES + 1 if isinstance(cost, int) else 1
@@ -89,12 +89,12 @@ def emit_loop(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None
     kernel.places.update(done)
 
 
-def _check(body: Graph) -> None:
-    """Refuse a step with an op that the rows template has no loops for."""
+def check_loops(body: Graph, what: str) -> None:
+    """Refuse a body with an op that the rows template has no loops for; `what` it is."""
     for n in body.nodes():
         known = n.op.name in BY_INDEX or n.op.name in LOOPS or n.op.name in ("input", "item")
         if not known:
-            raise CodegenError(f"the step of a loop over tokens has {n.op.name} : {n.type}")
+            raise CodegenError(f"{what} has {n.op.name} : {n.type}")
 
 
 def apart(body: Graph) -> Graph:

@@ -55,8 +55,7 @@ class Scales:
     def _slots(self, a: Attention, item: Item, start: Expr) -> list[Expr]:
         """The slots of LANES keys; the first alone where they lie side by side."""
         slot_of = a.places(item, start)
-        side_by_side = a.run > 0 and a.run % LANES == 0
-        return [bind(slot_of(i)) for i in range(1 if side_by_side else LANES)]
+        return [bind(slot_of(i)) for i in range(1 if a.in_runs else LANES)]
 
     def _found(self, a: Attention, which: int, slots: list[Expr], group: Expr) -> Expr:
         assert a.factors is not None, a

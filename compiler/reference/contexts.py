@@ -10,6 +10,7 @@ import torch
 
 from ...ir.graph import Graph
 from .context import Context
+from .serving import gathered
 
 Tensor = torch.Tensor
 
@@ -61,17 +62,11 @@ def paged_context(context: Context, *inputs: Tensor, body: Graph, own: int, seen
     rows: list[Tensor] = []
     for n, (first, stop) in enumerate(pairwise(starts.tolist())):
         length = int(lengths[n])
-        whole = [_entries(c, table[n], length).to(k) for c, k in zip(caches, kinds, strict=True)]
+        whole = [gathered(c, table[n], length).to(k) for c, k in zip(caches, kinds, strict=True)]
         for t in range(first, stop):
             z = [w[: length - (stop - 1 - t)] for w in whole]
             rows.append(_row(context, body, [i[t : t + 1] for i in x], z, rest))
     return torch.cat(rows)
-
-
-def _entries(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
-    """The first entries of a sequence, in order."""
-    size = cache.shape[1]
-    return cache[blocks[: -(-length // size)].long()].flatten(0, 1)[:length]
 
 
 TABLE: Mapping[str, Callable[..., Any]] = {

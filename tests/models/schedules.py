@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from ferrule.compiler.build import Options, build_in_temporary
+from ferrule.compiler.zoo_models import eager_greedy, randomize
 from ferrule.runtime.artifact import Artifact
 from ferrule.runtime.options import EngineOptions
 from ferrule.runtime.sampling import SamplingParams
+from torch import nn
 
 COUNT = 8
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=COUNT, ignore_eos=True)
@@ -34,3 +38,15 @@ def served(
         engine.check()
         step += 1
     return list(found.values())
+
+
+def check_served(model: nn.Module, vocabulary: int) -> None:
+    """A model's tokens are those of eager under every schedule."""
+    model = randomize(model.eval())
+    options = Options(max_context=40, max_batch=3, chunk=16, block=4, progress=False)
+    artifact = build_in_temporary(model, options)
+    prompts = [torch.randint(0, vocabulary, (n,)).tolist() for n in (5, 19, 1)]
+    prompts.append(prompts[1][:9] + prompts[0])
+    wanted = [eager_greedy(model, p, COUNT)[0] for p in prompts]
+    for schedule in SCHEDULES:
+        assert served(artifact, prompts, *schedule) == wanted, schedule
