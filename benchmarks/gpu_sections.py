@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from . import gpu_peers as peers
 from . import gpu_tried as tried
 from .gpu_bench import BLOCK, Bench, Machine, decode_batch, prefill_batch, read_bandwidth, seconds
 from .gpu_worker import ROOT, Line, run_sections, shown_on_output
-
-if TYPE_CHECKING:
-    pass
 
 QUEUED = 4
 MOST_LINES = 10

@@ -14,20 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..codegen.space import Choice, Sample
+from ..codegen.space import Sample
 from ..codegen.triton.trials import build_candidates
 from ..ir.launches import LAUNCHES, LaunchTable
 from ..ir.plan import Argument, Call, Entry, Plan
-from ..ir.target import Target
-from ..ir.text import parse_graph
 from ..runtime.cuda.binding import Binding
 from ..runtime.cuda.device import CudaDevice
 from ..runtime.cuda.opening import open_device
 from ..runtime.errors import ArtifactError, StepError
 from .trial_arguments import STREAMED, Arguments, argument_bytes, step_values
-from .trial_requests import answer_requests
+from .trial_requests import MINIMUM, Asked, answer_requests
 
-MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called several times in it
 MOST_CALLS = 2000  # of one graph
 STREAM = 256 << 20  # bytes of weights and caches that calls go through: no cache holds as much
 LOST = 3  # status of a process whose device does not answer any more
@@ -47,20 +44,18 @@ class DeviceTrial:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ferrule-tune-")
         folder = Path(self._folder.name)
-        given = request["target"]
-        target = Target(**{**given, "features": frozenset(given["features"])})
-        choices = [Choice.of(c) for c in request["choices"]]
-        body, bucket = parse_graph(request["body"]), request["bucket"]
-        self.faults = build_candidates(body, target, bucket, choices, folder, machine_code=compiled)
+        asked = Asked.of(request)
+        self.faults = build_candidates(
+            asked.body, asked.target, asked.bucket, asked.choices, folder, machine_code=compiled
+        )
         self._table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
-        self.device = opened(target.arch)
+        self.device = opened(asked.target.arch)
         binaries = self._table.binaries.items()
         self.device.load([(n, b, (folder / b.file).read_bytes()) for n, b in binaries])
         self._check_products()
-        arguments = tuple(Argument.from_json(a, "argument") for a in request["arguments"])
         scratch = self.device.allocate(max(self._table.scratch_bytes, 1))
-        self._memory = _Memory(self.device, arguments, request["block"], request["indices"])
-        self._calls = _Calls(arguments, self._table, scratch)
+        self._memory = _Memory(self.device, asked.arguments, asked.block, asked.indices)
+        self._calls = _Calls(asked.arguments, self._table, scratch)
         self._graphs: dict[tuple[int, Sample], tuple[object, int]] = {}
 
     def _check_products(self) -> None:

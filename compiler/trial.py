@@ -13,17 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..codegen.space import Choice, Sample
+from ..codegen.space import Sample
 from ..codegen.tvm import build_candidates
-from ..ir.plan import Argument
-from ..ir.target import Target
-from ..ir.text import parse_graph
 from ..runtime.library import KernelLibrary
 from ..runtime.tiles import allow_tiles
 from .trial_arguments import Arguments
-from .trial_requests import answer_requests
+from .trial_requests import MINIMUM, Asked, answer_requests
 
-MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called several times in it
 Kernel = Callable[..., None]
 
 
@@ -33,16 +29,13 @@ class Trial:
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ferrule-tune-")
         path = Path(self._folder.name) / "kernels.so"
-        choices = [Choice.of(c) for c in request["choices"]]
-        given = request["target"]
-        target = Target(**{**given, "features": frozenset(given["features"])})
-        body = parse_graph(request["body"])
-        faults = build_candidates(body, target, request["bucket"], choices, str(path))
-        self.faults: Mapping[int, str] = faults
+        asked = Asked.of(request)
+        self.faults: Mapping[int, str] = build_candidates(
+            asked.body, asked.target, asked.bucket, asked.choices, str(path)
+        )
         self._library = KernelLibrary(path)
         self._library.enter_thread()
-        arguments = [Argument.from_json(a, "argument") for a in request["arguments"]]
-        self._arguments = Arguments(arguments, request["block"], request["indices"])
+        self._arguments = Arguments(asked.arguments, asked.block, asked.indices)
         self._warm: set[tuple[int, Sample]] = set()
 
     def times(

@@ -5,9 +5,45 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..codegen.space import Sample
+from ..codegen.space import Choice, Sample
+from ..ir.graph import Graph
+from ..ir.plan import Argument
+from ..ir.target import Target
+from ..ir.text import parse_graph
+
+MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called several times in it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a trial is to make ready: choices of one bucket of a kernel, and its arguments, caches
+    of which have blocks of `block` slots and `indices` entries.
+    """
+
+    body: Graph
+    target: Target
+    bucket: str
+    choices: tuple[Choice, ...]
+    arguments: tuple[Argument, ...]
+    block: int
+    indices: int
+
+    @staticmethod
+    def of(request: Mapping[str, Any]) -> Asked:
+        """As a request has it."""
+        given = request["target"]
+        return Asked(
+            parse_graph(request["body"]),
+            Target(**{**given, "features": frozenset(given["features"])}),
+            request["bucket"],
+            tuple(Choice.of(c) for c in request["choices"]),
+            tuple(Argument.from_json(a, "argument") for a in request["arguments"]),
+            request["block"],
+            request["indices"],
+        )
 
 
 class Tried(Protocol):

@@ -4,6 +4,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -166,14 +167,9 @@ class Artifact:
         """
         asked = _prompts(prompts)
         chosen = _params(params, len(asked))
-        front, ids = self._generating, list[str]()
-        try:
-            for prompt, each in zip(asked, chosen, strict=True):
-                ids.append(front.submit(prompt, each))
+        front = self._generating
+        with _submitted(front, asked, chosen) as ids:
             return [done for request_id in ids for done in front.completions(request_id)]
-        finally:
-            for request_id in ids:
-                front.close(request_id)
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> list[Array]:
         """A vector f32[H] for every prompt, of length 1 unless it is wanted as the model gives it;
@@ -183,14 +179,9 @@ class Artifact:
         """
         if self.pooling is None:
             raise RequestError(f"{self.path}: compiled without a pooling: it gives no vectors")
-        ids: list[str] = []
-        try:
-            for prompt in _prompts(prompts):
-                ids.append(self._front.submit(prompt, None))
-            vectors = [self._front.vector(request_id) for request_id in ids]
-        finally:
-            for request_id in ids:
-                self._front.close(request_id)
+        front, asked = self._front, _prompts(prompts)
+        with _submitted(front, asked, [None] * len(asked)) as ids:
+            vectors = [front.vector(request_id) for request_id in ids]
         return [unit(v) for v in vectors] if normalize and not self.pooling.labels else vectors
 
     def classify(self, prompts: Prompt | Sequence[Prompt]) -> list[dict[str, float]]:
@@ -208,11 +199,8 @@ class Artifact:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Complete one prompt, piece by piece; closing the iterator ends the request."""
         front = self._generating
-        request_id = front.submit(prompt, params)
-        try:
+        with _submitted(front, [prompt], [params]) as (request_id,):
             yield from front.deltas(request_id)
-        finally:
-            front.close(request_id)
 
     def chat_ids(self, messages: Sequence[object], **options: object) -> list[int]:
         """The prompt of a conversation, by the model's chat template."""
@@ -272,6 +260,21 @@ def read_plan(path: Path) -> Plan:
 
 def _text_directory(path: Path) -> Path:
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+
+
+@contextmanager
+def _submitted(
+    front: Front, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None]
+) -> Iterator[list[str]]:
+    """The requests of prompts, all submitted; what still runs behind the block is ended."""
+    ids: list[str] = []
+    try:
+        for prompt, each in zip(prompts, params, strict=True):
+            ids.append(front.submit(prompt, each))
+        yield ids
+    finally:
+        for request_id in ids:
+            front.close(request_id)
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -106,7 +106,7 @@ def linear_space(
     return TileSpace(
         bucket, rows, own, {}, burden=burden, dtype="bf16" if problem.item == 2 else "f32",
         first=lambda: tuple(every(all_=False)), near=near,
-        known=lambda choice: choice in set(every(all_=True)), named=_words,
+        known=lambda choice: choice in every(all_=True), named=_words,
     )  # fmt: skip
 
 
