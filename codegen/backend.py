@@ -7,7 +7,7 @@ The passes may not import code generation; the compiler hands them a Backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Graph
 from ..ir.node import OPS, Node
@@ -41,30 +41,49 @@ class Layout:
     [N, K] becomes [ceil(N / columns), ceil(K / depth), columns, depth], without the last axis
     where depth is 1; what is added is zero. With `pairs`, that many stretches of `depth` lie
     interleaved, [.., ceil(K / (depth pairs)), columns, depth, pairs]: the low and the high halves
-    of packed bytes are then consecutive k each. `word` is the name that packed_linear carries.
+    of packed bytes are then consecutive k each. With `sides`, N is that many equal parts, each a
+    whole number of blocks, and the blocks of the parts take turns: those that are read together
+    (gate and up) lie side by side in memory. `word` is the name that packed_linear carries.
     """
 
     columns: int
     depth: int
     pairs: int = 1
+    sides: int = 1
 
     @property
     def word(self) -> str:
         """The layout's name, such as n16k2."""
         depth = f"k{self.depth}" if self.depth > 1 else ""
-        return f"n{self.columns}{depth}" + (f"x{self.pairs}" if self.pairs > 1 else "")
+        pairs = f"x{self.pairs}" if self.pairs > 1 else ""
+        return f"n{self.columns}{depth}{pairs}" + (f"s{self.sides}" if self.sides > 1 else "")
 
     @staticmethod
     def parse(word: str) -> Layout:
         """The layout that a word names."""
-        columns, _, rest = word.removeprefix("n").partition("k")
+        blocks, _, sides = word.removeprefix("n").partition("s")
+        columns, _, rest = blocks.partition("k")
         depth, _, pairs = rest.partition("x")
-        return Layout(int(columns), int(depth or 1), int(pairs or 1))
+        return Layout(int(columns), int(depth or 1), int(pairs or 1), int(sides or 1))
+
+    def with_sides(self, sides: int) -> Layout:
+        """This layout with the blocks of so many parts in turn."""
+        return replace(self, sides=sides)
+
+    def in_turn(self, blocks: Node, axis: int) -> Node:
+        """Blocks along an axis, part after part, with those of the parts in turn."""
+        return _exchanged(blocks, axis, self.sides)
+
+    def in_order(self, blocks: Node, axis: int) -> Node:
+        """What in_turn was given."""
+        return _exchanged(blocks, axis, int(blocks.shape[axis]) // self.sides)
 
     def packed(self, w: Node) -> Node:
         """w[N, K] or w[E, N, K] in this layout, as pad, reshape and transpose nodes."""
-        if self.pairs > 1:
-            return self._interleaved(w)
+        blocks = self._interleaved(w) if self.pairs > 1 else self._blocks(w)
+        return self.in_turn(blocks, len(w.shape) - 2)
+
+    def _blocks(self, w: Node) -> Node:
         *lead, n, k = (int(d) for d in w.shape)
         blocks, depth = -(-n // self.columns), -(-k // self.depth)
         after = (0,) * len(lead) + (blocks * self.columns - n, depth * self.depth - k)
@@ -86,6 +105,17 @@ class Layout:
         first = len(lead)
         order = (*range(first), *(first + i for i in (0, 2, 1, 4, 3)))
         return t.transpose(t.reshape(padded, shape=shape), permutation=order)
+
+
+def _exchanged(x: Node, axis: int, outer: int) -> Node:
+    """x whose axis is [outer, inner], as [inner, outer]."""
+    shape, size = x.shape, int(x.shape[axis])
+    if outer in (1, size):
+        return x
+    split = t.reshape(x, shape=(*shape[:axis], outer, size // outer, *shape[axis + 1 :]))
+    order = [*range(len(split.shape))]
+    order[axis : axis + 2] = [axis + 1, axis]
+    return t.reshape(t.transpose(split, permutation=tuple(order)), shape=shape)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ ROWS = "rows"
 
 class Layout(Protocol):
     """How a packed weight lies: [N, K] as [ceil(N / columns), ceil(K / depth), columns(, depth)],
-    filled with zeros; or, with pairs, [.., ceil(K / (depth pairs)), columns, depth, pairs].
+    filled with zeros; or, with pairs, [.., ceil(K / (depth pairs)), columns, depth, pairs]. Blocks
+    of the parts of N that are read together may take turns.
     """
 
     @property
@@ -34,6 +35,18 @@ class Layout(Protocol):
     @property
     def word(self) -> str:
         """The name that packed_linear carries."""
+        ...
+
+    def with_sides(self, sides: int) -> Layout:
+        """This layout with the blocks of so many equal parts of N in turn."""
+        ...
+
+    def in_turn(self, blocks: Node, axis: int) -> Node:
+        """Blocks along an axis, part after part, with those of the parts in turn."""
+        ...
+
+    def in_order(self, blocks: Node, axis: int) -> Node:
+        """What in_turn was given."""
         ...
 
     def packed(self, w: Node) -> Node:

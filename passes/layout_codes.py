@@ -37,12 +37,12 @@ class PackedCodes:
         """
         *lead, groups, length = codes.shape
         flat = layout.packed(t.reshape(codes, shape=(*lead, groups * length)))
-        columns = None if zeros is None else _columns(zeros, layout.columns)
+        columns = None if zeros is None else _columns(zeros, layout)
         if scale.op is not q.group_scales or not levels:
-            return PackedCodes(flat, _columns(scale, layout.columns), layout, columns)
+            return PackedCodes(flat, _columns(scale, layout), layout, columns)
         multipliers, blocks = scale.inputs
-        packed = _paired(multipliers, layout.columns)
-        return PackedCodes(flat, _columns(blocks, layout.columns), layout, None, packed)
+        packed = _paired(multipliers, layout)
+        return PackedCodes(flat, _columns(blocks, layout), layout, None, packed)
 
     def linear(self, node: Node, *, integer: bool) -> Node:
         """The quantized linear by packed codes; `integer` quantizes its x too, by row and group (or
@@ -80,18 +80,22 @@ class PackedCodes:
         """The codes [.., N, J, G] as a view of the packed ones."""
         *lead, n, groups, length = (int(d) for d in codes.shape)
         order = (0, 2, 1, 4, 3) if self.layout.pairs > 1 else (0, 2, 1, 3)
-        packed = _turned(self.codes, len(lead), order if self.layout.depth > 1 else (0, 2, 1))
+        inner = self.layout.in_order(self.codes, len(lead))
+        packed = _turned(inner, len(lead), order if self.layout.depth > 1 else (0, 2, 1))
         rows = int(packed.shape[len(lead)]) * self.layout.columns
         flat = t.reshape(packed, shape=(*lead, rows, groups, length))
         return flat if rows == n else t.slice_(flat, axis=len(lead), start=0, stop=n)
 
     def unpacked(self, packed: Node, scale: Node) -> Node:
         """Scales (or zeros) [.., N, J] as a view of the packed ones."""
-        return self._rows(_turned(packed, len(scale.shape) - 2, (0, 2, 1)), scale)
+        lead = len(scale.shape) - 2
+        return self._rows(_turned(self.layout.in_order(packed, lead), lead, (0, 2, 1)), scale)
 
     def unpacked_multipliers(self, packed: Node, multipliers: Node) -> Node:
         """Multipliers [.., N, J] as a view of the packed ones."""
-        return self._rows(_turned(packed, len(multipliers.shape) - 2, (0, 2, 1, 3)), multipliers)
+        lead = len(multipliers.shape) - 2
+        inner = self.layout.in_order(packed, lead)
+        return self._rows(_turned(inner, lead, (0, 2, 1, 3)), multipliers)
 
     def _rows(self, turned: Node, like: Node) -> Node:
         *lead, n, groups = (int(d) for d in like.shape)
@@ -105,17 +109,18 @@ def _turned(x: Node, lead: int, order: tuple[int, ...]) -> Node:
     return t.transpose(x, permutation=(*range(lead), *(lead + i for i in order)))
 
 
-def _columns(scale: Node, columns: int) -> Node:
+def _columns(scale: Node, layout: Layout) -> Node:
     """scale[.., N, J] as [.., ceil(N / columns), J, columns]."""
     *lead, groups = (int(d) for d in scale.shape[:-2] + scale.shape[-1:])
-    return _turned(_blocks_of_rows(scale, columns, (groups,)), len(lead), (0, 2, 1))
+    split = _blocks_of_rows(scale, layout.columns, (groups,))
+    return layout.in_turn(_turned(split, len(lead), (0, 2, 1)), len(lead))
 
 
-def _paired(multipliers: Node, columns: int) -> Node:
+def _paired(multipliers: Node, layout: Layout) -> Node:
     """multipliers[.., N, J] as [.., ceil(N / columns), J / 2, columns, 2]."""
     *lead, groups = (int(d) for d in multipliers.shape[:-2] + multipliers.shape[-1:])
-    split = _blocks_of_rows(multipliers, columns, (groups // 2, 2))
-    return _turned(split, len(lead), (0, 2, 1, 3))
+    split = _blocks_of_rows(multipliers, layout.columns, (groups // 2, 2))
+    return layout.in_turn(_turned(split, len(lead), (0, 2, 1, 3)), len(lead))
 
 
 def _blocks_of_rows(x: Node, columns: int, inner: tuple[int, ...]) -> Node:

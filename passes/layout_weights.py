@@ -3,7 +3,8 @@ ordinary nodes.
 
 The packing depends on parameters alone and is evaluated when the model is compiled. Whatever else
 reads such a weight at run time (the embedding's lookup in a table that the head shares) reads it
-out of the packed form, so that it is stored once.
+out of the packed form, so that it is stored once. Columns that are read together (gate and up) lie
+side by side: a thread reads one stretch of memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..ir.ops import model, quantized, serving, tensor
 from ..ir.verify import quote
 from .backends import Layout, Layouts
 from .layout_codes import PackedCodes
+from .read_together import parts_together
 from .split_preparation import constants_of
 
 QUANTIZED = (quantized.quantized_linear, quantized.quantized_expert_linear)
@@ -63,7 +65,8 @@ class LayoutWeights:
             raise IRError(
                 f"the backend lays out weights of {known}, not {dtype}\n{quote(graph, node)}"
             )
-        return self.layouts[dtype]
+        layout = self.layouts[dtype]
+        return layout.with_sides(parts_together(graph, node, layout.columns))
 
 
 def _readers(
@@ -86,6 +89,7 @@ def _packed_op(node: Node, weight: Node, layout: Layout) -> Node:
 def unpacked(packed: Node, layout: Layout, weight: Node) -> Node:
     """The weight [..., N, K] as a view of its packed form."""
     first = len(weight.shape) - 2
+    packed = layout.in_order(packed, first)
     tail = (first + 3,) if layout.depth > 1 else ()
     order = (*range(first), first, first + 2, first + 1, *tail)
     split = tensor.transpose(packed, permutation=order)

@@ -113,7 +113,7 @@ def _step(
     x = [_broadcast_x(linear, row, k) for row in at]
     for o in linear.offsets:
         for c, b in enumerate(block):
-            w = _weights(linear, b + i64(o // LANES), k)
+            w = _weights(linear, linear.stored(b, o), k)
             for r, value in enumerate(x):
                 _multiply_add(linear, sums.parts[(o, r, c)][u], value, w)
 

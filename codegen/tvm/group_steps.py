@@ -136,7 +136,7 @@ def _step(
     step = bind(g * i64(length // (4 * pairs)) + s)
     x = linear.kernel.places[linear.x].buffer
     codes = {
-        (o, c): codes_at(linear, dot, b + i64(o // LANES), step)
+        (o, c): codes_at(linear, dot, linear.stored(b, o), step)
         for o in linear.offsets
         for c, b in enumerate(block)
     }

@@ -99,11 +99,23 @@ class Linear:
         """A row by its number in the order in which rows are taken."""
         return number if self.route is None else bind(self.route.row(number))
 
-    def stored(self, block: Expr) -> Expr:
-        """Where a block of columns lies among those of all weights."""
+    def stored(self, block: Expr, offset: int = 0) -> Expr:
+        """Where the block `offset` columns behind a block lies among those of all weights."""
+        place = self._in_turn(block, offset)
         if self.route is None:
-            return block
-        return bind(self.route.expert * i64(self.route.blocks) + block)
+            return place
+        return bind(self.route.expert * i64(self.route.blocks) + place)
+
+    def _in_turn(self, block: Expr, offset: int) -> Expr:
+        sides = self.layout.sides
+        side = int(self.node["n"]) // LANES // sides
+        if sides == 1:
+            return block + i64(offset // LANES)
+        if self.columns <= side * LANES:  # no block crosses from its side into the next
+            number, behind = divmod(offset // LANES, side)
+            return (block + i64(behind)) * i64(sides) + i64(number)
+        at = bind(block + i64(offset // LANES))
+        return tirx.floormod(at, i64(side)) * i64(sides) + tirx.floordiv(at, i64(side))
 
     @property
     def rows(self) -> Shape:
@@ -307,7 +319,7 @@ def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, 
     sums = Sums({key: [_zeros(linear) for _ in range(tile.unroll)] for key in keys})
     at = [linear.x_row(flat_index(work, e, linear.rows)) for e in row]
     for part, mine in _streams(linear, tile, sums):
-        linear.scheme.over_depth(part, tile, mine, [linear.stored(b) for b in block], at)
+        linear.scheme.over_depth(part, tile, mine, block, at)
     sides = {
         (o, c): _set_aside(sums, tile, o, c) for o in linear.offsets for c in range(tile.columns)
     }

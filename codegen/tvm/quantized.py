@@ -56,7 +56,7 @@ UNPACKED_ABOVE = 24
 
 def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
     wanted = words[codes.dtype]
-    if node["layout"] != wanted:
+    if Layout.parse(node["layout"]).with_sides(1).word != wanted:
         raise CodegenError(
             f"{node.op.name}: layout {node['layout']!r} for {codes.type}; {wanted} is known"
         )
@@ -147,7 +147,7 @@ def _wide_step(
         x = [bind(cast(place.read([*row, k]), "float32")) for row in at]
         for o in linear.offsets:
             for c, b in enumerate(block):
-                number = _wide_codes(linear, b + i64(o // LANES), step, half)
+                number = _wide_codes(linear, linear.stored(b, o), step, half)
                 w = bind(number - zeros[o, c])
                 for r, value in enumerate(x):
                     total = parts[o, r, c]
@@ -272,9 +272,9 @@ def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tup
     place = linear.kernel.places[scale]
     for o in linear.offsets:
         for b in block:
-            ask_ahead(linear, place.buffer, (b + i64(o // LANES), g, i64(0)), SCALES_AHEAD // LINE)
+            ask_ahead(linear, place.buffer, (linear.stored(b, o), g, i64(0)), SCALES_AHEAD // LINE)
     return [
-        (o, c, load_vector(place, (b + i64(o // LANES), g), "float32"))
+        (o, c, load_vector(place, (linear.stored(b, o), g), "float32"))
         for o in linear.offsets
         for c, b in enumerate(block)
     ]

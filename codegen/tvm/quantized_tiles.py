@@ -64,7 +64,7 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
         linear.rows,
     )
     offset, block = panel.vectors[vector]
-    at = [block + i64(offset // LANES), i64(0), lane]
+    at = [linear.stored(block, offset), i64(0), lane]
     zeros = operands(node).zeros
     zero = const(node["offset"], "int32") if zeros is None else places[zeros].read(at)
     total = bind(places[group_sums(node.inputs[0])].read([*row, i64(0)]))
@@ -78,7 +78,7 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
 def _tile_scale(panel: Panel, vector: int, group: Expr) -> Expr:
     offset, block = panel.vectors[vector]
     place = panel.linear.kernel.places[panel.linear.node.inputs[3]]
-    return load_vector(place, (block + i64(offset // LANES), group), "float32")
+    return load_vector(place, (panel.linear.stored(block, offset), group), "float32")
 
 
 def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
@@ -94,7 +94,7 @@ def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], No
     steps = panel.steps.length // (4 * pairs)
     with T.serial(i64(0), i64(steps)) as s:
         step = bind(group * i64(steps) + s)
-        (codes,) = codes_at(linear, dot, block + i64(offset // LANES), step)
+        (codes,) = codes_at(linear, dot, linear.stored(block, offset), step)
         for half in range(pairs):
             part = codes if pairs == 1 else dot.nibbles(codes, half)
             put(bind(s * i64(pairs) + i64(half)), part)
@@ -105,7 +105,7 @@ def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr]
     a block of groups times their multipliers.
     """
     offset, block = panel.vectors[vector]
-    at = block + i64(offset // LANES)
+    at = bind(panel.linear.stored(block, offset))
 
     def signed(run: Expr, codes: Expr) -> None:
         put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes))
@@ -143,7 +143,7 @@ def zeros_of(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
     return {
         (o, c): bind(
             tirx.Cast(
-                f"int32x{LANES}", buffer[(b + i64(o // LANES), g, T.ramp(i64(0), i64(1), LANES))]
+                f"int32x{LANES}", buffer[(linear.stored(b, o), g, T.ramp(i64(0), i64(1), LANES))]
             )
         )
         for o in linear.offsets

@@ -363,7 +363,7 @@ def _packed_weights(panel: Panel) -> Weights:
 
     def first(vector: int, step: Expr) -> Expr:
         offset, block = panel.vectors[vector]
-        return w[block + i64(offset // LANES), step * i64(amx.ROWS), i64(0), i64(0)]
+        return w[panel.linear.stored(block, offset), step * i64(amx.ROWS), i64(0), i64(0)]
 
     return first
 
@@ -397,7 +397,7 @@ def _tail(panel: Panel, whole: int, short: int) -> tirx.Buffer:
         for r in range(amx.ROWS):
             value = T.broadcast(zero, width)
             if r < short:
-                at = (block + i64(offset // LANES), i64(whole * amx.ROWS + r))
+                at = (linear.stored(block, offset), i64(whole * amx.ROWS + r))
                 value = w[(*at, i64(0), T.ramp(i64(0), i64(1), width))]
             T.buffer_store(buffer, value, [i64(v), i64(r), lanes])
     return buffer

@@ -63,7 +63,7 @@ def over_blocks(
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for o in linear.offsets:
             for c, b in enumerate(block):
-                place = (b + i64(o // LANES), g)
+                place = (linear.stored(b, o), g)
                 _ask_beside(linear, scales.buffer, (*place, i64(0)))
                 scale = load_vector(scales, place, "float32")
                 for r in range(tile.rows):
@@ -102,7 +102,7 @@ def _summed(
         parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
         add_integers(linear, parts, block, at, g, _steps(linear), dot, first=p * _steps(linear))
         times = {
-            (o, c): _multipliers(linear, b + i64(o // LANES), g, p)
+            (o, c): _multipliers(linear, linear.stored(b, o), g, p)
             for o in linear.offsets
             for c, b in enumerate(block)
         }
@@ -123,7 +123,7 @@ def _by_multiplied(
     first = linear.kernel.places[begin_of_blocks(below)]
     begin = [T.broadcast(bind(first.read([*row, g])), LANES) for row in at]
     parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
-    columns = [(o, c, b + i64(o // LANES)) for o in linear.offsets for c, b in enumerate(block)]
+    columns = [(o, c, linear.stored(b, o)) for o in linear.offsets for c, b in enumerate(block)]
     dot, packed = Dot("vnni512", "u8"), Dot("vnni512", "u4")
     x = linear.kernel.places[linear.x].buffer
     per, steps = groups_per_block(linear.node), _steps(linear)
@@ -230,7 +230,7 @@ def _unpack(panel: _Panel) -> None:
     """The codes of all of k, as bytes without a sign: of each column vector as they lie."""
     linear = replace(panel.linear, streams=True)
     for v, (offset, b) in enumerate(panel.vectors):
-        block = bind(b + i64(offset // LANES))
+        block = bind(linear.stored(b, offset))
         with T.serial(i64(0), i64(int(operands(linear.node).x.shape[-2]))) as g:
 
             def put(run: Expr, value: Expr, v: int = v, g: Expr = g) -> None:
@@ -300,7 +300,7 @@ def _ask_next(panel: _Panel, g: Expr, part: tuple[Expr, Expr]) -> None:
     first, count = part
     with T.If(tirx.LT(first, _lines(linear))), T.Then():
         for offset, b in panel.vectors:
-            block = bind(b + i64(offset // LANES + panel.tile.columns))
+            block = bind(linear.stored(b + i64(panel.tile.columns), offset))
             with T.serial(i64(0), count) as line:
                 step = g * _lines(linear) + first + line
                 fetch(codes, [block, step, *(i64(0),) * (len(codes.shape) - 2)], near=2)
@@ -328,7 +328,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
         parts = _block_sums(panel, at, g)
         x_scale = [bind(factors.read([*row, g])) for row in at]
         for v, (offset, b) in enumerate(panel.vectors):
-            scale = load_vector(scales, (b + i64(offset // LANES), g), "float32")
+            scale = load_vector(scales, (linear.stored(b, offset), g), "float32")
             for r in range(panel.tile.rows):
                 gather(sums[r, v], parts[r, v], scale * T.broadcast(x_scale[r], LANES))
     wide = panel.tile.columns

@@ -9,7 +9,7 @@ import torch
 
 from . import model
 from .context import Context
-from .layouts import unpacked
+from .layouts import columns_of, unpacked
 
 Tensor = torch.Tensor
 
@@ -69,8 +69,9 @@ def _unpacked(
     """Codes, scales and what follows them as they were before packing."""
     groups = scale.shape[-2]
     codes = unpacked(q, n, groups * group, layout).unflatten(-1, (groups, group))
-    zeros = [unpacked(m, n, groups, "n16") for m in more[:1] if m.dtype == torch.uint8]
-    return codes, unpacked(scale, n, groups, "n16"), [*zeros, *more[len(zeros) :]]
+    beside = columns_of(layout)
+    zeros = [unpacked(m, n, groups, beside) for m in more[:1] if m.dtype == torch.uint8]
+    return codes, unpacked(scale, n, groups, beside), [*zeros, *more[len(zeros) :]]
 
 
 def packed_quantized_linear(

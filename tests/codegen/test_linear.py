@@ -59,6 +59,22 @@ def gated(make: Make, width: int) -> Graph:
     return Graph("gated", (x, g, w), (t.mul(t.silu(halves[0]), halves[1]),))
 
 
+def turns(make: Make) -> Graph:
+    """Gate and up whose blocks of columns take turns in memory."""
+    return gated((make[0], f"{make[1]}s2"), 48)
+
+
+def turned(make: Make) -> Graph:
+    """All columns of such a weight, as they are."""
+    return wide((make[0], f"{make[1]}s3"))
+
+
+def wide(make: Make) -> Graph:
+    x = given("x", make[0], T, 37)
+    w, y = linear(make, x, "w", 96)
+    return Graph("wide", (x, w), (t.relu(y),))
+
+
 def heads(make: Make) -> Graph:
     """Two results of one linear, in other shapes; a batch of sequences."""
     x = given("x", make[0], B, T, 33)
@@ -106,6 +122,8 @@ BODIES = {
     "long": long,
     "residual": residual,
     "gated": lambda m: gated(m, 48),
+    "turns": turns,
+    "turned": turned,
     "uneven": lambda m: gated(m, 21),
     "heads": heads,
     "split": split,
@@ -117,9 +135,20 @@ TARGETS = {
     "cpu": [(m, b) for m in ("f32", "bf16") for b in BODIES]
     + [("f16", "residual"), ("f64", "plain")],
     "cpu:sapphirerapids": [("bf16", b) for b in BODIES],
-    "cpu:znver4": [("bf16", b) for b in ("plain", "residual", "gated")],
-    "cpu:x86-64-v4": [("f32", "gated"), ("wide", "residual"), ("wide", "experts")],
-    "cpu:x86-64-v3": [("f32", "gated"), ("wide", "residual"), ("f16", "residual")],
+    "cpu:znver4": [("bf16", b) for b in ("plain", "residual", "gated", "turns", "turned")],
+    "cpu:x86-64-v4": [
+        ("f32", "gated"),
+        ("f32", "turns"),
+        ("wide", "residual"),
+        ("wide", "experts"),
+    ],
+    "cpu:x86-64-v3": [
+        ("f32", "gated"),
+        ("f32", "turns"),
+        ("f32", "turned"),
+        ("wide", "residual"),
+        ("f16", "residual"),
+    ],
     "cpu:x86-64": [("f32", "gated"), ("wide", "residual")],
 }
 CASES = [(target, f"{b}_{m}") for target, names in TARGETS.items() for m, b in names]

@@ -48,14 +48,19 @@ CASES = (
     ("int4", "long"),
     ("int4-g16-b32", "long"),
     ("int4-g64-b256", "gated"),
+    ("int8", "turns"),
+    ("int4-g32", "turns"),
+    ("int4-g32-asym", "turns"),
+    ("int4", "turns"),
+    ("int4", "turned"),
 )
 
 
 class Maker:
     """Bodies whose codes and scales are inputs, in the layout that a target wants."""
 
-    def __init__(self, target: str, text: str, dtype: str) -> None:
-        self.backend = cpu_backend(Target.parse(target))
+    def __init__(self, target: str, text: str, dtype: str, sides: int = 1) -> None:
+        self.backend, self.sides = cpu_backend(Target.parse(target)), sides
         self.format, self.dtype = Format.parse(text), dtype
 
     def linear(self, x: Node, n: int, *bias: Node) -> tuple[tuple[Node, ...], Node]:
@@ -82,7 +87,8 @@ class Maker:
     ) -> tuple[PackedCodes, Node, Node, tuple[Node, ...]]:
         """Packed codes that are inputs of a body: codes, scales, and zeros or multipliers."""
         levels = self.backend.integer_dots
-        made = PackedCodes.of(codes, scale, self.backend.layouts[codes.dtype], zeros, levels=levels)
+        layout = self.backend.layouts[codes.dtype].with_sides(self.sides)
+        made = PackedCodes.of(codes, scale, layout, zeros, levels=levels)
         q = given("q", codes.dtype, *made.codes.shape)
         s = given("s", scale.dtype, *made.scale.shape)
         z = None if made.zeros is None else given("z", "u8", *made.zeros.shape)
@@ -120,6 +126,8 @@ class Maker:
             more, y = self.linear(x, 70, b)
             return self.body_of(x, (*more, b, r), t.add(t.gelu(y), r))
         more, y = self.linear(x, 96)
+        if name == "turned":
+            return self.body_of(x, more, t.relu(y))
         halves = [t.slice_(y, axis=1, start=a, stop=a + 48) for a in (0, 48)]
         return self.body_of(x, more, t.mul(t.silu(halves[0]), halves[1]))
 
@@ -134,8 +142,9 @@ class Maker:
 def test_values(target: str, dtype: str) -> None:
     if not cpu_runs(target):
         pytest.skip(f"the machine is no {target}")
-    wanted = CASES if dtype == "f32" else CASES[:1] + CASES[4:5] + CASES[-1:]
-    bodies = {f"{b}_{f}": Maker(target, f, dtype).body(b) for f, b in wanted}
+    wanted = CASES if dtype == "f32" else CASES[:1] + CASES[4:5] + CASES[-2:]
+    sides = {"turns": 2, "turned": 3}
+    bodies = {f"{b}_{f}": Maker(target, f, dtype, sides.get(b, 1)).body(b) for f, b in wanted}
     library = Kernels(target, {n.replace("-", "_"): g for n, g in bodies.items()})
     for name in library.bodies:
         for rows in (1, 3, 19, 48):
@@ -146,9 +155,9 @@ def test_values(target: str, dtype: str) -> None:
 def test_tiles_of_another_machine_compile(dtype: str) -> None:
     formats = ("int8", "int4", "int4-g32", "int4-g32-asym")
     bodies = {
-        f"{b}_{i}": Maker("cpu:sapphirerapids", f, dtype).body(b)
+        f"{b}_{i}": Maker("cpu:sapphirerapids", f, dtype, sides).body(b)
         for i, f in enumerate(formats)
-        for b in ("plain", "gated")
+        for b, sides in (("plain", 1), ("gated", 1), ("turns", 2))
     }
     assert Kernels("cpu:sapphirerapids", bodies).reports.keys() == bodies.keys()
 

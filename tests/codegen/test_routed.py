@@ -47,6 +47,7 @@ KINDS = {"f32": ("f32", "n16"), "bf16": ("bf16", "n16"), "f64": ("f64", "n16")}
 BODIES = {
     **{f"gated_{k}": gated(*kind, 48) for k, kind in KINDS.items() if k != "f64"},
     "uneven": gated("f32", "n16", 21),
+    "turns": gated("bf16", "n16s2", 48),
     **{f"biased_{k}": biased(*kind) for k, kind in KINDS.items()},
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ferrule.codegen.backend import Layout
 from ferrule.compiler.reference import evaluate
-from ferrule.compiler.reference.layouts import unpacked
+from ferrule.compiler.reference.layouts import columns_of, unpacked
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import input_
 from ferrule.ir.types import TensorType
@@ -18,6 +18,16 @@ LAYOUTS = [Layout(16, 1), Layout(16, 2), Layout(16, 4), Layout(16, 4, 2)]
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.word)
 @pytest.mark.parametrize("rows", [(16,), (37,), (3, 21)], ids=str)
 def test_packed_codes_are_read_back(layout: Layout, rows: tuple[int, ...]):
+    check_read_back(layout, rows)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.word)
+@pytest.mark.parametrize(("rows", "sides"), [((96,), 3), ((3, 64), 2), ((32,), 2)], ids=str)
+def test_blocks_that_take_turns_are_read_back(layout: Layout, rows: tuple[int, ...], sides: int):
+    check_read_back(layout.with_sides(sides), rows)
+
+
+def check_read_back(layout: Layout, rows: tuple[int, ...]):
     assert Layout.parse(layout.word) == layout
     codes = input_(name="q", type=TensorType("u4", (*rows, 3, 16)))
     scale = input_(name="s", type=TensorType("f32", (*rows, 3)))
@@ -34,7 +44,7 @@ def test_packed_codes_are_read_back(layout: Layout, rows: tuple[int, ...]):
         assert torch.equal(view, value)
     assert torch.equal(unpacked(given[0], rows[-1], 48, layout.word), q.flatten(-2))
     for value, columns in zip((s, z), given[1:3], strict=True):
-        assert torch.equal(unpacked(columns, rows[-1], 3, "n16"), value)
+        assert torch.equal(unpacked(columns, rows[-1], 3, columns_of(layout.word)), value)
 
 
 def test_rows_are_quantized_by_group_and_rows_of_zeros_stay_zero():

@@ -36,6 +36,27 @@ TIED = """graph m(%tokens: i32[T]) where T in [1, 8] {
 """
 
 
+PARTS = """graph m(%x: f32[T, 7]) where T in [1, 8] {
+  %w = parameter {name = "w", type = f32[64, 7]} : f32[64, 7]
+  %y = linear %x %w : f32[T, 64]
+  %a = slice %y {axis = 1, start = 0, stop = 32} : f32[T, 32]
+  %b = slice %y {axis = 1, start = 32, stop = 64} : f32[T, 32]
+  %c = silu %a : f32[T, 32]
+  RESULTS
+}
+"""
+TOGETHER = PARTS.replace("RESULTS", "%d = mul %c %b : f32[T, 32]\n  return %d as d")
+APART = PARTS.replace("RESULTS", "return %c as c, %b as b")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.word)
+@pytest.mark.parametrize(("graph", "sides"), [(TOGETHER, 2), (APART, 1)], ids=["together", "apart"])
+def test_columns_that_are_read_together_take_turns(graph: str, sides: int, layout: Layout):
+    packed = check_pass(LayoutWeights({"f32": layout}), graph)
+    (node,) = (n for n in packed.nodes() if n.op.name == "packed_linear")
+    assert node["layout"] == layout.with_sides(sides).word
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.word)
 @pytest.mark.parametrize("graph", [LINEAR, EXPERTS, TIED], ids=["linear", "experts", "tied"])
 def test_values_are_the_same_on_odd_sizes(graph: str, layout: Layout):
