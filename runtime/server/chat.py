@@ -143,7 +143,10 @@ class ChatForm(Form):
         self._plain: dict[int, tuple[str, str]] = {}
 
     def _reader(self) -> ReplyReader:
-        return reply_reader(self.model, self.prompt, self.tools, thoughts=self.thoughts)
+        parallel = self.body.parallel_tool_calls
+        return reply_reader(
+            self.model, self.prompt, self.tools, thoughts=self.thoughts, parallel=parallel
+        )
 
     def whole(self, run: Run | BeamRun) -> dict[str, Any]:
         """The answer to a request that does not stream."""
@@ -164,7 +167,7 @@ class ChatForm(Form):
         thought, content = reader.push(choice.text, last=True)
         reader.count_thoughts(choice)
         content = self._echo + content
-        calls = reader.calls[: self._most_calls]
+        calls = reader.calls
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         message |= self._thought(thought)
         if calls:
@@ -213,17 +216,13 @@ class ChatForm(Form):
         thought, content = reader.push(delta.text, last=delta.finish_reason is not None)
         message: dict[str, Any] = {"content": content} if content else {}
         message |= self._thought(thought)
-        pieces = [p for p in reader.grown(self._most_calls) if p.begins or p.arguments]
+        pieces = [p for p in reader.grown() if p.begins or p.arguments]
         if pieces:
             message["tool_calls"] = [piece.to_json() for piece in pieces]
         return message, bool(reader.calls)
 
     def _thought(self, thought: str) -> dict[str, Any]:
         return {"reasoning_content": thought} if thought and self.body.include_reasoning else {}
-
-    @property
-    def _most_calls(self) -> int | None:
-        return None if self.body.parallel_tool_calls else 1
 
     def _logprobs(self, tokens: Sequence[int], found: Sequence[Any]) -> dict[str, Any] | None:
         if not self.body.logprobs or not tokens:

@@ -23,10 +23,8 @@ class MessageForm(Form):
     ends = False
     constraint = "tool_choice"
 
-    def __init__(
-        self, model: ServedModel, reader: ReplyReader, *, most_calls: int | None = None
-    ) -> None:
-        self.model, self.reader, self._most = model, reader, most_calls
+    def __init__(self, model: ServedModel, reader: ReplyReader) -> None:
+        self.model, self.reader = model, reader
         self._open: str | None = None  # the kind of the block that grows
         self._blocks = 0
 
@@ -41,7 +39,7 @@ class MessageForm(Form):
             text = text.strip()
         if text or not self.reader.calls:
             content.append({"type": "text", "text": text})
-        content += [_call_block(call) for call in self.reader.calls[: self._most]]
+        content += [_call_block(call) for call in self.reader.calls]
         return self._frame(content, _usage(run.usage())) | self._end(choice)
 
     async def events(self, run: Run) -> Events:
@@ -54,7 +52,7 @@ class MessageForm(Form):
         async for _, delta in run:
             last = delta.finish_reason is not None
             thought, text = self.reader.push(delta.text, last=last)
-            calls = self.reader.grown(self._most)
+            calls = self.reader.grown()
             # What goes on goes before text that stands behind it.
             going_on = [c for c in calls if not c.begins]
             for line in chain.from_iterable(map(self._called, going_on)):

@@ -147,8 +147,8 @@ def routes(service: Service) -> APIRouter:
         if body.thinking and body.thinking.type == "enabled" and thought_tokens(model.text):
             extra["thinking_token_budget"] = body.thinking.budget_tokens
         params = sampling_params(generation, model.sampling, **extra)
-        reader = reply_reader(model, prompt, read, thoughts=split)
-        form = MessageForm(model, reader, most_calls=1 if single else None)
+        reader = reply_reader(model, prompt, read, thoughts=split, parallel=not single)
+        form = MessageForm(model, reader)
         return await service.answer(request, generation, "msg_", [prompt], params, form)
 
     @router.post("/v1/messages/count_tokens")

@@ -33,17 +33,21 @@ class CallPiece:
 
 
 class ReplyReader:
-    """Splits a reply that comes in pieces: thoughts first, then calls out of what follows them."""
+    """Splits a reply that comes in pieces: thoughts first, then calls out of what follows them. At
+    most `most` of the calls count, all where it is None.
+    """
 
-    def __init__(self, thoughts: ThoughtReader | None, calls: CallReader | None) -> None:
-        self._thoughts, self._calls = thoughts, calls
+    def __init__(
+        self, thoughts: ThoughtReader | None, calls: CallReader | None, most: int | None = None
+    ) -> None:
+        self._thoughts, self._calls, self._most = thoughts, calls, most
         self._begun = self._ended = 0  # calls that were given on, those of them that have ended
         self._given = 0  # characters of the arguments of the one that has not
 
     @property
     def calls(self) -> list[Call]:
-        """The calls so far."""
-        return self._calls.calls if self._calls else []
+        """The calls so far that count."""
+        return self._calls.calls[: self._most] if self._calls else []
 
     def count_thoughts(self, choice: Choice) -> None:
         """Tell a choice how many of its tokens are thoughts; the marks around them count, too."""
@@ -63,10 +67,10 @@ class ReplyReader:
         answer = self._calls.push(answer)
         return thought, answer + (self._calls.finish() if last else "")
 
-    def grown(self, most: int | None = None) -> list[CallPiece]:
-        """What calls have grown by since this was asked last; `most` is how many calls count."""
+    def grown(self) -> list[CallPiece]:
+        """What calls have grown by since this was asked last."""
         found: list[CallPiece] = []
-        for index, call in enumerate(self.calls[:most]):
+        for index, call in enumerate(self.calls):
             if index < self._ended:
                 continue
             begins = index == self._begun
@@ -79,9 +83,18 @@ class ReplyReader:
 
 
 def reply_reader(
-    model: ServedModel, prompt: Sequence[int], tools: Sequence[Tool], *, thoughts: bool
+    model: ServedModel,
+    prompt: Sequence[int],
+    tools: Sequence[Tool],
+    *,
+    thoughts: bool,
+    parallel: bool = True,
 ) -> ReplyReader:
-    """A reader of the reply to a prompt, of calls of these tools."""
+    """A reader of the reply to a prompt, of calls of these tools: of the first one alone where they
+    may not be called in parallel.
+    """
     return ReplyReader(
-        thought_reader(model, prompt) if thoughts else None, reader_of(tools) if tools else None
+        thought_reader(model, prompt) if thoughts else None,
+        reader_of(tools) if tools else None,
+        None if parallel else 1,
     )

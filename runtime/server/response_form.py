@@ -61,7 +61,7 @@ class ResponseForm(Form):
         async for _, delta in run:
             thought, piece = self.reader.push(delta.text, last=delta.finish_reason is not None)
             self.reader.count_thoughts(choice)
-            calls = self.reader.grown(self._most_calls)
+            calls = self.reader.grown()
             if thought:
                 for line in self._thinking(thought):
                     yield line
@@ -202,7 +202,7 @@ class ResponseForm(Form):
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
     def _response(self, run: Run | BeamRun, choice: Choice, text: str) -> dict[str, Any]:
-        calls = self.reader.calls[: self._most_calls]
+        calls = self.reader.calls
         status = "completed" if choice.finish_reason == "stop" else "incomplete"
         items = {n: _call_item(call) for n, call in enumerate(calls)}
         if text or not calls:
@@ -215,10 +215,6 @@ class ResponseForm(Form):
         elif choice.finish_reason == "length":
             whole["incomplete_details"] = {"reason": "max_output_tokens"}
         return whole
-
-    @property
-    def _most_calls(self) -> int | None:
-        return None if self.body.parallel_tool_calls else 1
 
     def _message(self, text: str, status: str, choice: Choice | None) -> dict[str, Any]:
         scores = self._scores(choice, choice.reasoning_tokens if choice else 0)

@@ -74,7 +74,9 @@ def routes(service: Service) -> APIRouter:
                 service.kept.put(kept)
 
         values = _sampling(params)
-        reader = reply_reader(model, asked.prompt, read, thoughts=split)
+        reader = reply_reader(
+            model, asked.prompt, read, thoughts=split, parallel=body.parallel_tool_calls
+        )
         said = asked_of(body, store=store, sampling=values)
         form = ResponseForm(body, model, reader, said, keep)
         if body.background:
