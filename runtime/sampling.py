@@ -14,6 +14,7 @@ from .tensors import Array
 __all__ = ["Sampler", "SamplingParams", "StructuredOutputsParams", "greatest", "nucleus", "typical"]
 
 _BLOCK = 1024  # tokens whose weights are added up at a time; up to so many in double precision
+_COLDEST, _HOTTEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _ALIKE = 18  # bits of a float that are let go of: 5 of its mantissa stay, so 3 percent
 _GROUP = 64  # logits whose maximum stands for them while the greatest are looked for
 
@@ -70,23 +71,25 @@ class Sampler:
 
     def _draw(self, logits: Array) -> int:
         params, best = self.params, float(logits.max())
+        # What single precision rounds to 0 or to infinity divides nothing.
+        temperature = min(max(params.temperature, _COLDEST), _HOTTEST)
         tokens = None
         if params.min_p > 0.0:
-            tokens = np.flatnonzero(logits >= best + params.temperature * np.log(params.min_p))
+            tokens = np.flatnonzero(logits >= best + temperature * np.log(params.min_p))
         if params.top_k > 0:
             tokens = greatest(logits, params.top_k, tokens)
         if tokens is None and params.top_p < 1.0:
-            tokens, weights = nucleus(logits, best, params.temperature, params.top_p)
+            tokens, weights = nucleus(logits, best, temperature, params.top_p)
         elif tokens is not None:
-            weights = _weights(logits[tokens], best, params.temperature)
+            weights = _weights(logits[tokens], best, temperature)
             if params.top_p < 1.0:
                 kept = _most_likely(weights, params.top_p * float(weights.sum()))
                 tokens, weights = tokens[kept], weights[kept]
         elif params.typical_p < 1.0:
             tokens = np.arange(logits.shape[0])
-            weights = _weights(logits, best, params.temperature)
+            weights = _weights(logits, best, temperature)
         else:
-            return self._draw_of_all(_weights(logits, best, params.temperature))
+            return self._draw_of_all(_weights(logits, best, temperature))
         if params.typical_p < 1.0:
             kept = typical(weights, params.typical_p)
             tokens, weights = tokens[kept], weights[kept]
@@ -149,10 +152,11 @@ def typical(weights: Array, share: float) -> Array:
 
 
 def _weights(logits: Array, best: float, temperature: float) -> Array:
-    # Shifted first, so that a small temperature cannot overflow; double only where few are left.
+    # Shifted first, so that the best one has weight 1; double only where few are left.
     weights = logits.astype(np.float64 if logits.shape[0] <= _BLOCK else np.float32)
     weights -= best
-    weights /= temperature
+    with np.errstate(over="ignore"):  # what is so far below the best one has no weight
+        weights /= temperature
     return np.exp(weights, out=weights)
 
 

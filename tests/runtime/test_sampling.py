@@ -85,6 +85,18 @@ def test_large_vocabularies_are_drawn_from_as_a_whole():
     np.testing.assert_allclose(found, np.array([1, 2, 3, 2, 2]) / 10, atol=0.04)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [300, 9000])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-38, 1e39, 1.7e308])
+def test_temperatures_beyond_single_precision_are_the_limits_of_those_within(size, temperature):
+    logits = np.random.default_rng().standard_normal(size).astype(np.float32)
+    logits[100:] = -np.inf
+    for more in ({}, {"top_p": 0.9}, {"min_p": 1e-9}, {"top_k": 90}, {"typical_p": 0.9}):
+        found = set(draw(logits, temperature=temperature, count=300, **more))
+        assert max(found) < 100, "what was kept out came"
+        assert len(found) > 50 if temperature > 1 else found == {int(logits.argmax())}
+
+
 def test_min_p_drops_what_is_far_below_the_best():
     logits = np.log([0.04, 0.5, 0.3, 0.16])
     assert set(draw(logits, min_p=0.5)) == {1, 2}
