@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from ..engine import Delta
 from .beams import BeamRun, beam_params
 from .conversation import chat_prompt
-from .errors import invalid, unsupported
+from .errors import invalid
 from .fields import ChatBody, NamedTool, Tool, ToolSubset
 from .generation import Choice, Run, chat_logprobs, fitted, prompt_logprobs
 from .models import ServedModel
@@ -31,8 +31,7 @@ def routes(service: Service) -> APIRouter:
         model = service.model(body.model)
         tools = offered_tools(body.tools, body.tool_choice)
         split = service.settings.thoughts
-        if body.chat_template is not None and not service.settings.own_templates:
-            raise unsupported("chat_template", "start with --trust-request-chat-template")
+        template = service.own_template(body.chat_template)
         read = tools if service.settings.calls or _calls(body, tools) is not None else ()
         extra = _extra(body, tools) | shown_marks(model, read, thoughts=split)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
@@ -47,7 +46,7 @@ def routes(service: Service) -> APIRouter:
             continue_final_message=body.continue_final_message,
             add_special_tokens=body.add_special_tokens,
             names=names,
-            source=body.chat_template,
+            source=template,
         )
         prompt = fitted(model, tokens, body.truncate_prompt_tokens, "messages")
         form = ChatForm(body, model, read, prompt, thoughts=split)

@@ -19,6 +19,7 @@ from .generation import (
     prompt_logprobs,
     token_text,
 )
+from .infill import Infill, infill_of, infill_prompt
 from .models import ServedModel
 from .parameters import format_constraint, sampling_params, structured
 from .service import Form, Service
@@ -33,9 +34,10 @@ def routes(service: Service) -> APIRouter:
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Continue one prompt or several."""
         model = service.model(body.model)
-        extra = _extra(body)
+        marks = _marks(model, body)
+        extra = _extra(body, marks)
         params = beam_params(body, extra) or sampling_params(body, model.sampling, **extra)
-        prompts = await _prompts(model, body)
+        prompts = await _prompts(model, body, marks)
         form = CompletionForm(body, model, prompts)
         if body.response_format is not None:
             form.constraint = "response_format"
@@ -44,7 +46,17 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _extra(body: CompletionBody) -> dict[str, Any]:
+def _marks(model: ServedModel, body: CompletionBody) -> Infill | None:
+    """The marks of a gap where a suffix is given; an empty one asks for nothing."""
+    if not body.suffix:
+        return None
+    for name in ("echo", "truncate_prompt_tokens", "use_beam_search"):
+        if getattr(body, name):
+            raise invalid(name, "not together with suffix")
+    return infill_of(model)
+
+
+def _extra(body: CompletionBody, marks: Infill | None) -> dict[str, Any]:
     """The sampling parameters that this endpoint names otherwise."""
     extra: dict[str, Any] = {"max_tokens": body.max_tokens, "logprobs": body.logprobs}
     if body.max_tokens == 0:
@@ -53,6 +65,8 @@ def _extra(body: CompletionBody) -> dict[str, Any]:
         extra["max_tokens"] = 1
     if body.echo and body.logprobs is not None:
         extra["prompt_logprobs"] = body.logprobs
+    if marks is not None and not body.ignore_eos:
+        extra["stop_token_ids"] = [*(body.stop_token_ids or ()), *sorted(marks.ends)]
     if body.best_of is not None:
         extra |= _best_of(body, body.best_of)
     constraint = format_constraint(body.response_format)
@@ -71,7 +85,9 @@ def _best_of(body: CompletionBody, count: int) -> dict[str, Any]:
     return {"n": count, "logprobs": body.logprobs or 0}
 
 
-async def _prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
+async def _prompts(
+    model: ServedModel, body: CompletionBody, marks: Infill | None
+) -> list[list[int]]:
     given = body.prompt
     several = isinstance(given, list) and not (given and isinstance(given[0], int))
     each = cast("list[str | list[int]]", given if several else [given])
@@ -79,8 +95,11 @@ async def _prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
         raise invalid("prompt", "an empty list asks for nothing")
     found = []
     for prompt in each:
-        if isinstance(prompt, str):
-            add = body.add_special_tokens
+        add = body.add_special_tokens
+        if marks is not None:
+            suffix = body.suffix or ""
+            prompt = await infill_prompt(model, marks, prompt, suffix, add_special_tokens=add)
+        elif isinstance(prompt, str):
             prompt = await encode(model, prompt, add_special_tokens=add)
         found.append(fitted(model, prompt, body.truncate_prompt_tokens, "prompt"))
     return found

@@ -113,6 +113,7 @@ class CompletionBody(Generation):
     prompt: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
     max_tokens: Count | None = 16
     best_of: Choices | None = None
+    suffix: StrictStr | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=100)] | None = None
     echo: StrictBool = False
     add_special_tokens: StrictBool = True
@@ -270,10 +271,15 @@ class Pooled(Whole):
 
 
 class InputBody(Pooled):
-    """The body of /classify."""
+    """The body of /classify: texts or token ids, or one conversation for the chat template."""
 
-    input: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
-    add_special_tokens: StrictBool = True
+    input: StrictStr | TokenIds | list[StrictStr] | list[TokenIds] | None = None
+    add_special_tokens: StrictBool | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    chat_template: StrictStr | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: StrictBool = False
+    continue_final_message: StrictBool = False
 
 
 class PoolingBody(InputBody):

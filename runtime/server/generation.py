@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,13 +27,20 @@ async def encode(model: ServedModel, prompt: str, *, add_special_tokens: bool) -
     """The ids of a text, computed beside the event loop where it is long."""
 
     def work() -> list[int]:
-        try:
-            return model.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        except (UnicodeError, TypeError) as error:
-            message = f"the prompt is no valid text: {error}"
-            raise ApiError(400, message, code="invalid_value") from error
+        return model.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
 
-    return work() if len(prompt) <= _INLINE else await asyncio.to_thread(work)
+    return await beside(work, len(prompt))
+
+
+async def beside(work: Callable[[], list[int]], size: int) -> list[int]:
+    """The ids that `work` gives for texts of so many characters, beside the event loop where they
+    are many.
+    """
+    try:
+        return work() if size <= _INLINE else await asyncio.to_thread(work)
+    except (UnicodeError, TypeError) as error:
+        message = f"the prompt is no valid text: {error}"
+        raise ApiError(400, message, code="invalid_value") from error
 
 
 def fitted(

@@ -10,12 +10,17 @@ from fastapi import APIRouter, Request
 
 from ..pooling import probabilities, unit
 from ..tensors import Array
+from .conversation import chat_prompt
 from .errors import ApiError, invalid
-from .fields import EmbeddingBody, InputBody, Pooled, PoolingBody
+from .fields import EmbeddingBody, InputBody, Message, Pooled, PoolingBody
 from .generation import encode, fitted, new_id
 from .models import Embedder, ServedModel
 from .service import Service
 from .streams import until_gone
+
+# Fields that say how a chat template is to write messages.
+_OF_MESSAGES = {"chat_template", "chat_template_kwargs"}
+_OF_MESSAGES |= {"add_generation_prompt", "continue_final_message"}
 
 
 def routes(service: Service) -> APIRouter:
@@ -27,7 +32,7 @@ def routes(service: Service) -> APIRouter:
         """A vector of length 1 for each input, or its first `dimensions` entries at that length."""
         model = service.model(body.model)
         needed_embedder(model)
-        prompts = await _prompts(model, body)
+        prompts = await _prompts(service, model, body)
         vectors = [_sized(v, body) for v in await pooled(service, request, model, body, prompts)]
         vectors = [unit(v) for v in vectors] if body.normalize is not False else vectors
         data = [
@@ -44,7 +49,7 @@ def routes(service: Service) -> APIRouter:
         """
         model = service.model(body.model)
         needed_vectors(model)
-        prompts = await _prompts(model, body)
+        prompts = await _prompts(service, model, body)
         vectors = await pooled(service, request, model, body, prompts)
         data = [
             {"index": n, "object": "pooling", "data": _written(v, body.encoding_format)}
@@ -58,7 +63,7 @@ def routes(service: Service) -> APIRouter:
         """The likeliest label of each input, and the probabilities of all."""
         model = service.model(body.model)
         classifier = needed_classifier(model)
-        prompts = await _prompts(model, body)
+        prompts = await _prompts(service, model, body)
         scores = await pooled(service, request, model, body, prompts)
         data = [_classified(n, s, classifier) for n, s in enumerate(scores)]
         return listed("classify-", model, data, prompts)
@@ -99,16 +104,38 @@ def usage_of(prompts: Sequence[list[int]]) -> dict[str, int]:
     return {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0}
 
 
-async def _prompts(model: ServedModel, body: InputBody) -> list[list[int]]:
+async def _prompts(service: Service, model: ServedModel, body: InputBody) -> list[list[int]]:
+    if body.messages is not None:
+        return [await _conversation(service, model, body, body.messages)]
+    if wrong := _OF_MESSAGES.intersection(body.model_fields_set):
+        raise invalid(min(wrong), "needs messages")
     given = body.input
+    if given is None:
+        raise invalid("input", "give either input or messages", "missing_required_parameter")
     several = isinstance(given, list) and not (given and isinstance(given[0], int))
     each = cast("list[str | list[int]]", given if several else [given])
     if not each:
         raise invalid("input", "an empty list asks for nothing")
-    return [
-        await _tokens(model, one, body, "input", add_special_tokens=body.add_special_tokens)
-        for one in each
-    ]
+    add = body.add_special_tokens is not False
+    return [await _tokens(model, one, body, "input", add_special_tokens=add) for one in each]
+
+
+async def _conversation(
+    service: Service, model: ServedModel, body: InputBody, messages: Sequence[Message]
+) -> list[int]:
+    if body.input is not None:
+        raise invalid("input", "not together with messages")
+    tokens = await chat_prompt(
+        model,
+        messages,
+        (),
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        add_special_tokens=bool(body.add_special_tokens),
+        names=body.chat_template_kwargs,
+        source=service.own_template(body.chat_template),
+    )
+    return fitted(model, tokens, body.truncate_prompt_tokens, "messages", room=0)
 
 
 async def prompts_of(

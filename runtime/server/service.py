@@ -52,6 +52,12 @@ class Service:
             raise ApiError(503, "the server sleeps: POST /wake_up", code="asleep")
         return self.models[name]
 
+    def own_template(self, source: str | None) -> str | None:
+        """The chat template that a request brings; an error where requests may bring none."""
+        if source is not None and not self.settings.own_templates:
+            raise unsupported("chat_template", "start with --trust-request-chat-template")
+        return source
+
     async def sleep(self) -> None:
         """Take no requests, and give the memory of every cache back, until `asleep` is False again;
         raises where requests run.

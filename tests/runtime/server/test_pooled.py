@@ -70,6 +70,44 @@ def test_embeddings(tokenizer):
         assert status == 400 and "is no classifier" in error["error"]["message"]
 
 
+def test_a_conversation_is_embedded_as_its_template_writes_it(tokenizer):
+    model = ServedModel("vec", Text(tokenizer), 64, VOCABULARY, embedder=Lengths())
+    with Running(Service(Models([model]), Settings(), ServerMetrics(64))) as running:
+        said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [TEXT_PART]}]
+        asked = {"messages": said, "normalize": False}
+
+        def found(**extra):
+            status, body = post(running, "/v1/embeddings", asked | extra)
+            assert status == 200, body
+            (only,) = body["data"]
+            assert body["usage"]["prompt_tokens"] == only["embedding"][0]
+            return only["embedding"]
+
+        plain = "<user>a</user><assistant>bc</assistant>"
+        assert found() == [len(plain), ord("<")]
+        assert found(add_generation_prompt=True)[0] == len(plain + "<reply>")
+        assert found(continue_final_message=True)[0] == len(plain) - len("</assistant>")
+        effort = {"chat_template_kwargs": {"reasoning_effort": "low"}}
+        assert found(**effort)[0] == len(plain + "<effort>low</effort>")
+        assert found(truncate_prompt_tokens=3) == [3, ord("n")]
+        status, body = post(running, "/pooling", {"messages": said, "encoding_format": "float"})
+        assert status == 200 and body["data"][0]["data"] == [len(plain), ord("<")]
+        for wrong, param, code in (
+            ({"messages": said, "input": "a"}, "input", "invalid_value"),
+            ({"input": "a", "add_generation_prompt": True}, "add_generation_prompt", None),
+            ({"messages": said, "chat_template": "x"}, "chat_template", "unsupported_parameter"),
+            ({"messages": []}, "messages", "invalid_value"),
+            ({}, "input", "missing_required_parameter"),
+            ({"messages": said * 9}, "messages", "context_length_exceeded"),
+        ):
+            status, body = post(running, "/v1/embeddings", wrong)
+            assert (status, body["error"]["param"]) == (400, param), body
+            assert code in (None, body["error"]["code"]), body
+
+
+TEXT_PART = {"type": "text", "text": "bc"}
+
+
 class Slow(AloneEmbedder):
     """Takes its time, and counts what it was asked for."""
 
