@@ -40,7 +40,11 @@ def build_app(service: Service, version: str) -> ASGIApp:
         return gate
     # Outside the gate: what a browser asks first comes without a key.
     return CORSMiddleware(
-        gate, allow_origins=service.settings.origins, allow_methods=["*"], allow_headers=["*"]
+        gate,
+        allow_origins=service.settings.origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
     )
 
 
@@ -58,9 +62,11 @@ def _answer_errors(app: FastAPI) -> None:
         if isinstance(error.__cause__, ApiError):  # raised while the body was read
             return _response(request, error.__cause__)
         named = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}
+        why = str(error.detail)
+        if error.status_code == 400 and error.__cause__ is not None:
+            why = f"the body cannot be read: {error.__cause__}"
         answer = _response(
-            request,
-            ApiError(error.status_code, str(error.detail), code=named.get(error.status_code)),
+            request, ApiError(error.status_code, why, code=named.get(error.status_code))
         )
         answer.headers.update(error.headers or {})
         return answer

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..artifact import Artifact, load
 from ..chat import ChatTemplate
@@ -65,6 +67,9 @@ _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 # An engine's thread keeps the interpreter for so long before the event loop has its turn: with
 # Python's own 5 ms the tokens of fast models leave in bundles.
 _SWITCH_SECONDS = 0.0005
+# A server that closes an idle connection when its client is about to use it again loses a request:
+# clients keep theirs for less, the common ones for 5 to 60 seconds.
+_KEEP_ALIVE_SECONDS = 75
 AHEAD = 2  # full batches of one request's texts that are in an engine at once
 MachineOf = Callable[[Artifact], Machine | None]
 
@@ -274,19 +279,32 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def server_config(app: ASGIApp, **where: Any) -> uvicorn.Config:
+    """How an application is served; `where` are uvicorn's names for an address and keys."""
+    http: Any = "auto"
+    if find_spec("httptools") is not None:
+        from .protocol import HttpProtocol as http
+    return uvicorn.Config(
+        app,
+        **where,
+        http=http,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        # What is still open after the drain is a client that does not read.
+        timeout_graceful_shutdown=2,
+    )
+
+
 def run(service: Service, listen: Listen) -> None:
     """Serve until a signal asks for the end."""
-    config = uvicorn.Config(
+    config = server_config(
         build_app(service, version("ferrule")),
         host=listen.host,
         port=listen.port,
         uds=listen.uds,
         ssl_keyfile=listen.key_file,
         ssl_certfile=listen.certificate_file,
-        log_config=None,
-        access_log=False,
-        # What is still open after the drain is a client that does not read.
-        timeout_graceful_shutdown=2,
     )
     sys.setswitchinterval(_SWITCH_SECONDS)
     server = Server(config, service)

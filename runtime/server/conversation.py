@@ -11,6 +11,9 @@ from .fields import Message, Tool
 from .generation import encode
 from .models import ServedModel
 
+# What no template reads as it stands in a message.
+_OF_CLIENTS = {"annotations", "parsed", "refusal", "tool_calls"}
+
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as plain objects: text parts joined by line ends, arguments parsed."""
@@ -18,7 +21,7 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _message(message: Message, number: int) -> dict[str, Any]:
-    plain = message.model_dump(exclude_none=True, exclude={"annotations", "tool_calls"})
+    plain = message.model_dump(exclude_none=True, exclude=_OF_CLIENTS)
     if message.content is None and message.role != "assistant":
         raise invalid(f"messages[{number}].content", "missing", "missing_required_parameter")
     plain["content"] = message.plain_content

@@ -109,7 +109,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
     param = _path(first["loc"]) or None
     if first["type"] == "extra_forbidden" and param:
-        return unsupported(param, _NOW_NAMED.get(param, ""))
+        return unsupported(param, _REASONS.get(param, ""))
     return invalid(param, str(first["msg"]), _CODES.get(first["type"], "invalid_value"))
 
 
@@ -130,8 +130,9 @@ def _path(location: Sequence[object]) -> str:
     return path
 
 
-# What users of other servers, or of older versions of them, send for what has another name here.
-_NOW_NAMED = {
+# Why a field is not supported: users of other servers, or of older versions of them, send what has
+# another name here.
+_REASONS = {
     "guided_json": "give structured_outputs with json",
     "guided_regex": "give structured_outputs with regex",
     "guided_choice": "give structured_outputs with choice",
@@ -146,6 +147,7 @@ _NOW_NAMED = {
     "n_predict": "give max_tokens",
     "reasoning_budget": "give thinking_token_budget",
     "thinking_budget": "give thinking_token_budget",
+    "prediction": "tokens are not drafted here",
 }
 # How validation names the members of a union in a location.
-_UNIONS = {"str", "int", "float", "bool", "list", "dict", "function"}
+_UNIONS = {"str", "int", "float", "bool", "list", "dict"}

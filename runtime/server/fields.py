@@ -126,6 +126,7 @@ class TextPart(Body):
     text: StrictStr
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None  # what a client made of the text of a reply that it sends back
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +141,7 @@ class FunctionCall(Body):
 
     name: StrictStr
     arguments: StrictStr = "{}"
+    parsed_arguments: Any = None  # what a client made of them
 
 
 class ToolCall(Body):
@@ -161,14 +163,16 @@ class Message(Body):
     tool_call_id: StrictStr | None = None
     reasoning_content: StrictStr | None = None
     reasoning: StrictStr | None = None
+    refusal: StrictStr | None = None
     annotations: list[Any] | None = None
+    parsed: Any = None
 
     @property
     def plain_content(self) -> str:
-        """The text of the content, its parts joined by line ends."""
+        """The text of the content, its parts joined by line ends; of a refusal where it is one."""
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
-        return self.content or ""
+        return self.content or self.refusal or ""
 
 
 class Function(Body):

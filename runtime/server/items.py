@@ -68,6 +68,7 @@ class Item(Body):
     call_id: StrictStr | None = None
     name: StrictStr | None = None
     arguments: StrictStr | None = None
+    parsed_arguments: Any = None
     output: StrictStr | list[TextPart] | None = None
     summary: list[ThoughtPart] | None = None
     encrypted_content: StrictStr | None = None

@@ -39,6 +39,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = _named(message, scope["state"]["summary"].get("request_id"))
             await send(message)
 
         try:
@@ -71,6 +72,10 @@ class Gate:
                 message = "no valid API key: send it as `Authorization: Bearer KEY`"
                 raise ApiError(401, message, code="invalid_api_key")
             scope["state"]["key"] = equal.index(True)
+        packed = headers.get(b"content-encoding", b"").strip().lower()
+        if packed not in (b"", b"identity"):
+            message = f"content-encoding: given {packed.decode('latin-1')}, wanted a plain body"
+            raise ApiError(415, message, code="unsupported_media_type")
         length = headers.get(b"content-length", b"0")
         if length.isdigit():
             self._check_size(int(length))
@@ -131,6 +136,14 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def _named(start: Message, request_id: str | None) -> Message:
+    """The beginning of an answer with the id of its request, where that may stand in a header."""
+    if request_id is None or not (request_id.isascii() and request_id.isprintable()):
+        return start
+    headers = [*start.get("headers", ()), (b"x-request-id", request_id.encode())]
+    return {**start, "headers": headers}
 
 
 def _headless(send: Send) -> Send:

@@ -287,5 +287,5 @@ def _call_item(call: Call) -> dict[str, Any]:
         "call_id": call.id,
         "name": call.name,
         "arguments": call.arguments,
-        "status": "completed",
+        "status": "incomplete" if call.done and not call.is_whole else "completed",
     }

@@ -84,6 +84,8 @@ def _add_facts(router: APIRouter, service: Service, version: str) -> None:
             "special_tokens": text.special_tokens,
             "added_tokens": text.added,
             "chat_template": text.template and text.template.source,
+            # As tokenizer_config.json has them, for clients that look for them there.
+            **text.special_tokens,
         }
 
 

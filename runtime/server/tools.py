@@ -53,6 +53,15 @@ class Call:
     arguments: str = ""
     done: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its arguments are JSON: those of a reply that was cut may be none."""
+        try:
+            json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
     def to_json(self) -> dict[str, Any]:
         """The object in a message."""
         return {

@@ -8,10 +8,9 @@ import threading
 import time
 
 import numpy as np
-import uvicorn
 from ferrule.runtime.engine import Engine
 from ferrule.runtime.server.app import build_app
-from ferrule.runtime.server.command import Server
+from ferrule.runtime.server.command import Server, server_config
 from ferrule.runtime.server.front import EngineFront
 from ferrule.runtime.server.live import LiveWindow, Observers
 from ferrule.runtime.server.metrics import ServerMetrics
@@ -126,11 +125,7 @@ class Running:
 
     def __init__(self, service):
         self.service = service
-        config = uvicorn.Config(
-            build_app(service, "test"), log_config=None, access_log=False,
-            timeout_graceful_shutdown=2,
-        )  # fmt: skip
-        self.server = Server(config, service)
+        self.server = Server(server_config(build_app(service, "test")), service)
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
