@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from .closing import closed
 from .errors import RequestError
 from .params import StructuredOutputsParams
 from .spread import Spread
@@ -176,7 +177,10 @@ def _schema(given: object) -> dict[str, Any]:
             raise RequestError(f"structured_outputs.json: not JSON: {error}") from None
     if not isinstance(given, dict):
         raise RequestError(f"structured_outputs.json: wanted a schema, given {given!r}")
-    return given
+    try:
+        return dict(closed(given))
+    except RecursionError:
+        raise RequestError("structured_outputs.json: the schema is nested too deeply") from None
 
 
 def _first_lines(message: str) -> str:

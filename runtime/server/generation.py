@@ -65,8 +65,9 @@ def fitted(
     if len(tokens) + room > model.max_context:
         beside = f" with at least {room} of output" if room else ""
         message = (
-            f"{param}: the prompt has {len(tokens)} tokens, the context holds {model.max_context}"
-            f"{beside}"
+            # Clients tell this error from others by the words of the second half.
+            f"{param}: the prompt has {len(tokens)} tokens, this model's maximum context length is"
+            f" {model.max_context} tokens{beside}"
         )
         raise ApiError(400, message, param=param, code="context_length_exceeded")
     return tokens

@@ -28,7 +28,7 @@ from .fields import (
 from .generation import fitted
 from .message_form import MessageForm
 from .models import ServedModel
-from .parameters import sampling_params, structured
+from .parameters import format_constraint, sampling_params, structured
 from .replies import reply_reader
 from .service import Service
 from .tools import shown_marks
@@ -94,6 +94,13 @@ class Thinking(Body):
     display: Literal["summarized"] | None = None
 
 
+class OutputConfig(Body):
+    """How hard the model thinks, for templates that read it, and the format of its answer."""
+
+    effort: StrictStr | None = None
+    format: dict[str, Any] | None = None
+
+
 class PromptBody(Whole):
     """What makes a prompt: the body of /v1/messages/count_tokens."""
 
@@ -103,6 +110,7 @@ class PromptBody(Whole):
     tools: list[ClientTool] | None = None
     tool_choice: Choice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class MessagesBody(PromptBody):
@@ -141,6 +149,11 @@ def routes(service: Service) -> APIRouter:
         calls = forced_calls(tools, _choice(body), parallel=single is False)
         if calls is not None:
             extra |= structured(generation, {"json": calls}, "tool_choice")
+        if (wanted := body.output_config and body.output_config.format) is not None:
+            if calls is not None:
+                raise invalid("output_config.format", "not together with a forced tool call")
+            constraint = format_constraint(wanted)
+            extra |= structured(generation, constraint, "output_config.format")
         split = service.settings.thoughts
         read = tools if service.settings.calls or calls is not None else ()
         extra |= shown_marks(model, read, thoughts=split)
@@ -162,7 +175,11 @@ def routes(service: Service) -> APIRouter:
 
 async def _prompt(model: ServedModel, body: PromptBody) -> tuple[list[int], tuple[Tool, ...]]:
     tools = offered_tools(_tools(body), _choice(body))
-    names = {} if body.thinking is None else {"enable_thinking": body.thinking.type != "disabled"}
+    names: dict[str, Any] = {}
+    if body.thinking is not None:
+        names["enable_thinking"] = body.thinking.type != "disabled"
+    if body.output_config is not None and body.output_config.effort is not None:
+        names["reasoning_effort"] = body.output_config.effort
     last = body.messages[-1]
     tokens = await chat_prompt(
         model,

@@ -102,6 +102,15 @@ def test_json_follows_its_schema(text, seed, ends, ignore_eos):
     assert "disable_any_whitespace" not in kind or shown == shown.strip()
 
 
+def test_properties_that_are_not_named_do_not_come(text):
+    schema = {name: SCHEMA[name] for name in ("type", "properties", "required")}
+    for seed in range(8):
+        kind = {"json": schema, "disable_any_whitespace": True}
+        shown, reason, error = answer(make(text), seed, **kind)
+        assert (reason, error) == ("stop", None)
+        assert list(json.loads(shown)) == ["name", "old"]
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([(END,), ()]))
 def test_regex_choice_and_grammars_hold(text, seed, ends):

@@ -143,6 +143,31 @@ def test_a_call_that_is_cut_off_says_so(client, script):
     assert "".join(p.function.arguments for p in pieces) == call.function.arguments
 
 
+def test_what_the_client_read_and_refusals_come_back(client, script):
+    script["<reply>"] = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    one = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    function = {"name": "f", "strict": True, "parameters": one | {"additionalProperties": False}}
+    asked = {
+        "model": "fox",
+        "temperature": 0,
+        "tools": [{"type": "function", "function": function}],
+    }
+    hi = {"role": "user", "content": "hi"}
+    message = client.chat.completions.parse(messages=[hi], **asked).choices[0].message
+    assert message.tool_calls[0].function.parsed_arguments == {"a": 1}
+    script.clear()
+    script['[f:{"a": 1}]</assistant><tool>x</tool><reply>'] = "yes"
+    script["<assistant>no</assistant><user>hi</user><reply>"] = "so"
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "x"}
+    found = client.chat.completions.create(
+        messages=[hi, message, result], tool_choice="none", **asked
+    )
+    assert found.choices[0].message.content == "yes"
+    refused = {"role": "assistant", "content": None, "refusal": "no"}
+    found = client.chat.completions.create(messages=[refused, hi], model="fox", temperature=0)
+    assert found.choices[0].message.content == "so"
+
+
 def test_text_that_only_looks_like_a_call_is_text(client, script):
     for text in ('{"name": "other", "arguments": {}}', "a <tool_call> b", "[1, 2]", "<tool"):
         script["<reply>"] = text

@@ -91,6 +91,7 @@ def test_prompts_that_do_not_fit(server):
     long = {"prompt": "x" * 2048}
     status, body = post(server, "/v1/completions", long)
     assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "this model's maximum context length is 2048 tokens" in body["error"]["message"]
     assert post(server, "/v1/completions", {"prompt": ""})[1]["error"]["param"] == "prompt"
     assert post(server, "/v1/completions", {"prompt": [300]})[1]["error"]["param"] == "prompt"
     assert post(server, "/v1/completions", {})[1]["error"]["code"] == "missing_required_parameter"

@@ -82,6 +82,34 @@ def test_calls(client, script):
     assert done.output_text == "wet"
 
 
+def test_a_call_that_is_cut_off_is_incomplete(client, script):
+    script["<reply>"] = '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+    asked = {"model": "fox", "temperature": 0, "tools": TOOLS, "input": "hi"}
+    done = client.responses.create(**asked, max_output_tokens=52)
+    (call,) = done.output
+    assert (done.status, call.status, call.arguments) == ("incomplete", "incomplete", '{"city":')
+    events = list(client.responses.create(**asked, max_output_tokens=52, stream=True))
+    (ended,) = [e.item for e in events if e.type == "response.output_item.done"]
+    assert (ended.status, ended.arguments) == ("incomplete", call.arguments)
+
+
+def test_what_the_client_read_comes_back_in_its_items(client, script):
+    script["<reply>"] = '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+    strict = {
+        "strict": True,
+        "parameters": TOOLS[0]["parameters"] | {"additionalProperties": False},
+    }
+    asked = {"model": "fox", "temperature": 0, "tools": [TOOLS[0] | strict]}
+    done = client.responses.parse(input="hi", **asked)
+    (call,) = done.output
+    assert call.parsed_arguments == {"city": "Bern"}
+    script.clear()
+    script["<tool>rain</tool><reply>"] = "wet"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    items = [{"role": "user", "content": "hi"}, *done.output, result]
+    assert client.responses.parse(**asked, input=items, tool_choice="none").output_text == "wet"
+
+
 @pytest.mark.parametrize(("before", "after"), [("a ", ""), ("", " b"), ("a ", " b"), ("", "")])
 def test_items_stand_in_the_order_in_which_they_began(client, script, before, after):
     call = '<tool_call>{"name": "weather", "arguments": {"city": "%s"}}</tool_call>'

@@ -140,6 +140,7 @@ def test_facts_of_a_server(server):
     found = json.loads(body)
     assert found["vocab_size"] == 258 and found["special_tokens"]["eos_token"] == "</s>"
     assert found["chat_template"].startswith("{% for m in messages %}")
+    assert (found["bos_token"], found["eos_token"]) == ("<s>", "</s>")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         get(server, "/tokenizer_info?model=cat")
 

@@ -5,6 +5,7 @@ import re
 
 import openai
 import pytest
+from test_errors import post
 
 pytest.importorskip("llguidance")
 ASK = [{"role": "user", "content": "hi"}]
@@ -106,3 +107,14 @@ def test_two_constraints_are_one_too_many(client):
         body = {} if extra else {"structured_outputs": {"regex": "a"}}
         with pytest.raises(openai.BadRequestError, match="not together"):
             chat(client, response_format=wanted, extra_body=body, **extra)
+
+
+def test_messages_take_a_format(server):
+    wanted = {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}
+    body = {"model": "fox", "max_tokens": 900, "messages": [{"role": "user", "content": "hi"}]}
+    status, answer = post(server, "/v1/messages", body | wanted)
+    assert status == 200 and set(json.loads(answer["content"][0]["text"])) == {"n", "ok"}
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    forced = {"tools": [tool], "tool_choice": {"type": "any"}}
+    status, answer = post(server, "/v1/messages", body | wanted | forced)
+    assert (status, answer["error"]["param"]) == (400, "output_config.format")
