@@ -22,7 +22,7 @@ from torch.fx.experimental import _config as _torch_config
 
 from .checkpoint import LiveWeights, Weights
 from .chosen_rows import all_rows_for_chosen
-from .conditions import broken_condition, tried_conditions
+from .conditions import broken_condition, noted_numbers, tried_conditions
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .functional import functional
@@ -360,8 +360,14 @@ def export(
 
     `deferred`: with conditions on sizes as assertions in it, for the caller to prove.
     """
+    numbers: list[str] = []
     try:
-        with torch.no_grad(), tried_conditions(), _without_refused_graph():
+        with (
+            torch.no_grad(),
+            tried_conditions(),
+            noted_numbers() as numbers,
+            _without_refused_graph(),
+        ):
             program = torch.export.export(
                 module,
                 args,
@@ -374,7 +380,7 @@ def export(
     except CompileError:
         raise
     except Exception as error:
-        raise CompileError(_refusal(module, error)) from error
+        raise CompileError(_refusal(module, error, numbers)) from error
 
 
 @contextmanager
@@ -387,9 +393,11 @@ def _without_refused_graph() -> Iterator[None]:
     sys.stderr.write(printed.getvalue())
 
 
-def _refusal(module: nn.Module, error: Exception) -> str:
+def _refusal(module: nn.Module, error: Exception, numbers: Sequence[str]) -> str:
     model = module.model if isinstance(module, LogitsOf) else module
     where = model_line(error)
+    if not where and A_NUMBER in str(error) and numbers:
+        where = numbers[0]
     reason = str(error).strip().split("\n\n")[0]
     return (
         f"{type(model).__name__} does not export"

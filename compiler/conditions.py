@@ -1,9 +1,10 @@
 """Conditions on sizes that a trace took for granted, proved for every size that it is to serve.
 
 The tracer refuses a range of lengths where it cannot prove a condition by algebra, even one as
-plain as min(6, S) <= S. Because a length has finitely many values, each is simply tried: while the
-tracer asks, where the condition is of a least or greatest of one size and others; or afterwards,
-where conditions were deferred and stand in the program as assertions.
+plain as min(6, S) <= S or 4 (S // 4) <= S. Because a length has finitely many values, each is
+simply tried: while the tracer asks, where the condition is of a least or greatest of one size and
+others, or of what is left of it by division; or afterwards, where conditions were deferred and
+stand in the program as assertions. Where a size becomes a number all the same, it is noted where.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import Max, Min
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-from .sources import origin
+from .sources import calling_line, origin
 
 Sizes = Mapping[str, tuple[int, int]]
 MOST_TRIED = 1 << 13
 FEW = (1, 2, 3, 5, 8, 13, 64)
+_BEYOND_ALGEBRA = (Min, Max, FloorDiv, Mod, PythonMod)
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def tried_conditions() -> Iterator[None]:
 
 def _decided(env: Any, condition: Any) -> sympy.Basic | None:
     symbols = list(condition.free_symbols)
-    if len(symbols) != 1 or not condition.has(Min, Max):
+    if len(symbols) != 1 or not condition.has(*_BEYOND_ALGEBRA):
         return None
     if env.is_unbacked_symint(symbols[0]):
         return None  # a number that the data decides, and that may be 0
@@ -63,9 +65,34 @@ def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.B
     """What a condition is at each size from 1 to the most; None where that differs, or is not
     known.
     """
-    values = {condition.xreplace({symbol: sympy.Integer(v)}) for v in range(1, most + 1)}
-    same = values.pop() if len(values) == 1 else None
-    return same if same in (sympy.true, sympy.false) else None
+    first: sympy.Basic | None = None
+    for size in range(1, most + 1):
+        value = condition.xreplace({symbol: sympy.Integer(size)})
+        if value not in (sympy.true, sympy.false) or first not in (None, value):
+            return None
+        first = value
+    return first
+
+
+@contextmanager
+def noted_numbers() -> Iterator[list[str]]:
+    """Where in the model's source sizes became numbers while it was traced, in order: `file.py:12,
+    where s3 becomes 19`, the size by the tracer's symbol.
+    """
+    tracer: Any = ShapeEnv
+    known, places = tracer._set_replacement, list[str]()
+
+    @wraps(known)
+    def replaced(env: Any, symbol: Any, value: Any, *rest: Any) -> None:
+        if isinstance(value, sympy.Integer) and symbol not in env.replacements:
+            places.append(f"{calling_line()}, where {symbol} becomes {value}")
+        known(env, symbol, value, *rest)
+
+    tracer._set_replacement = replaced
+    try:
+        yield places
+    finally:
+        tracer._set_replacement = known
 
 
 def broken_condition(program: ExportedProgram, sizes: Sizes) -> str | None:

@@ -25,7 +25,7 @@ _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # The first pattern that a field's name (by attribute_map, where it has a common one) matches gives
 # its value; a pair (limit, value) leaves values below the limit as they are.
 _SIZES: tuple[tuple[str, int | tuple[int, int]], ...] = (
-    (r"(decoder_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
+    (r"(decoder_|unpadded_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
     (r".*vocab_size.*", (LARGE, 31)),
     (r"max_position_embeddings|n_ctx|max_seq_len|model_max_length|max_target_positions", LONGEST),
     (r"context_length", LONGEST),
@@ -108,7 +108,7 @@ def shrunk(config: Any, given: Mapping[str, Any]) -> Fields:
     common = {own: shared for shared, own in type(config).attribute_map.items()}
     made: Fields = {}
     for name, value in values.items():
-        smaller = _smaller(common.get(name, name), value)
+        smaller = _smaller(_known_name(name, common.get(name, name)), value)
         if smaller != value:
             made[name] = smaller
     layers = _layers(values, common)
@@ -121,6 +121,13 @@ def shrunk(config: Any, given: Mapping[str, Any]) -> Fields:
     if isinstance(rope, dict) and (small := _small_rope(rope)) != rope:
         made["rope_parameters"] = small
     return made
+
+
+def _known_name(own: str, shared: str) -> str:
+    """Whichever of a field's names the rules know, the shared one first: some classes share theirs
+    by names of long ago.
+    """
+    return next((n for n in (shared, own) if any(re.fullmatch(p, n) for p, _ in _SIZES)), shared)
 
 
 def _heads(values: Fields) -> Fields:

@@ -229,7 +229,8 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "gemma4_text": _GEMMA4,
     "gemma4_unified_text": _GEMMA4,
     "falcon_h1": {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_ssm": 96},
-    "xlnet": {"d_head": 8},
+    # Each token's value is of those up to it where attention is of this kind alone.
+    "xlnet": {"d_head": 8, "attn_type": "uni"},
     "qwen4_exp_text": _INDEXED,
     "qwen4_exp": {"text_config": _INDEXED},
     "zamba": {

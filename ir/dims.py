@@ -91,6 +91,33 @@ def exact_quotient(a: Dim, b: Dim) -> Dim | None:
     return as_dim(sympy.expand(quotient)) if whole else None
 
 
+@functools.lru_cache(maxsize=65536)
+def quotient_and_rest(a: Dim, b: Dim) -> tuple[Dim, Dim] | None:
+    """(q, r) with a = q b + r and 0 <= r, as one expression for every value of the names; None
+    where there is none.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return divmod(a, b) if b > 0 else None
+    names = sorted(names_in(a) | names_in(b))
+    if not names or not all(sympy.sympify(d).is_polynomial() for d in (a, b)):
+        return None
+    quotient, rest = sympy.div(sympy.sympify(a), sympy.sympify(b), *map(dim, names))
+    whole = all(c.is_integer for c in sympy.Poly(quotient, *map(dim, names)).coeffs())
+    return (as_dim(quotient), as_dim(rest)) if whole and is_no_less(as_dim(rest), 0) else None
+
+
+def is_no_less(a: Dim, b: Dim) -> bool:
+    """Whether a >= b is seen to hold for all values of the names, each of which is 1 at least."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a >= b
+    apart = sympy.sympify(a) - sympy.sympify(b)
+    if not apart.is_polynomial():
+        return False
+    names = sorted(apart.free_symbols, key=str)
+    beyond = sympy.expand(apart.subs({n: n + 1 for n in names}, simultaneous=True))
+    return all(c >= 0 for c in sympy.Poly(beyond, *names).coeffs()) if names else beyond >= 0
+
+
 def names_in(d: Dim) -> frozenset[str]:
     """The names that a dim depends on."""
     if isinstance(d, int):

@@ -18,7 +18,7 @@ from ..ir.ops import model
 from ..ir.ops import tensor as t
 from ..ir.rewrite import Rules, hole, rewrite
 from .batch_frames import best_target, key_heads, moved
-from .rules.constant_keys import CONSTANT_KEYS
+from .rules.constant_keys import CONSTANT_KEYS, is_inside_tokens
 from .rules.movement import MOVEMENT
 from .rules.repeats import repeated, unrepeated
 from .rules.score_frames import SCORE_FRAMES
@@ -99,7 +99,9 @@ def _attention(weights: Node, value: Node, frame: Shape, beside: Node | None = N
     if found is None or split is None or scores is None:
         return None
     target = _target(scores, found, value, frame)
-    if target is None or _is_constant(scores.key) or _is_constant(value):
+    if target is None or is_inside_tokens(target):
+        return None
+    if _is_constant(scores.key) or _is_constant(value):
         return None
     if split[1] is not None and beside is not None:
         return None

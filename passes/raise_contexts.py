@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..ir.errors import IRError
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.ops import model, selection
@@ -59,13 +60,23 @@ class RaiseContexts:
         while found := _Finder(spelled, self.run_part, longest).found():
             spelled = spelled.replace(found)
         if any(_is_left(n) for n in spelled.nodes()):
-            self._strict(graph)  # its errors name the attention and draw the mask
+            self._refused(graph)
         return self._strict(spelled)
+
+    def _refused(self, graph: Graph) -> None:
+        """Raise what names the attention, and draws its mask where that is of positions alone."""
+        try:
+            self._strict(graph)
+        except IRError as error:
+            raise IRError(f"{error}\n{_NO_REGION}") from None
 
     def _strict(self, graph: Graph) -> Graph:
         if not any(_is_masked(n) for n in graph.nodes()):
             return graph
         return DescribeMasks(self.max_context, self.evaluate).run(graph)
+
+
+_NO_REGION = "No value that it makes is the same for a token whatever comes behind the token"
 
 
 def _is_masked(node: Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..ir.dims import Dim, equal, product
+from ..ir.dims import Dim, as_dim, equal, is_no_less, product, quotient_and_rest
 from ..ir.node import Node
 from ..ir.node import item as item_of
 from ..ir.ops import tensor as t
@@ -58,7 +58,7 @@ class TokenSlices:
             if source.op.has("leaf"):
                 return node
             made = self.at(source, node["axis"], node["start"])
-            return made if made is node or made in self.whole else self.of(made)
+            return made if made is node else self.of(made)
         inputs = tuple(self.whole[i] for i in node.inputs)
         return node.with_inputs(inputs) if inputs else node
 
@@ -94,7 +94,30 @@ def _reshape(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | Non
         before = equal(product(x.shape[:own]), product(node.shape[:axis]))
         if before and equal(x.shape[own], node.shape[axis]):
             return t.reshape(self.at(x, own, place), shape=_one(node, axis))
-    return None
+    width = product(node.shape[axis + 1 :])
+    part = _stretch(self, x, product(node.shape[:axis]), as_dim(place * width), width)
+    return None if part is None else t.reshape(part, shape=_one(node, axis))
+
+
+def _stretch(self: TokenSlices, x: Node, lead: Dim, start: Dim, size: Dim) -> Node | None:
+    """The elements [start, start + size) of each of the first `lead` parts of a value, in reading
+    order, where they lie in one row; [lead, 1, size]. So are scores shifted by their distance.
+    """
+    axes = [n for n in range(len(x.shape)) if equal(product(x.shape[:n]), lead)]
+    if not axes:
+        return None
+    axis = axes[-1]
+    width = product(x.shape[axis + 1 :])
+    if x.op is t.reshape:
+        return _stretch(self, x.inputs[0], lead, start, size)
+    if x.op is t.slice_ and x["axis"] == axis and x["step"] == 1:
+        return _stretch(self, x.inputs[0], lead, as_dim(start + x["start"] * width), size)
+    found = quotient_and_rest(start, width)
+    if found is None or not is_no_less(width, found[1] + size):
+        return None
+    row, first = found
+    part = t.reshape(self.at(x, axis, row), shape=(lead, 1, width))
+    return t.slice_(part, axis=2, start=first, stop=as_dim(first + size))
 
 
 def _one(node: Node, axis: int) -> tuple[object, ...]:
@@ -112,9 +135,12 @@ def _broadcast(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | N
 
 def _slice(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x, start = node.inputs[0], node["start"]
-    if axis != node["axis"]:
-        return node.with_inputs((self.at(x, axis, place),))
-    return self.at(x, axis, start + place * node["step"])
+    if axis == node["axis"]:
+        return self.at(x, axis, start + place * node["step"])
+    part = self.at(x, axis, place)
+    # Two slices of what cannot be cut further stand in the order of their axes, the first inmost.
+    cut = part.op is t.slice_ and part["axis"] == axis and part.inputs[0] in (x, self.whole.get(x))
+    return None if cut and axis > node["axis"] else node.with_inputs((part,))
 
 
 def _concat(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
@@ -185,13 +211,22 @@ def _take(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     return t.take(self.at(x, own, place), index, axis=first)
 
 
+def _take_along(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    x, index = node.inputs
+    part = self.at(index, axis, place)
+    source = x if axis == node["axis"] else self.at(x, axis, place)
+    return t.take_along(source, part, axis=node["axis"])
+
+
 def _matmul(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x, y = node.inputs
     rank = len(node.shape)
     if axis == rank - 1:
         return None
-    parts = [_batch_part(self, i, axis - rank + len(i.shape), place) for i in (x, y)]
-    return t.matmul(parts[0], y if axis == rank - 2 else parts[1])
+    left = _batch_part(self, x, axis - rank + len(x.shape), place)
+    # The rows of y are what is summed over: a row of the product has all of them.
+    right = y if axis == rank - 2 else _batch_part(self, y, axis - rank + len(y.shape), place)
+    return t.matmul(left, right)
 
 
 def _batch_part(self: TokenSlices, x: Node, own: int, place: Dim) -> Node:
@@ -229,6 +264,7 @@ _RULES: Mapping[str, Rule] = {
     "cumprod": _along,
     "iota": _iota,
     "take": _take,
+    "take_along": _take_along,
     "matmul": _matmul,
     "item": _item,
     "argmax": _largest,

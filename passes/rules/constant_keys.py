@@ -1,13 +1,17 @@
-"""Attention to what no token is in: a memory of the model's own, which each token reads alone."""
+"""Attention that each token does alone: to a memory of the model, or among its own numbers."""
 
 from __future__ import annotations
 
-from ...ir.dims import names_in
+from collections.abc import Iterable
+
+from ...ir.dims import Dim, names_in
 from ...ir.graph import Graph
 from ...ir.node import Node, walk
 from ...ir.ops import model
 from ...ir.ops import tensor as t
 from ...ir.rewrite import Rules, hole
+from ..spell_attention import spelled_attention
+from ..token_values import S
 from .repeats import repeated
 from .values import transposed
 
@@ -31,6 +35,21 @@ def attention_to_constants(root: Node) -> Node | None:
         scores = _masked(scores, more[0])
     weights = t.softmax(scores, axis=len(scores.shape) - 1)
     return t.matmul(_cast(weights, v.dtype), repeated(values, heads))
+
+
+@CONSTANT_KEYS.on(hole("root", lambda node: node.op is model.attention))
+def attention_inside_tokens(root: Node) -> Node | None:
+    """softmax(scale q kᵀ + mask) v, where queries and keys are both of the token itself."""
+    q, k, *_ = root.inputs
+    alone = is_inside_tokens(q.shape[:2]) and not names_in(q.shape[2]) | names_in(k.shape[2])
+    return spelled_attention(root) if alone else None
+
+
+def is_inside_tokens(frame: Iterable[Dim]) -> bool:
+    """Whether the length is in the frame (batch, heads) that attention is repeated over: what it
+    compares are numbers of a token, such as its values at several layers.
+    """
+    return any(str(S) in names_in(d) for d in frame)
 
 
 def _masked(scores: Node, mask: Node) -> Node:

@@ -52,3 +52,34 @@ def test_a_condition_that_always_holds_is_asked_once(monkeypatch: pytest.MonkeyP
 def test_a_condition_that_fails_at_some_length_is_refused() -> None:
     with pytest.raises(CompileError, match=r"does not hold at s\d+ = \d+.*test_conditions\.py"):
         capture(Best(whole=5).eval(), max_context=40)
+
+
+class Folded(nn.Module):
+    """Adds up whole fours of tokens; with `fixed`, for as many as there are in 19 alone."""
+
+    def __init__(self, *, fixed: bool = False) -> None:
+        super().__init__()
+        self.words, self.out, self.fixed = nn.Embedding(31, 8), nn.Linear(8, 31), fixed
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        fours = ids.shape[1] // 4
+        if 4 * fours <= ids.shape[1]:
+            x = x + x[:, : 4 * fours].sum(1, keepdim=True)
+        if self.fixed:
+            x = x * torch.ones(19)[: int(ids.shape[1])].sum() + torch.ones(ids.shape[0], 19, 8)
+        return self.out(x)
+
+
+def test_what_is_left_by_a_division_is_captured_for_all_lengths() -> None:
+    model = Folded().eval()
+    captured = capture(model, max_context=40)
+    assert captured.bounds["S"] == (1, 40)
+    for shape in ((1, 1), (2, 5), (3, 40)):
+        ids = torch.randint(0, 31, shape)
+        torch.testing.assert_close(captured.program.module()(ids), model(ids))
+
+
+def test_where_a_size_becomes_a_number_is_said() -> None:
+    with pytest.raises(CompileError, match=r"test_conditions\.py:\d+, where s\d+ becomes 19"):
+        capture(Folded(fixed=True).eval(), max_context=40)

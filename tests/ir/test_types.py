@@ -10,9 +10,11 @@ from ferrule.ir.dims import (
     dim_text,
     equal,
     exact_quotient,
+    is_no_less,
     names_in,
     parse_dim,
     product,
+    quotient_and_rest,
     substitute,
     upper_bound,
 )
@@ -133,3 +135,13 @@ def test_text_of_types():
     assert substitute_type(TupleType((TensorType("f32", (B,)),)), {"B": 3}) == TupleType(
         (TensorType("f32", (3,)),)
     )
+
+
+def test_division_with_a_rest():
+    assert quotient_and_rest(14, 4) == (3, 2) and quotient_and_rest(14, 0) is None
+    # Of n rows of n + 1, the last begins at n n - 1.
+    assert quotient_and_rest(T * T, T + 1) == (T - 1, 1)
+    assert quotient_and_rest(2 * T * T - 2 * T + 1, 2 * T) == (T - 1, 1)
+    assert quotient_and_rest(T * T - T, 2 * T) is None  # half a row
+    assert quotient_and_rest(T, T + 3) is None
+    assert is_no_less(2 * T, T + 1) and not is_no_less(T, 2) and is_no_less(3, 3)

@@ -290,6 +290,15 @@ def test_attention_to_numbers_of_the_model_is_of_each_token_alone():
     assert not any(n.op is model.attention for n in result.nodes())
 
 
+@pytest.mark.parametrize("spelled", [True, False])
+def test_attention_among_numbers_of_a_token_is_of_each_token_alone(spelled: bool):
+    """Queries and keys of [B, S, states, D]: the length stands where heads would."""
+    query, key, value = (t.transpose(x, permutation=(0, 2, 1, 3)) for x in (Q, K, V))
+    made = weigh(scores(query, key), value) if spelled else attend(query, key, value, scale=0.4)
+    result = check_pass(RaiseAttention(), Canonicalize().run(graph(made)))
+    assert not any(n.op is model.attention for n in result.nodes())
+
+
 def graph(*outputs: Node) -> Graph:
     return Graph("m", INPUTS, outputs, bounds=BOUNDS)
 
