@@ -20,6 +20,7 @@ LAYERS = {
 SYMBOLS = {"sympy", "networkx"}
 ARRAYS = {"numpy", "ml_dtypes"}
 SERVING = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "llguidance"}
+SERVING |= {"httptools"}
 # The longest path that begins a file's name decides what it may import beside the standard library.
 THIRD_PARTIES = {
     "ir/": SYMBOLS,
