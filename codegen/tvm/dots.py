@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .isa import LANES
-from .values import Expr, bind, i64
+from .values import Expr, bind
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,6 @@ class Dot:
         takes them; 0 where every four goes to the 32-bit sums.
         """
         return (1 << 15) // (2 * 15 * 128) if self.kind == "pairs" and self.dtype == "u4" else 0
-
-    def load(self, buffer: tirx.Buffer, at: tuple[Expr, ...]) -> list[Expr]:
-        """Sixteen columns' bytes, four codes of each (or eight of four bits), in registers."""
-        width = 4 * self.lanes
-        return [
-            bind(buffer[(*at, T.ramp(i64(low), i64(1), width))])
-            for low in range(0, 4 * LANES, width)
-        ]
 
     def nibbles(self, part: Expr, half: int) -> Expr:
         """The low or high four bits of each byte."""

@@ -1,13 +1,15 @@
-"""Asking for memory before it is read."""
+"""Asking for memory before it is read, and reading it in its order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .values import Expr
+from .function import Kernel
+from .values import Expr, bind, i64
 
 LINE = 64
 """Bytes of a line of the cache."""
@@ -21,3 +23,33 @@ def fetch(buffer: tirx.Buffer, at: Sequence[Expr], *, near: int = 3) -> None:
     read, close, as_data = (tirx.IntImm("int32", n) for n in (0, near, 1))
     place = T.address_of(buffer[tuple(at)])
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, read, close, as_data))
+
+
+_TYPES = {"uint8": "i8", "int8": "i8", "uint16": "i16", "float16": "half", "float32": "float"}
+_LOADS = {64: ("vmovdqu64", "v"), 32: ("vmovdqu", "x")}
+
+
+def in_turn(kernel: Kernel, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int) -> Expr:
+    """So many elements side by side from `at` on, read in the order in which the kernel asks for
+    them, where they fill one of the target's registers.
+
+    The hardware asks for memory ahead of a stream whose reads come in its order. LLVM takes reads
+    of unrolled code for free to move, and what asks for lines (llvm.prefetch) to the code's
+    beginning, where a core, which has room for a few dozen requests, waits for them one and all.
+    One core (Zen 5, pages of 2 MiB or 4 KiB) so read 4-bit codes at 59% of the rate that memory
+    has for it; with nothing asked for, in LLVM's order, at 89%; in their own at 99%.
+    """
+    *outer, first = at
+    dtype, size = str(buffer.dtype), lanes * tvm.DataType(buffer.dtype).bits // 8
+    if size != kernel.isa.vector_bytes or size not in _LOADS or dtype not in _TYPES:
+        return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
+    name, read, vector = f"ferrule_read_{dtype}", f"<{size} x i8>", f"<{lanes} x {_TYPES[dtype]}>"
+    load, register = _LOADS[size]
+    kernel.snippets.add(f"""
+define {vector} @{name}(ptr %at) alwaysinline {{
+  %r = call {read} asm sideeffect "{load} $1, $0", "={register},*m"(ptr elementtype({read}) %at)
+  %v = bitcast {read} %r to {vector}
+  ret {vector} %v
+}}
+""")
+    return bind(T.call_extern(f"{dtype}x{lanes}", name, T.address_of(buffer[tuple(at)])))

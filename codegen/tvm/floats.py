@@ -18,10 +18,9 @@ from ...ir.target import Target
 from ..backend import Layout
 from ..errors import CodegenError
 from ..space import Space
-from .fetch import LINE
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES, Tile, isa_of
-from .linear import AHEAD, Linear, Scheme, Sums, ask_ahead, emit_scheme, load_vector
+from .linear import Linear, Scheme, Sums, emit_scheme, read_weights, widened
 from .loops import Place
 from .row_tiles import tile_spaces
 from .tiles import Steps, emit_whole, plain
@@ -128,12 +127,10 @@ def _broadcast_x(linear: Linear, row: list[Expr], k: Expr) -> Expr:
 
 def _weights(linear: Linear, block: Expr, k: Expr) -> Expr:
     w = linear.kernel.places[linear.node.inputs[1]]
-    at = (block, k, i64(0), i64(0)) if _uses_dot(linear) else (block, k, i64(0))
-    ask_ahead(linear, w.buffer, at, AHEAD // LINE)
     if _uses_dot(linear):
-        bits = w.buffer[(block, k, i64(0), T.ramp(i64(0), i64(1), 2 * LANES))]
+        bits = read_weights(linear, w.buffer, (block, k, i64(0), i64(0)), 2 * LANES)
         return bind(tirx.op.reinterpret("int16x32", bits))
-    return load_vector(w, (block, k), linear.sum_dtype)
+    return widened(w, read_weights(linear, w.buffer, (block, k, i64(0)), LANES), linear.sum_dtype)
 
 
 def _multiply_add(linear: Linear, total: tirx.Buffer, x: Expr, w: Expr) -> None:

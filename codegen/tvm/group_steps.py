@@ -8,10 +8,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .dots import Dot
-from .fetch import LINE
 from .function import Kernel
 from .isa import LANES, STAY, STAY_A_LOOP
-from .linear import AHEAD, Linear, ask_ahead
+from .linear import Linear, read_weights
 from .values import Expr, bind, const, i64
 
 _UNROLL = 8  # steps written out of a group's loop
@@ -194,5 +193,7 @@ def codes_at(linear: Linear, dot: Dot, block: Expr, step: Expr) -> list[Expr]:
     """The codes of a step of sixteen columns, in registers."""
     buffer = linear.kernel.places[linear.codes].buffer
     at = (block, step, *(i64(0),) * (len(buffer.shape) - 3))
-    ask_ahead(linear, buffer, (*at, i64(0)), AHEAD // LINE)
-    return dot.load(buffer, at)
+    width = 4 * dot.lanes
+    return [
+        read_weights(linear, buffer, (*at, i64(low)), width) for low in range(0, 4 * LANES, width)
+    ]

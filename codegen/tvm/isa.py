@@ -59,6 +59,7 @@ class Tile:
 class Isa:
     """A CPU as the templates see it; `few` and `many` are the row tiles of the linear template.
 
+    A vector register has `vector_bytes`.
     `has_bf16_tiles` and `has_integer_tiles` speak of AMX, `has_byte_table` of a shuffle that looks
     up bytes in two registers; `integer_dot` is a kind of dots.py. `one_order`: sums of all
     ops are made in the same order however many rows there are.
@@ -69,6 +70,7 @@ class Isa:
     one: Tile
     few: Tile
     many: Tile
+    vector_bytes: int = 16
     has_bf16_dot: bool = False
     has_byte_table: bool = False
     integer_dot: str = ""
@@ -108,6 +110,7 @@ def _fastest(target: Target) -> Isa:
             32,
             target.cores,
             *(Tile(1, 1, 4), Tile(4, 2, 2), Tile(8, 2)),
+            vector_bytes=64,
             has_bf16_dot=target.has("avx512_bf16"),
             has_byte_table=target.has("avx512vbmi"),
             integer_dot=integer_dot(target),
@@ -117,7 +120,8 @@ def _fastest(target: Target) -> Isa:
     if target.has("avx2"):
         # 16 registers of 8 floats: a column vector takes two of them.
         tiles = Tile(1, 4), Tile(4, 1), Tile(6, 1)
-        return Isa(16, target.cores, *tiles, integer_dot=integer_dot(target))
+        dot = integer_dot(target)
+        return Isa(16, target.cores, *tiles, vector_bytes=32, integer_dot=dot)
     return Isa(16, target.cores, Tile(1, 1), Tile(2, 1), Tile(2, 1))
 
 

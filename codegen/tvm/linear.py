@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -20,7 +19,7 @@ from ...ir.dims import Shape, equal_shapes, product
 from ...ir.node import Node
 from ..backend import Layout
 from ..errors import NotRowwise
-from .fetch import LINE, fetch
+from .fetch import in_turn
 from .function import Kernel
 from .isa import LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
@@ -31,10 +30,6 @@ from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
 PARALLEL_FROM = 1 << 18
 """Multiplications from which a linear goes to all threads."""
-AHEAD = 80 * LINE
-"""Bytes ahead of its place in memory that a stream of weights is asked for: more than a page, at
-whose end the hardware's own fetching stops.
-"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Linear:
     it needs: (0,) for a plain linear, (0, F) where gate and up lie one after the other.
     `columns` is the width of the results. With a `route` rows are taken in its order, by one of
     many weights; `x_row` is where x has what belongs to a row of the result. With `streams` weights
-    are read once, as they lie in memory, and asked for AHEAD.
+    are read once, in the order in which they lie in memory.
     """
 
     kernel: Kernel
@@ -331,8 +326,10 @@ def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, 
 
 def _streams(linear: Linear, tile: Tile, sums: Sums) -> list[tuple[Linear, Sums]]:
     """What is summed at a time: where a tile has one column vector those of each offset, one after
-    another, each as it lies in memory; else all.
+    another, each as it lies in memory; else all, several streams where it has one row.
     """
+    if tile.rows == 1 and tile.columns > 1:
+        return [(replace(linear, streams=True), sums)]
     if tile.columns > 1 or (tile.rows > 1 and linear.kernel.isa.registers < 32):
         return [(linear, sums)]
     return [
@@ -403,19 +400,21 @@ def _zeros(linear: Linear) -> tirx.Buffer:
     return buffer
 
 
-def ask_ahead(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lines: int) -> None:
-    """Ask for what lies so many lines of the cache behind a step of a stream of weights, at `at`:
-    (block, step, ...). The next block follows the last step.
-    """
-    step = int(product(int(d) for d in buffer.shape[2:])) * tvm.DataType(buffer.dtype).bits // 8
-    if linear.streams and lines * LINE % step == 0:
-        block, number, *rest = at
-        fetch(buffer, [block, number + i64(lines * LINE // step), *rest])
+def read_weights(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int) -> Expr:
+    """So many elements of a block's step, side by side from `at` on: (block, step, ..., first)."""
+    if linear.streams:
+        return in_turn(linear.kernel, buffer, at, lanes)
+    *outer, first = at
+    return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
 
 
 def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:
     """Sixteen weights that lie side by side, widened."""
-    bits = w.buffer[(*at, T.ramp(i64(0), i64(1), LANES))]
+    return widened(w, w.buffer[(*at, T.ramp(i64(0), i64(1), LANES))], dtype)
+
+
+def widened(w: Place, bits: Expr, dtype: str) -> Expr:
+    """Sixteen weights as they lie, as numbers of a dtype."""
     if w.dtype == "bf16":
         wide = tirx.op.shift_left(
             tirx.Cast("uint32x16", bits), T.broadcast(tirx.IntImm("uint32", 16), LANES)

@@ -23,11 +23,10 @@ from ..backend import Layout
 from ..errors import CodegenError
 from ..space import Space
 from .dots import Dot, nibbles
-from .fetch import LINE
 from .function import Anchor, Kernel
 from .group_steps import Parts, add_integers, fresh_vector, gather, over_steps
 from .isa import LANES, Isa, Tile, isa_of
-from .linear import Linear, Scheme, Sums, ask_ahead, emit_scheme, load_vector
+from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place
 from .quantized_tiles import Vectors, by_tiles, fits_tiles, group_sums, zeros_of
 from .row_tiles import tile_spaces
@@ -44,8 +43,6 @@ DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
 WIDE_WORDS = {"u8": "n16", "u4": "n16k2"}
 GROUPS_ABOVE = 16
 """Rows up to which scaled groups go faster through registers than through tiles."""
-SCALES_AHEAD = 10 * LINE
-"""AHEAD for the scales of groups of 32, which are an eighth as long as their codes."""
 UNPACKED = Tile(8, 2)
 """The row tile over unpacked codes: the whole numbers of a block and its sums stay in registers."""
 UNPACKED_FROM = 64
@@ -270,9 +267,6 @@ def _over_integer_groups(
 def _scales(linear: Linear, scale: Node, block: list[Expr], g: Expr) -> list[tuple[int, int, Expr]]:
     """The scales of a group, sixteen columns at a time, by (offset, column vector)."""
     place = linear.kernel.places[scale]
-    for o in linear.offsets:
-        for b in block:
-            ask_ahead(linear, place.buffer, (linear.stored(b, o), g, i64(0)), SCALES_AHEAD // LINE)
     return [
         (o, c, load_vector(place, (linear.stored(b, o), g), "float32"))
         for o in linear.offsets

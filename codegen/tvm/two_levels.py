@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -23,7 +22,7 @@ from .dots import Dot
 from .fetch import LINE, fetch
 from .group_steps import Parts, add_integers, codes_at, fresh_vector, gather
 from .isa import LANES, Isa, Tile
-from .linear import AHEAD, Linear, Sums, ask_ahead, load_vector, store_rows
+from .linear import Linear, Sums, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .row_tiles import MANY
 from .values import Expr, bind, i64
@@ -64,7 +63,6 @@ def over_blocks(
         for o in linear.offsets:
             for c, b in enumerate(block):
                 place = (linear.stored(b, o), g)
-                _ask_beside(linear, scales.buffer, (*place, i64(0)))
                 scale = load_vector(scales, place, "float32")
                 for r in range(tile.rows):
                     both = scale * T.broadcast(x_scale[r], LANES)
@@ -145,21 +143,6 @@ def _by_multiplied(
     return parts
 
 
-def _ask_beside(linear: Linear, buffer: tirx.Buffer, at: tuple[Expr, ...]) -> None:
-    """Ask for what goes with the codes that are asked for, as far ahead as they are."""
-    codes = linear.kernel.places[linear.codes].buffer
-    share = _block_bytes(buffer) / _block_bytes(codes)
-    ask_ahead(linear, buffer, at, max(1, round(AHEAD * share / LINE)))
-
-
-def _block_bytes(buffer: tirx.Buffer) -> float:
-    """Bytes of a block of columns."""
-    count = 1
-    for extent in buffer.shape[1:]:
-        count *= int(extent)
-    return count * tvm.DataType(buffer.dtype).bits / 8
-
-
 def _multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
     """The multipliers of the p-th group of a block of groups, sixteen columns, as int32."""
     node = linear.node
@@ -167,8 +150,6 @@ def _multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
     assert found.multipliers is not None
     buffer = linear.kernel.places[found.multipliers].buffer
     pair = bind(g * i64(per // 2) + i64(p // 2))
-    if p == 0:
-        _ask_beside(linear, buffer, (block, pair, i64(0), i64(0)))
     both = tirx.Cast(f"int32x{LANES}", buffer[(block, pair, i64(0), T.ramp(i64(0), i64(1), LANES))])
     four = tirx.IntImm("int32", 4 if p % 2 else 15)
     take = tirx.op.shift_right if p % 2 else tirx.op.bitwise_and
