@@ -3,8 +3,9 @@
 The tracer refuses a range of lengths where it cannot prove a condition by algebra, even one as
 plain as min(6, S) <= S or 4 (S // 4) <= S. Because a length has finitely many values, each is
 simply tried: while the tracer asks, where the condition is of a least or greatest of one size and
-others, or of what is left of it by division; or afterwards, where conditions were deferred and
-stand in the program as assertions. Where a size becomes a number all the same, it is noted where.
+others, of what is left of it by division, or of rounded quotients, as `arange` has them; or
+afterwards, where conditions were deferred and stand in the program as assertions. Where a size
+becomes a number all the same, it is noted where.
 """
 
 from __future__ import annotations
@@ -19,14 +20,27 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    FloatTrueDiv,
+    FloorDiv,
+    FloorToInt,
+    IntTrueDiv,
+    Max,
+    Min,
+    Mod,
+    PythonMod,
+)
 
 from .sources import calling_line, origin
 
 Sizes = Mapping[str, tuple[int, int]]
 MOST_TRIED = 1 << 13
 FEW = (1, 2, 3, 5, 8, 13, 64)
-_BEYOND_ALGEBRA = (Min, Max, FloorDiv, Mod, PythonMod)
+_BEYOND_ALGEBRA = (
+    *(Min, Max, FloorDiv, Mod, PythonMod),
+    *(CeilToInt, FloorToInt, IntTrueDiv, FloatTrueDiv),
+)
 
 
 @contextmanager

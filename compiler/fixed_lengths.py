@@ -73,7 +73,10 @@ def capture_by_lengths(
         # became a number, as `len` makes it.
         raise refusal
     if step_of(graph) > 1:
-        raise CompileError(f"the model takes multiples of {step} tokens alone\n{WHAT_TO_WRITE}")
+        raise CompileError(
+            f"{refusal}\nWhat the model computes at {' and '.join(map(str, graphs))} tokens is the "
+            f"same for every {step}th length alone\n{WHAT_TO_WRITE}"
+        )
     graph = _within_slices(graph, limit)
     first = captures[min(captures)]
     imported = Imported(graph, held)

@@ -25,6 +25,7 @@ from ..ir.node import Node, input_, parameter
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
 from .aten import (
+    complexes,
     contraction,
     creation,
     elementwise,
@@ -33,7 +34,9 @@ from .aten import (
     movement,
     recurrent,
     reduction,
+    spectrum,
 )
+from .aten.spectrum import Spectrum
 from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
 from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
@@ -42,7 +45,7 @@ from .import_loops import SCAN, import_scan, steps_of
 from .sources import origin
 from .traced_sizes import OpenSizeError, TracedSizes
 
-TABLE: Mapping[str, Builder] = {
+_PLAIN: Mapping[str, Builder] = {
     **elementwise.TABLE,
     **functions.TABLE,
     **movement.TABLE,
@@ -51,6 +54,11 @@ TABLE: Mapping[str, Builder] = {
     **index.TABLE,
     **contraction.TABLE,
     **recurrent.TABLE,
+    **spectrum.TABLE,
+}
+TABLE: Mapping[str, Builder] = {
+    name: spectrum.taking_spectra(name, complexes.taking_complex(name, builder))
+    for name, builder in _PLAIN.items()
 }
 
 
@@ -345,7 +353,9 @@ class _Importer:
         """Write down where new nodes came from."""
         place = self._where(node)
         roots = tuple(
-            n for part in _flat(result) for n in (part if isinstance(part, Complex) else (part,))
+            n
+            for part in _flat(result)
+            for n in (part if isinstance(part, Complex) else _signals(part))
         )
         stack = [n for n in roots if isinstance(n, Node)]
         while stack:
@@ -361,7 +371,7 @@ class _Importer:
         nodes, names = [], []
         for name, value in _results(self.program).items():
             made = self.values.get(value) if isinstance(value, FxNode) else None
-            if isinstance(made, Complex):
+            if isinstance(made, (Complex, Spectrum)):
                 raise CompileError(f"result {name} is complex; a real one was wanted")
             if not isinstance(made, Node):
                 raise CompileError(f"result {name} is {value!r}; a tensor was wanted")
@@ -374,7 +384,12 @@ def _same(made: Node, wanted: TensorType) -> bool:
     return equal_shapes(made.shape, wanted.shape)
 
 
+def _signals(value: Any) -> tuple[Any, ...]:
+    """What a spectrum is made of; anything else itself."""
+    return value.signals if isinstance(value, Spectrum) else (value,)
+
+
 def _flat(value: Any) -> Sequence[Any]:
-    if isinstance(value, Complex):
+    if isinstance(value, (Complex, Spectrum)):
         return (value,)
     return value if isinstance(value, (list, tuple)) else (value,)

@@ -27,6 +27,7 @@ from ..passes.raise_convs import RaiseConvs
 from ..passes.raise_counts import RaiseCounts
 from ..passes.raise_experts import RaiseExperts
 from ..passes.raise_norms import RaiseNorms
+from ..passes.raise_running import RaiseRunning
 from ..passes.raise_scans import RaiseScans
 from ..passes.raise_selections import RaiseSelections
 from ..passes.raise_stacks import RaiseStacks
@@ -98,6 +99,8 @@ def serving(sizes: Sizes, evaluate: Evaluate, run_part: Run | None = None) -> tu
             "serving form",
             (
                 *_masking(context, evaluate, lenient=True),
+                # Before contexts: a state of a fixed size is less than all tokens so far.
+                RaiseRunning(),
                 # What mixes tokens in no other way by now.
                 RaiseContexts(run_part, max_context=context, evaluate=evaluate),
                 # Masks before positions: what is left of them then needs no table.

@@ -17,11 +17,13 @@ from .recurrent_layers import scanned_layers
 def token_argument(model: nn.Module) -> str:
     """The name that a model's forward takes token ids by, "" where they are its first argument.
 
-    A forward of named arguments alone takes them by the first, one of any names as `input_ids`.
-    Raises CompileError where it takes none.
+    A forward of named arguments alone takes them by the first, one of any names, or that has such a
+    name behind others, as `input_ids`. Raises CompileError where it takes none.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    first = next(iter(parameters), None)
+    named = inspect.signature(model.forward).parameters
+    first = next(iter(named.values()), None)
+    if "input_ids" in named and first is not named["input_ids"]:
+        return "input_ids"
     if first is not None and first.kind is inspect.Parameter.KEYWORD_ONLY:
         return first.name
     if first is not None and first.kind is inspect.Parameter.VAR_KEYWORD:

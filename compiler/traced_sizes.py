@@ -29,6 +29,8 @@ class TracedSizes:
             return expr  # type: ignore[return-value]
         if expr.is_Integer:
             return int(expr)
+        if expr.is_Float:
+            return float(expr)  # type: ignore[return-value]
         if expr.is_Symbol:
             if str(expr) not in self._symbols:
                 raise OpenSizeError(f"a size depends on the data ({expr})")
@@ -64,7 +66,13 @@ class TracedSizes:
 
 
 def _floor_division(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
-    return sympy.floor(a / b)
+    return sympy.floor(sympy.cancel(a / b) if b.free_symbols else a / b)
+
+
+def _whole(expr: sympy.Expr) -> sympy.Expr:
+    """An expression whose whole numbers, where they are floats, are integers."""
+    floats = {f: sympy.Integer(int(f)) for f in expr.atoms(sympy.Float) if float(f).is_integer()}
+    return expr.xreplace(floats)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -77,5 +85,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "TruncToInt": lambda a: a,
     "IntTrueDiv": lambda a, b: a / b,
     "FloatTrueDiv": lambda a, b: a / b,
+    "CeilToInt": lambda a: sympy.ceiling(_whole(a)),
+    "FloorToInt": lambda a: sympy.floor(_whole(a)),
     "PowByNatural": sympy.Pow,
 }

@@ -139,6 +139,8 @@ class _Recognizer:
         """(allowed [L, L], bias [H, L, L]) at a length."""
         value = self.evaluate((root,), {"B": 2, "S": length})[0]
         value = value.reshape((1,) * (4 - value.ndim) + value.shape)
+        if any(size not in (1, length) for size in value.shape[2:]):
+            raise _NoFamilyError(f"of {length} tokens it is {value.shape[2:]}: keys are no tokens")
         value = np.broadcast_to(value, (*value.shape[:2], length, length))
         if (value != value[:1]).any():
             raise _NoFamilyError("it differs between the sequences of a batch")

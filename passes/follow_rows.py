@@ -93,7 +93,8 @@ def _matmul(node: Node, at: int, axis: int) -> int | None:
 _RULES: dict[str, Follow] = {
     "reduce_sum": _reduction, "reduce_max": _reduction, "reduce_min": _reduction,
     "reduce_prod": _reduction, "argmax": _reduction, "softmax": _other_axis,
-    "cumsum": _other_axis, "topk": _other_axis, "sort": _other_axis,
+    "cumsum": _other_axis, "cumprod": _other_axis, "cummax": _other_axis,
+    "logcumsumexp": _other_axis, "topk": _other_axis, "sort": _other_axis,
     "item": lambda node, at, axis: axis,
     "rms_norm": _not_last, "layer_norm": _not_last, "linear": _not_last, "packed_linear": _not_last,
     "quantized_linear": _not_last, "packed_quantized_linear": _not_last,

@@ -29,7 +29,8 @@ from ..ir.ops import tensor
 from ..ir.types import TensorType
 from ..ir.verify import quote
 from .analyze_tokens import BATCH, LENGTH, Evaluate, analyze, need_evaluate
-from .token_values import factors_of
+from .token_values import WHAT_TO_WRITE, B, MixesTokensError, S, factors_of
+from .walk_tokens import TokenWalk
 
 Array = np.ndarray[Any, Any]
 SIZES = ((2, 5), (3, 9), (1, 1))
@@ -54,8 +55,11 @@ class TabulatePositions:
         positions = input_(name=POSITIONS, type=TensorType("i32", (dim(LENGTH),)))
         frontier = [v for v in analyze(graph).frontier() if isinstance(v.type, TensorType)]
         mapping: dict[Node, Node] = {}
-        for value in frontier:
-            mapping.update(self._lifted(graph, value, positions))
+        try:
+            for value in frontier:
+                mapping.update(self._lifted(graph, value, positions))
+        except IRError as error:
+            raise _mixing(graph) or error from None
         lifted = graph.replace(mapping)
         return replace(lifted, inputs=(*lifted.inputs, positions))
 
@@ -98,6 +102,19 @@ class TabulatePositions:
 
 class _NoTableError(Exception):
     """Why a value is no table over positions."""
+
+
+def _mixing(graph: Graph) -> IRError | None:
+    """What mixes tokens in no known way, which is why a value that it reads is no table; None where
+    nothing does.
+    """
+    if [i.shape for i in graph.inputs] != [(B, S)]:
+        return None
+    walk = TokenWalk(graph)
+    node = next((n for n in graph.nodes() if walk.visit(n)), None)
+    if node is None:
+        return None
+    return MixesTokensError(f"{node.op.name} mixes tokens\n{quote(graph, node)}\n{WHAT_TO_WRITE}")
 
 
 def _run(evaluate: Evaluate, value: Node, b: int, s: int) -> Array:

@@ -186,7 +186,7 @@ def reduction(node: Node, operands: Sequence[Operand]) -> TokenValue:
 
 
 def along_axis(node: Node, operands: Sequence[Operand]) -> TokenValue:
-    """softmax, cumsum, cumprod: along a number."""
+    """softmax and what runs along an axis: along a number."""
     value, axis = _number_axis(node, operands[0])
     return tidy(
         node.op.build((value.node,), {**node.attributes, "axis": value.position(axis)}), value.axes
@@ -459,6 +459,8 @@ RULES: dict[str, Rule] = {
     "softmax": along_axis,
     "cumsum": along_axis,
     "cumprod": along_axis,
+    "cummax": along_axis,
+    "logcumsumexp": along_axis,
     "topk": several_results,
     "sort": several_results,
     "item": item,

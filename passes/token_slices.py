@@ -222,7 +222,7 @@ def _matmul(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None
     x, y = node.inputs
     rank = len(node.shape)
     if axis == rank - 1:
-        return None
+        return t.matmul(x, self.at(y, len(y.shape) - 1, place))
     left = _batch_part(self, x, axis - rank + len(x.shape), place)
     # The rows of y are what is summed over: a row of the product has all of them.
     right = y if axis == rank - 2 else _batch_part(self, y, axis - rank + len(y.shape), place)
@@ -262,6 +262,8 @@ _RULES: Mapping[str, Rule] = {
     "softmax": _along,
     "cumsum": _along,
     "cumprod": _along,
+    "cummax": _along,
+    "logcumsumexp": _along,
     "iota": _iota,
     "take": _take,
     "take_along": _take_along,

@@ -16,6 +16,7 @@ MATHEMATICS = (
     "floormod",
     "larger",
     "log1p",
+    "log_added",
     "multiplied",
     "nearest",
     "power",

@@ -291,23 +291,47 @@ def _ordered(pull: Pull, order: Node, around: Point, mask: Mask) -> list[tuple[s
 # -- scans and scatters
 
 
-def _cumsum(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
+def _running(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
+    """cumsum, cumprod, cummax, logcumsumexp."""
     x, axis = node.inputs[0], node["axis"]
-    count, writer = x.shape[axis], pull.writer
+    count, writer, fold = x.shape[axis], pull.writer, _RUNNING[node.op.name]
     around = (*at[:axis], *at[axis + 1 :])
     if isinstance(count, int) and count <= MOST_LANES and not axes_of(around):
         lanes, inside = lanes_of(pull, count)
         if at[axis] == lanes:
+            # Lanes behind the last come after all others: what they hold is of no matter.
             value = pull.value(x, replaced(at, axis, lanes), (*mask, inside))
             kept = writer.value(f"tl.where({inside.name}, {value}, {value} * 0)")
-            return writer.value(f"tl.cumsum({kept}, axis=0).to({COMPUTED[node.dtype]})")
+            return writer.value(f"{fold.across(kept)}.to({COMPUTED[node.dtype]})")
     refuse_repeated(node, at, count)
     total, place = writer.name("t"), writer.name("k")
-    writer.line(f"{total} = {spread(pull, at, writer.value(number(0, x.dtype)))}")
+    writer.line(f"{total} = {spread(pull, at, writer.value(fold.start(x.dtype)))}")
     with writer.block(f"for {place} in range({writer.dim(count)}):"):
         value = pull.value(x, replaced(at, axis, Index(place)), mask)
-        writer.line(f"{total} = tl.where({place} <= {at[axis].text}, {total} + {value}, {total})")
+        more = fold.step(total, value)
+        writer.line(f"{total} = tl.where({place} <= {at[axis].text}, {more}, {total})")
     return total
+
+
+def _scanned(name: str) -> _Fold:
+    """What runs along an axis by a function of templates/mathematics.py."""
+    return _Fold(
+        lambda dtype: number(1, dtype) if name == "multiplied" else lowest(dtype),
+        lambda a, b: f"{name}({a}, {b})",
+        lambda v: f"tl.associative_scan({v}, 0, {name})",
+    )
+
+
+_RUNNING = {
+    "cumsum": _Fold(
+        lambda dtype: number(0, dtype),
+        lambda a, b: f"{a} + {b}",
+        lambda v: f"tl.cumsum({v}, axis=0)",
+    ),
+    "cumprod": _scanned("multiplied"),
+    "cummax": _scanned("larger"),
+    "logcumsumexp": _scanned("log_added"),
+}
 
 
 def _scatter(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
@@ -334,7 +358,10 @@ LOOPS = {
     "reduce_prod": _reduction,
     "argmax": _argmax,
     "item": _item,
-    "cumsum": _cumsum,
+    "cumsum": _running,
+    "cumprod": _running,
+    "cummax": _running,
+    "logcumsumexp": _running,
     "scatter": _scatter,
 }
 RULES.update(LOOPS)

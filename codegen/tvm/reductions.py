@@ -1,10 +1,11 @@
-"""Ops with loops of their own along an axis: sums, extremes, argmax, running sums, order,
+"""Ops with loops of their own along an axis: sums, extremes, argmax, what runs along it, order,
 scatter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -234,25 +235,40 @@ def _scan(
     return bind(fold(across(lanes, fold, dtype), cast(single[0], dtype)))
 
 
-def cumsum(work: Work, node: Node, place: Place, prefix: list[Expr], rest: Shape) -> None:
-    """Running sums along an axis, one after another."""
+def running(work: Work, node: Node, place: Place, prefix: list[Expr], rest: Shape) -> None:
+    """cumsum, cumprod, cummax, logcumsumexp along an axis, one after another."""
     x, axis = node.inputs[0], node["axis"]
-    dtype = COMPUTED[x.dtype]
-    inner_axis = axis - len(prefix)
+    dtype, inner_axis = COMPUTED[x.dtype], axis - len(prefix)
     others = tuple(d if i != inner_axis else 1 for i, d in enumerate(rest))
+    kind = _RUNNING[node.op.name]
+    is_log = node.op.name == "logcumsumexp"
+    fold = partial(_log_add, dtype=dtype) if is_log else fold_of(kind)
     with nest(work, others) as (inside, at):
-        total = accumulator(dtype, 1, const(0, dtype))
+        total = accumulator(dtype, 1, const(neutral(kind, dtype), dtype))
         size = work.dims.expr(x.shape[axis])
         with T.serial(i64(0), size) as j:
             point = [*prefix, *(e if i != inner_axis else j for i, e in enumerate(at))]
-            _update(
-                total,
-                i64(0),
-                fold_of("reduce_sum"),
-                inside.within(j, 0, size).pull().value(x, point),
-                dtype,
-            )
+            value = inside.within(j, 0, size).pull().value(x, point)
+            _update(total, i64(0), fold, bind(value), dtype)
             place.store(point, cast(total[i64(0)], dtype))
+
+
+def _log_add(a: Expr, b: Expr, *, dtype: str) -> Expr:
+    """log(exp(a) + exp(b)), taken from the larger; of equals, which may be infinite, nothing is
+    subtracted.
+    """
+    low, high = bind(EMIT["minimum"](a, b)), bind(EMIT["maximum"](a, b))
+    apart = tirx.Select(tirx.EQ(low, high), const(0, dtype), low - high)
+    return high + EMIT["log1p"](EMIT["exp"](bind(apart)))
+
+
+# The reduction that each begins as, and, but for the logarithm, goes on as.
+_RUNNING = {
+    "cumsum": "reduce_sum",
+    "cumprod": "reduce_prod",
+    "cummax": "reduce_max",
+    "logcumsumexp": "reduce_max",
+}
 
 
 def order(

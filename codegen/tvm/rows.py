@@ -340,9 +340,9 @@ def _argmax(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> 
     _outer(work, rest, cost, lambda w, at: reductions.argmax(w, node, places[0], [*prefix, *at]))
 
 
-def _cumsum(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> None:
+def _running(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> None:
     _check_rows(prefix, node["axis"])
-    reductions.cumsum(work, node, places[0], prefix, node.shape[len(prefix) :])
+    reductions.running(work, node, places[0], prefix, node.shape[len(prefix) :])
 
 
 def _order(work: Work, node: Node, places: list[Place], prefix: list[Expr]) -> None:
@@ -365,7 +365,10 @@ LOOPS: Mapping[str, Loops] = {
     "reduce_min": _reduction,
     "reduce_prod": _reduction,
     "argmax": _argmax,
-    "cumsum": _cumsum,
+    "cumsum": _running,
+    "cumprod": _running,
+    "cummax": _running,
+    "logcumsumexp": _running,
     "topk": _order,
     "sort": _order,
     "scatter": _scatter,

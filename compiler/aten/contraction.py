@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,14 +87,7 @@ def outer(call: Call, x: Node, y: Node) -> Node:
 @TABLE("einsum")
 def einsum(call: Call, equation: str, xs: Sequence[Node], **__: Any) -> Node:
     """Sums of products named by letters, two tensors at a time from the left."""
-    equation = equation.replace(" ", "")
-    if "." in equation:
-        raise Unsupported(f"einsum with an ellipsis: {equation}")
-    left, _, right = equation.partition("->")
-    terms = left.split(",")
-    if "->" not in equation:
-        letters = left.replace(",", "")
-        right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    terms, right = _spelled_out(equation.replace(" ", ""), [len(x.shape) for x in xs])
     if any(len(set(term)) != len(term) for term in terms):
         raise Unsupported(f"einsum along a diagonal: {equation}")
     letters, result = terms[0], xs[0]
@@ -104,6 +98,25 @@ def einsum(call: Call, equation: str, xs: Sequence[Node], **__: Any) -> Node:
     result = t.reduce_sum(result, axes=summed) if summed else result
     letters = "".join(c for c in letters if c in right)
     return transpose(result, [letters.index(c) for c in right])
+
+
+def _spelled_out(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of each tensor and of the result; those of an ellipsis are none of the
+    equation's.
+    """
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    free = [c for c in string.ascii_letters if c not in equation]
+    counts = [r - len(x) + 3 for x, r in zip(terms, ranks, strict=True) if "..." in x]
+    more = free[: max(counts, default=0)]
+    for at, (term, rank) in enumerate(zip(terms, ranks, strict=True)):
+        own = rank - len(term) + 3
+        terms[at] = term.replace("...", "".join(more[len(more) - own :]))
+    if arrow:
+        return terms, right.replace("...", "".join(more))
+    letters = left.replace(",", "").replace(".", "")
+    once = sorted(c for c in set(letters) if letters.count(c) == 1)
+    return terms, "".join([*more, *once])
 
 
 def _contract(a: str, x: Node, b: str, y: Node, needed: set[str]) -> tuple[str, Node]:

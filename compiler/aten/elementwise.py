@@ -11,6 +11,7 @@ from ...ir.ops import tensor as t
 from .table import Call, Complex, Table, Unsupported, cast, full, is_float, operand, widened
 
 TABLE = Table()
+_COMPLEX = (Complex, complex)
 
 
 def _exact(value: Any, dtype: str) -> bool:
@@ -54,7 +55,7 @@ def _scaled(call: Call, y: Any, alpha: Any) -> Any:
 @TABLE("add")
 def add(call: Call, x: Any, y: Any, *, alpha: Any = 1) -> Any:
     """x + alpha y; adding nothing is nothing."""
-    if isinstance(x, Complex) or isinstance(y, Complex):
+    if isinstance(x, _COMPLEX) or isinstance(y, _COMPLEX):
         return _complex_pairwise(call, t.add, x, y, alpha)
     if _is_number(y, 0) and isinstance(x, Node):
         return cast(x, call.dtype)
@@ -64,7 +65,7 @@ def add(call: Call, x: Any, y: Any, *, alpha: Any = 1) -> Any:
 @TABLE("sub")
 def sub(call: Call, x: Any, y: Any, *, alpha: Any = 1) -> Any:
     """x - alpha y."""
-    if isinstance(x, Complex) or isinstance(y, Complex):
+    if isinstance(x, _COMPLEX) or isinstance(y, _COMPLEX):
         return _complex_pairwise(call, t.sub, x, y, alpha)
     if _is_number(y, 0) and isinstance(x, Node):
         return cast(x, call.dtype)
@@ -80,7 +81,7 @@ def rsub(call: Call, x: Any, y: Any, alpha: Any = 1) -> Node:
 @TABLE("mul", "multiply")
 def mul(call: Call, x: Any, y: Any) -> Any:
     """x y, of complex numbers too."""
-    if isinstance(x, Complex) or isinstance(y, Complex):
+    if isinstance(x, _COMPLEX) or isinstance(y, _COMPLEX):
         return _complex_product(call, x, y)
     if _is_number(y, 1) and isinstance(x, Node):
         return cast(x, call.dtype)
@@ -354,7 +355,7 @@ def bitwise_not(call: Call, x: Node) -> Node:
 @TABLE("where")
 def where(call: Call, c: Node, x: Any, y: Any) -> Any:
     """x where c, else y."""
-    if isinstance(x, Complex) or isinstance(y, Complex):
+    if isinstance(x, _COMPLEX) or isinstance(y, _COMPLEX):
         (a, b), (p, q) = _parts(call, x), _parts(call, y)
         nothing = operand(0, call.dtype)
         return Complex(t.where(c, a, p), t.where(c, b or nothing, q or nothing))

@@ -116,7 +116,13 @@ def permute(call: Call, x: Node, order: Sequence[int]) -> Node:
     return transpose(x, [axis_of(a, len(x.shape)) for a in order])
 
 
-@TABLE("transpose", "swapaxes", "t", "mT", "numpy_T", "transpose_copy")
+@TABLE("mT")
+def matrix_swap(call: Call, x: Any) -> Any:
+    """The last two axes exchanged, of however many there are."""
+    return swap(call, x, -2, -1)
+
+
+@TABLE("transpose", "swapaxes", "t", "numpy_T", "transpose_copy")
 @on_parts
 def swap(call: Call, x: Node, a: int = 0, b: int = 1) -> Node:
     """Two axes exchanged; without arguments, the two of a matrix."""

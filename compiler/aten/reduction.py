@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.dims import Dim, product
-from ...ir.node import Node, Op, item
+from ...ir.node import Node, item
 from ...ir.ops import model as m
 from ...ir.ops import tensor as t
 from .movement import part
@@ -19,7 +19,6 @@ from .table import (
     cast,
     operand,
     reshape,
-    transpose,
     widened,
 )
 
@@ -192,38 +191,24 @@ def cumsum(call: Call, x: Node, dim: int, **_: Any) -> Node:
 
 @TABLE("logcumsumexp")
 def logcumsumexp(call: Call, x: Node, dim: int, **_: Any) -> Node:
-    """m + log(running sums of exp(x - m)), where m is the largest along the axis."""
-    axis = axis_of(dim, len(x.shape))
-    x = cast(x, call.dtype)
-    largest = t.reduce_max(x, axes=(axis,), keepdims=True)
-    return t.add(largest, t.log(t.cumsum(t.exp(t.sub(x, largest)), axis=axis)))
+    """log sum exp(x) so far along an axis."""
+    return t.logcumsumexp(cast(x, call.dtype), axis=axis_of(dim, len(x.shape)))
 
 
 @TABLE("cummax")
 def cummax(call: Call, x: Node, dim: int) -> tuple[Node, None]:
     """The largest values so far along an axis; where they are is not told."""
-    return _extremes(x, dim, t.reduce_max, float("-inf")), None
+    if not x.tensor.is_float:
+        raise Unsupported(f"running extremes of {x.dtype}; floats were wanted")
+    return t.cummax(x, axis=axis_of(dim, len(x.shape))), None
 
 
 @TABLE("cummin")
 def cummin(call: Call, x: Node, dim: int) -> tuple[Node, None]:
     """The smallest values so far along an axis; where they are is not told."""
-    return _extremes(x, dim, t.reduce_min, float("inf")), None
-
-
-def _extremes(x: Node, dim: int, fold: Op, worst: float) -> Node:
-    """Extremes so far, each out of all values with the later ones left out."""
-    axis, rank = axis_of(dim, len(x.shape)), len(x.shape)
     if not x.tensor.is_float:
         raise Unsupported(f"running extremes of {x.dtype}; floats were wanted")
-    size = x.shape[axis]
-    order = (*(a for a in range(rank) if a != axis), axis)
-    rows = transpose(x, order)
-    place = t.iota(size=size, dtype="i64")
-    so_far = t.le(place, reshape(place, (size, 1)))
-    each = reshape(rows, (*rows.shape[:-1], 1, size))
-    y = fold(t.where(so_far, each, t.scalar(worst, x.dtype)), axes=(rank,))
-    return transpose(y, tuple(order.index(a) for a in range(rank)))
+    return t.neg(t.cummax(t.neg(x), axis=axis_of(dim, len(x.shape)))), None
 
 
 @TABLE("cumprod")

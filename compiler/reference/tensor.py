@@ -148,6 +148,16 @@ def cumprod(context: Context, x: Tensor, *, axis: int) -> Tensor:
     return accumulator(x).cumprod(axis).to(x.dtype)
 
 
+def cummax(context: Context, x: Tensor, *, axis: int) -> Tensor:
+    """The largest so far."""
+    return x.cummax(axis).values
+
+
+def logcumsumexp(context: Context, x: Tensor, *, axis: int) -> Tensor:
+    """log sum exp(x) so far."""
+    return accumulator(x).logcumsumexp(axis).to(x.dtype)
+
+
 def topk(context: Context, x: Tensor, *, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
     """The k largest in order; of equals the first comes first."""
     values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
@@ -320,6 +330,8 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "softmax": softmax,
     "cumsum": cumsum,
     "cumprod": cumprod,
+    "cummax": cummax,
+    "logcumsumexp": logcumsumexp,
     "topk": topk,
     "sort": sort,
     "reshape": reshape,

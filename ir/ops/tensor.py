@@ -128,6 +128,20 @@ def cumprod(x: TensorType, *, axis: int) -> TensorType:
 
 
 @op("axis")
+def cummax(x: TensorType, *, axis: int) -> TensorType:
+    """The largest so far along an axis."""
+    _axis(x, axis)
+    return x
+
+
+@op("axis")
+def logcumsumexp(x: TensorType, *, axis: int) -> TensorType:
+    """log sum exp(x) so far along an axis, each from the largest so far."""
+    _axis(x, axis)
+    return float_tensor(x)
+
+
+@op("axis")
 def topk(x: TensorType, *, k: Dim, axis: int, largest: bool = True) -> TupleType:
     """The k largest (or smallest) along an axis in order, and where they were; i64."""
     if not k >= 0 or not _fits(k, x.shape[_axis(x, axis)]):

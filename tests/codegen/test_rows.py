@@ -124,6 +124,10 @@ def reductions(dtype: str = "f32") -> Graph:
     ]
     outputs += [t.argmax(x, axis=2), t.argmax(x, axis=1, keepdims=True), t.cumsum(x, axis=2)]
     outputs += [t.cumsum(x, axis=0), t.softmax(x, axis=2), t.softmax(x, axis=1)]
+    # One element far above the others: what came before it still counts before it.
+    high = t.where(t.gt(x, t.scalar(1.5, dtype)), t.mul(x, t.scalar(90.0, dtype)), x)
+    outputs += [op(n, x, axis=2) for n in ("cumprod", "cummax")]
+    outputs += [t.logcumsumexp(high, axis=2), t.logcumsumexp(x, axis=1)]
     return body("reductions", *outputs)
 
 

@@ -118,8 +118,12 @@ FUNCTIONS = {
     "distances": lambda x: (torch.cdist(x, x[:, :4] + 1), torch.cdist(x, x, p=1.0)),
     "unfold": lambda x: x.unfold(1, 3, 2),
     "complex": lambda x: _complex(x),
+    "functions of complex numbers": lambda x: _of_complex(x),
+    "transforms": lambda x: _convolved(x),
+    "ellipses": lambda x: (torch.einsum("...ij,kj->...ki", x, x[0]), torch.einsum("b...->...", x)),
+    "matrices": lambda x: (x.mT, x[None].mT @ x),
     "cumulative": lambda x: (x.cumsum(1), x.diff(dim=1, prepend=x[:, :1] * 2)),
-    "running": lambda x: (x.cummax(1)[0], x.cummin(0)[0], x.logcumsumexp(-1)),
+    "running": lambda x: (x.cummax(1)[0], x.cummin(0)[0], (90 * x).logcumsumexp(-1)),
     "side by side": lambda x: torch.hstack([x, x.sum(2, keepdim=True).expand_as(x)]),
     "sorting": lambda x: (*x.sort(1, descending=True), *x.topk(3, -1), x.argsort(-1)),
     "infinities": lambda x: ((x / (x > 0)).isinf(), (x.sqrt()).isnan(), (x / (x > 0)).isfinite()),
@@ -179,6 +183,23 @@ def _complex(x: torch.Tensor) -> torch.Tensor:
     z = torch.view_as_complex(x[..., :6].contiguous().reshape(*x.shape[:-1], 3, 2))
     w = torch.polar(torch.ones(3), torch.arange(3.0))
     return torch.view_as_real((z * w + z.conj()).transpose(1, 2)[:, 1:] * 2.0)
+
+
+def _of_complex(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    z = torch.complex(x, x.roll(1, -1) + 2)
+    w = torch.exp(z * 0.1) / (z[:, :1] - 1j)
+    total = torch.einsum("bij,bkj->bik", w, z.conj()) + (1 / z).sum(-1, keepdim=True)
+    return total.real, total.imag, (-z).abs(), (z @ z.mT).imag, (1 - w).real, (1j * x + 2j).imag
+
+
+def _convolved(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    fft, n = torch.fft, 2 * x.shape[-1]
+    taps = 0.1 * x[0, :, :4].exp()
+    own = fft.irfft(fft.rfft(x, n=n) * fft.rfft(taps, n=n), n=n)[..., : x.shape[-1]]
+    rows, size = x[:, :, 0], fft.rfft(0.1 * x[0], n=16, dim=0) / 16
+    first = fft.irfft(fft.rfft(x, n=16, dim=1) * size[None], n=16, dim=1, norm="forward")
+    whole = fft.ifft(fft.fft(rows, n=20) * fft.fft(taps[:, 0], n=20).unsqueeze(0), n=20).real
+    return own, first, whole
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

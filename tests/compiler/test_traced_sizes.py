@@ -4,6 +4,7 @@ import pytest
 import sympy
 from ferrule.compiler.traced_sizes import OpenSizeError, TracedSizes
 from ferrule.ir.dims import dim
+from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, FloorDiv, ToFloat
 
 s0, s1, u0 = sympy.symbols("s0 s1 u0", integer=True)
 SIZES = TracedSizes({"s0": "B", "s1": "S"}, {"B": (1, 8), "S": (1, 96)})
@@ -23,6 +24,8 @@ B, S = dim("B"), dim("S")
         (sympy.Max(0, 50 - s1), sympy.Max(0, 50 - S)),
         (sympy.Min(s0, s1), sympy.Min(B, S)),
         (sympy.Max(1, s0 * s1), sympy.Max(1, B * S)),
+        (CeilToInt(FloatTrueDiv(ToFloat(-s1), sympy.Float(-1.0))), S),
+        (FloorDiv(s1 + s1 * s1, 1 + s1), S),
     ],
 )
 def test_a_size_becomes_a_dim(given: sympy.Expr, wanted: object):

@@ -77,7 +77,7 @@ GOOD = [
     ("argmax", X, "axis = 0, keepdims = true", "i64[1, S, 8]"),
     ("softmax", X, "axis = 1", "f32[B, S, 8]"),
     ("cumsum", INTS, "axis = 1", "i32[B, S, 8]"),
-    ("cumprod", X, "axis = 1", "f32[B, S, 8]"),
+    *((n, X, "axis = 1", "f32[B, S, 8]") for n in ("cumprod", "cummax", "logcumsumexp")),
     ("topk", X, "k = 3, axis = 2", "(f32[B, S, 3], i64[B, S, 3])"),
     ("sort", X, "axis = 1, descending = true", "(f32[B, S, 8], i64[B, S, 8])"),
     ("reshape", X, "shape = (B*S, 2, 4)", "f32[B*S, 2, 4]"),

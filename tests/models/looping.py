@@ -155,6 +155,16 @@ def two_results(model: Looping, x: Tensor, h: Tensor) -> Tensor:
     return torch.cat([torch.stack(r) for r in rows], dim=-1).transpose(0, 1)
 
 
+def in_logarithms(model: Looping, x: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """minLSTM (Feng et al., 2024): a scan of logarithms, the largest so far beside it."""
+    kept, new = -F.softplus(-9 * g), -F.softplus(9 * g)
+    total = F.pad(kept.cumsum(dim=1), (0, 0, 1, 0))
+    value = torch.where(v >= 0, (F.relu(v) + 0.5).log(), -F.softplus(-v)) + new
+    first = model.bonus.expand(x.shape[0], 1, -1)
+    sums = (torch.cat([first, value], dim=1) - total).logcumsumexp(dim=1)
+    return torch.cat([(total + sums).exp()[:, 1:], v.cummax(dim=1).values], dim=-1)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Layers(nn.GRU, num_layers=2, batch_first=True, learned=True),
     "lstm": lambda: Layers(nn.LSTM, proj_size=7, bias=False),
@@ -167,4 +177,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "transition": lambda: Looping(transition, **dict.fromkeys("rwkva", WIDTH)),
     "layers": lambda: Looping(layers_inside),
     "two results": lambda: Looping(two_results, h=WIDTH),
+    "logarithms": lambda: Looping(in_logarithms, g=WIDTH, v=WIDTH),
 }

@@ -101,6 +101,33 @@ def by_distance(model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x
     return F.softmax(scores.masked_fill(~mask, -1e9), dim=-1) @ v
 
 
+def with_memory(model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor) -> Tensor:
+    """Keys and values that are the model's own before those of the tokens."""
+    own = model.near.weight[:2].expand(*q.shape[:2], 2, SIZE)
+    k, v = torch.cat([own, k], dim=2), torch.cat([own.flip(2), v], dim=2)
+    seen = F.pad(mask, (2, 0), value=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+def by_place(model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor) -> Tensor:
+    """Spatial gating (Liu et al., 2021): tokens are summed by weights of their places."""
+    places, length = model.places.weight @ model.places.weight.T, q.shape[2]
+    weights = places.tril()[:length, :length] / 8
+    return q * torch.einsum("bhnd,mn->bhmd", v, weights)
+
+
+def by_transform(
+    model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor
+) -> Tensor:
+    """A convolution as long as the sequence, by Fourier transforms (Gu et al., 2022)."""
+    length = q.shape[2]
+    rates = torch.complex(-model.near.weight.exp(), model.there.weight)[:HEADS]
+    taps = torch.exp(rates[..., None] * torch.arange(length) / 4).real
+    size = 2 * length
+    y = torch.fft.rfft(v.mT, n=size) * torch.fft.rfft(taps, n=size)
+    return q * torch.fft.irfft(y, n=size)[..., :length].mT
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": lambda: Scoring(by_sigmoid),
     "squares": lambda: Scoring(by_squares),
@@ -110,4 +137,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "strided": lambda: Scoring(strided),
     "forgetting": lambda: Scoring(forgetting),
     "distance": lambda: Scoring(by_distance),
+    "memory": lambda: Scoring(with_memory),
+    "place": lambda: Scoring(by_place),
+    "transform": lambda: Scoring(by_transform),
 }

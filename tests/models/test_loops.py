@@ -10,7 +10,7 @@ import torch
 from .looping import MODELS, VOCABULARY
 from .schedules import check_served
 
-FEW = ("gru", "scan", "first step", "transition")
+FEW = ("gru", "scan", "first step", "transition", "logarithms")
 KINDS = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 
 

@@ -27,6 +27,8 @@ CASES = [
     tensor.reduce_max(X, axes=(2,), keepdims=True),
     tensor.softmax(X, axis=1),
     tensor.cumsum(X, axis=2),
+    tensor.cummax(X, axis=1),
+    tensor.logcumsumexp(X, axis=2),
     item(tensor.topk(X, k=2, axis=1), index=0),
     tensor.argmax(X, axis=0),
     model.rms_norm(X, eps=1e-5),

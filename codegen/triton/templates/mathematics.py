@@ -120,3 +120,13 @@ def smaller(x, y):
 def multiplied(x, y):
     """x y, for products along an axis."""
     return x * y
+
+
+@triton.jit
+def log_added(x, y):
+    """log(e^x + e^y), taken from the larger; of equals, which may be infinite, nothing is
+    subtracted.
+    """
+    low, high = tl.minimum(x, y), tl.maximum(x, y)
+    apart = tl.where(low == high, 0.0, low - high)
+    return high + log1p(tl.exp(apart))

@@ -88,6 +88,9 @@ def _reductions() -> Graph:
         t.reduce_prod(x, axes=(1,)),
         t.argmax(x, axis=2),
         t.cumsum(x, axis=1),
+        t.cumprod(x, axis=2),
+        t.cummax(x, axis=1),
+        t.logcumsumexp(t.mul(x, t.scalar(40.0, "f32")), axis=2),
         t.reduce_min(t.mul(x, x), axes=(2,), keepdims=True),
         t.sub(x, t.reduce_sum(x, axes=(1,), keepdims=True)),
     )
