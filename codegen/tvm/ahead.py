@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from .attention import Attention, Item, Memory, Span
 from .fetch import LINE
 from .isa import LANES
-from .values import Expr, bind, bytes_of, i64
+from .values import Expr, bind_opaque, bytes_of, i64
 
 ASK = """
 define i32 @ferrule_ask(ptr %base, i64 %bytes) alwaysinline {
@@ -92,6 +92,9 @@ class Ahead:
     """A place in what an item reads, some way ahead of where it is at work: the keys of its split,
     then the values, then the first keys of the next item.
 
+    What it computes is opaque to TVM's passes, which would write numbers of numbers out in each
+    place that asks, and spend most of a kernel's compilation on proofs about them.
+
     It moves by pieces that lie side by side: runs of LANES keys with all their groups, or single
     keys where the item has some of the groups or pages are cut otherwise. `at` is bytes from the
     first key of all, `left` the lines left of the piece, `piece` the number of the one behind it.
@@ -124,19 +127,17 @@ class Ahead:
         low, high = groups
         keys: Expr = i64(1)
         if a.in_runs:
-            keys = bind(tirx.Select(tirx.EQ(high - low, i64(a.groups)), i64(LANES), i64(1)))
+            keys = bind_opaque(tirx.Select(tirx.EQ(high - low, i64(a.groups)), i64(LANES), i64(1)))
         begin, end = span.blocks(2 * LANES)
-        pieces = bind(tirx.truncdiv((end - begin) * i64(2 * LANES), keys))
-        wide = bind((high - low) * keys * i64(_row(a.memory[0])))
+        pieces = bind_opaque(tirx.truncdiv((end - begin) * i64(2 * LANES), keys))
+        wide = bind_opaque((high - low) * keys * i64(_row(a.memory[0])))
         # Single keys are asked for at once: of few groups memory would not keep up with more.
         most = tirx.Select(tirx.EQ(keys, i64(1)), i64(LEAD // 8), i64(LEAD))
-        lead = bind(tirx.truncdiv(most + wide - i64(1), wide))
+        lead = bind_opaque(tirx.truncdiv(most + wide - i64(1), wide))
         addresses = (T.address_of(m.buffer[i64(0), i64(0), i64(0)]) for m in a.memory)
-        between = bind(T.call_extern("int64", "ferrule_between", *addresses))
-        made = Ahead(
-            a, item, bind(span.base + begin * i64(2 * LANES)), pieces, keys, lead, groups, between,
-            notes,
-        )  # fmt: skip
+        between = bind_opaque(T.call_extern("int64", "ferrule_between", *addresses))
+        start = bind_opaque(span.base + begin * i64(2 * LANES))
+        made = Ahead(a, item, start, pieces, keys, lead, groups, between, notes)
         made._begin(tirx.EQ(notes["number"], number))
         return made
 
@@ -144,8 +145,8 @@ class Ahead:
         notes = self.notes
         for name in ("known", "at", "left"):
             notes.put(name, i64(0))
-        lead = bind(tirx.min(self.lead, self.pieces))
-        first = bind(tirx.Select(asked, lead, i64(0)))
+        lead = bind_opaque(tirx.min(self.lead, self.pieces))
+        first = bind_opaque(tirx.Select(asked, lead, i64(0)))
         notes.put("piece", first)
         with T.serial(first, lead):
             self._move()
@@ -181,17 +182,17 @@ class Ahead:
         """To the next piece."""
         assert self.a.memory is not None, self.a
         zero, notes = i64(0), self.notes
-        number = bind(notes["piece"])
-        of_values = bind(tirx.Cast("int64", tirx.GE(number, self.pieces)))
-        of_next = bind(tirx.Cast("int64", tirx.GE(number, self.pieces * i64(2))))
-        own = bind(number - (of_values + of_next) * self.pieces)
+        number = bind_opaque(notes["piece"])
+        of_values = bind_opaque(tirx.Cast("int64", tirx.GE(number, self.pieces)))
+        of_next = bind_opaque(tirx.Cast("int64", tirx.GE(number, self.pieces * i64(2))))
+        own = bind_opaque(number - (of_values + of_next) * self.pieces)
         is_next = tirx.EQ(of_next, i64(1))
         done = tirx.And(is_next, tirx.GE(own, self.lead * notes["known"]))
         is_values = tirx.EQ(of_values - of_next, i64(1))
         item = self.item
 
         def chosen(mine: Expr, name: str) -> Expr:
-            return bind(tirx.Select(is_next, notes[name], mine))
+            return bind_opaque(tirx.Select(is_next, notes[name], mine))
 
         low, start, high = (
             chosen(item.low, "low"),
@@ -199,17 +200,17 @@ class Ahead:
             chosen(item.high, "high"),
         )
         held = tirx.min(start + own * self.keys, tirx.max(high - i64(1), zero))
-        key = bind(tirx.max(held, tirx.max(low, zero)))
+        key = bind_opaque(tirx.max(held, tirx.max(low, zero)))
         sequence, query = chosen(item.sequence, "sequence"), chosen(item.query, "query")
-        sequence, query = bind(tirx.max(sequence, zero)), bind(tirx.max(query, zero))
-        slot = bind(self.a.slot(replace(item, sequence=sequence, query=query), key))
+        sequence, query = bind_opaque(tirx.max(sequence, zero)), bind_opaque(tirx.max(query, zero))
+        slot = bind_opaque(self.a.slot(replace(item, sequence=sequence, query=query), key))
         first, last = self.groups
         group = chosen(first, "group")
         keys, values = (i64(_row(m)) for m in self.a.memory)
-        entry = bind(tirx.Select(is_values, values, keys))
+        entry = bind_opaque(tirx.Select(is_values, values, keys))
         at = (slot * i64(self.a.groups) + group) * entry
         size = (last - first) * self.keys * entry
-        lines = bind(tirx.truncdiv(size + i64(LINE - 1), i64(LINE)))
+        lines = bind_opaque(tirx.truncdiv(size + i64(LINE - 1), i64(LINE)))
         notes.put("at", at + (of_values - of_next) * self.between)
         notes.put("left", tirx.Select(done, i64(_NEVER_AGAIN), lines))
         notes.put("piece", number + i64(1))
