@@ -62,9 +62,10 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
     isa, x = kernel.isa, operand(node)
     tiled = _by_tiles if isa.sums_by_tiles and layout.depth == 2 else None
     # A second tile of a few rows leaves less of itself empty than one of many.
-    until = 2 * isa.few.rows if isa.few.rows < isa.many.rows < 2 * isa.few.rows else 0
+    twice = isa.few.rows < isa.many.rows < 2 * isa.few.rows
+    some = (2 * isa.few.rows, isa.few) if twice else None
     x = wide if layout.depth == 1 and (wide := _widened(x)) in kernel.places else x
-    scheme = replace(scheme, by_tiles=tiled, few_until=until)
+    scheme = replace(scheme, by_tiles=tiled, some=some)
     emit_scheme(kernel, node, x, layout, results, scheme)
 
 

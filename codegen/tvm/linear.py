@@ -36,9 +36,8 @@ PARALLEL_FROM = 1 << 18
 class Scheme:
     """How a kind of linear sums: its row tiles (one, few, many), the loops over k that fill a
     tile's sums, and which inputs come before the bias; `by_tiles` does more than
-    `tiles_above` rows, where the target has tile registers. Up to `few_until` rows few's tile is
-    taken by itself, however many of it they make; 0: up to its own rows. `some` is a tile for more
-    rows than few's, up to `some_until`.
+    `tiles_above` rows, where the target has tile registers. `some` is the most rows, more than
+    few's, that another tile takes by itself, and that tile: it may be few's, more than once.
     """
 
     tiles: tuple[Tile, Tile, Tile]
@@ -46,9 +45,7 @@ class Scheme:
     bias_from: int = 2
     by_tiles: Callable[[Linear, Expr], None] | None = None
     tiles_above: int = 0
-    few_until: int = 0
-    some: Tile | None = None
-    some_until: int = 0
+    some: tuple[int, Tile] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +149,7 @@ def _emit_variants(linear: Linear) -> None:
     by_tiles = linear.scheme.by_tiles
     above = linear.scheme.tiles_above if by_tiles is not None else None
     scheme = linear.scheme
-    some = None if scheme.some is None else (scheme.some, scheme.some_until)
-    limited, many = variants(linear.kernel, scheme.tiles, above, scheme.few_until, some)
+    limited, many = variants(linear.kernel, scheme.tiles, above, scheme.some)
     if isinstance(count, int):
         limited = [(limit, tile) for limit, tile in limited if count <= limit][:1]
 

@@ -213,10 +213,10 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
         many = partial(emit_unpacked, tile=UNPACKED, begin=begin)
         until = UNPACKED_ABOVE
         return Scheme(
-            tiles, _over_integer_groups, _bias_from(node), many, until, some=some, some_until=until
+            tiles, _over_integer_groups, _bias_from(node), many, until, some=(until, some)
         )
-    until = 0 if some is None else some.rows
-    return Scheme(tiles, _over_integer_groups, _bias_from(node), some=some, some_until=until)
+    limited = None if some is None else (some.rows, some)
+    return Scheme(tiles, _over_integer_groups, _bias_from(node), some=limited)
 
 
 def unpacks(isa: Isa, node: Node) -> bool:

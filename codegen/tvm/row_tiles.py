@@ -49,24 +49,21 @@ def variants(
     kernel: Kernel,
     tiles: Tiles,
     above: int | None,
-    few_until: int = 0,
-    some: tuple[Tile, int] | None = None,
+    some: tuple[int, Tile] | None = None,
 ) -> tuple[Limited, Tile]:
     """The row variants of a linear's code: (most rows, tile) in order, and the tile of more rows.
 
-    By itself the template has one row, the rows of few's tile (or `few_until`, if that is more),
-    those of `some`, where there is such a tile, and more, which tile registers do from `above` rows
-    on, if they do at all. SOME is a variant where a tile is chosen for it.
+    By itself the template has one row, the rows of few's tile, up to so many by the tile of `some`,
+    where there is one, and more, which tile registers do from `above` rows on, if they do at all.
+    SOME is a variant where a tile is chosen for it.
     """
     one, few, many = tiles
     limit = 4 if FEW.name in kernel.choices else few.rows
     found = [(1, kernel.chosen(ONE.name, one)), (limit, kernel.chosen(FEW.name, few))]
     if SOME.name in kernel.choices:
         found.append((16, kernel.chosen(SOME.name, many)))
-    elif some is not None:
-        found.append((some[1], some[0]))
-    elif few_until > limit:
-        found.append((few_until, few))
+    elif some is not None and some[0] > limit:
+        found.append(some)
     if above is not None and above > found[-1][0] and some is None:
         found.append((above, many))
     return found, many if above is not None else kernel.chosen(MANY.name, many)
