@@ -20,7 +20,7 @@ from .check_kernels import kernel_departures
 from .console import Silent
 from .eager import eager_logits
 from .models import Opened
-from .parity import TOLERANCES, random_prompts, relative_error
+from .parity import TOLERANCES, computed_dtype, random_prompts, relative_error
 from .pipeline import Recorder
 from .prepared import PreparedWeights
 from .replay import Replay, first_departure
@@ -112,7 +112,8 @@ def _import_finding(opened: Opened, captured: Graph, replay: Replay) -> Finding:
         wanted = [logits(ids)[-1] for ids in replay.sequences]
     given = replay.logits(captured, wide=False)
     error = max(relative_error(w, g) for w, g in zip(wanted, given, strict=True))
-    return Finding("capture and import", error, TOLERANCES[opened.dtype].relative)
+    dtype = computed_dtype(captured, opened.dtype)
+    return Finding("capture and import", error, TOLERANCES[dtype].relative)
 
 
 def _pass_finding(ran: Ran, replay: Replay, tolerance: float = PASS_TOLERANCE) -> Finding:

@@ -22,7 +22,7 @@ from ..ir.graph import Graph
 from ..ir.launches import FEED, LAUNCHES, SCRATCH_ALIGNMENT, LaunchTable
 from ..ir.plan import Plan
 from ..ir.target import Target
-from ..ir.text import print_graph
+from ..ir.text import parse_graph, print_graph
 from ..passes.plan_memory import plan_memory
 from ..passes.quantize import Recipe, unquantized
 from ..passes.split_preparation import split_preparation
@@ -39,7 +39,7 @@ from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import Imported, import_captured
 from .models import Opened, open_model
-from .parity import Parity, computed_dtype, tolerance_of
+from .parity import Parity, Tolerance, computed_dtype, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
 from .records import Records, read_records
 from .report import Clock, build_report, versions
@@ -105,6 +105,10 @@ class Options:
         """The recipe that `quantize` is or names."""
         return Recipe(self.quantize) if isinstance(self.quantize, str) else self.quantize
 
+    def tolerance(self, step: Graph, dtype: str) -> Tolerance:
+        """What the step of a model in some dtype may differ from it by."""
+        return tolerance_of(computed_dtype(step, dtype), self.recipe, self.cache_dtype)
+
     def __post_init__(self) -> None:
         for name, least in (("max_batch", 1), ("chunk", 1), ("block", 1), ("max_context", 2)):
             value = getattr(self, name)
@@ -122,6 +126,15 @@ class Options:
             _ = self.recipe
         except IRError as error:
             raise CompileError(f"quantize: {error}") from error
+
+
+STEP = "graph.ir"
+"""The file of an artifact's step: a graph that kernels are made of."""
+
+
+def step_of(artifact: Artifact) -> Graph:
+    """The graph of an artifact's step."""
+    return parse_graph((artifact.path / STEP).read_text(encoding="utf-8"))
 
 
 class StoppedError(CompileError):
@@ -196,8 +209,7 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
         if options.parity and can_run(target):
             shown.stage("parity", 2)
             with clock("parity"):
-                dtype = computed_dtype(made.graph, opened.dtype)
-                tolerance = tolerance_of(dtype, options.recipe, options.cache_dtype)
+                tolerance = options.tolerance(kernels.step, opened.dtype)
                 parity = check_parity(opened, folder, plan, shown, tolerance, target)
     write_manifest(
         folder,
@@ -332,7 +344,7 @@ class Kernels:
         if target.kind == "cpu":
             bundle_runtime(folder)
         write_plan(self.plan, reports, target, folder)
-        (folder / "graph.ir").write_text(print_graph(self.step), encoding="utf-8")
+        (folder / STEP).write_text(print_graph(self.step), encoding="utf-8")
         return reports
 
 

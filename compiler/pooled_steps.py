@@ -31,7 +31,7 @@ from .console import progress
 from .errors import CompileError
 from .evaluator import evaluator, part_runner
 from .models import Opened
-from .parity import RANDOM_LENGTHS, blocks_needed, random_prompts, relative_error, tolerance_of
+from .parity import RANDOM_LENGTHS, blocks_needed, random_prompts, relative_error
 from .pipeline import Recorder, Sizes, describing, raising, serving, whole_sequences
 from .pooled_rows import PooledModel
 from .report import Clock, build_report
@@ -120,7 +120,7 @@ def _checked(
     wanted = _eager(opened, pooled, prompts)
     given = _built(kernels, pooling, prompts, folder)
     error = max(relative_error(w, g) for w, g in zip(wanted, given, strict=True))
-    limit = tolerance_of(opened.dtype, options.recipe, options.cache_dtype).relative
+    limit = options.tolerance(kernels.step, opened.dtype).relative
     if not error <= limit:
         raise CompileError(
             f"the vectors depart from eager's by {error:.3g} of their largest magnitude; at most "

@@ -14,13 +14,13 @@ import torch
 
 from ..ir.graph import Graph
 from ..runtime.artifact import load
-from .build import imported_of, target_of
+from .build import imported_of, step_of, target_of
 from .check_parity import built, parity_prompts
 from .checkpoint import Weights
 from .console import Silent
 from .mlir.program import program_of
 from .mlir.running import Runner
-from .parity import Array, Parity, Tolerance, compare, eager_rows, tolerance_of
+from .parity import Array, Parity, Tolerance, compare, eager_rows
 from .reference.context import DTYPES
 from .report import Clock
 from .verify import options_of, source_of
@@ -37,7 +37,7 @@ def verify_against_mlir(folder: Path, model: str | None = None) -> tuple[Parity,
     sequences = parity_prompts(artifact.path, artifact.plan)
     logits = MlirLogits(imported.graph, imported.weights)
     wanted = eager_rows(logits, sequences)
-    tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
+    tolerance = options.tolerance(step_of(artifact), opened.dtype)
     given = built(artifact.path, artifact.plan, sequences, target_of(options))
     return compare(wanted, given, tolerance.relative), opened.dtype, tolerance
 

@@ -8,12 +8,12 @@ from typing import Any
 from ..passes.quantize import Recipe
 from ..runtime.artifact import Artifact, load
 from .bisect import Bisection, bisect
-from .build import Options, target_of
+from .build import Options, step_of, target_of
 from .check_parity import measure_parity
 from .console import Silent
 from .errors import CompileError
 from .models import Opened, open_model
-from .parity import Parity, Tolerance, tolerance_of
+from .parity import Parity, Tolerance
 
 
 def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str, Tolerance]:
@@ -21,7 +21,7 @@ def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str
     artifact = load(folder)
     opened = source_of(artifact, model)
     options = options_of(artifact.manifest)
-    tolerance = tolerance_of(opened.dtype, options.recipe, options.cache_dtype)
+    tolerance = options.tolerance(step_of(artifact), opened.dtype)
     parity = measure_parity(
         opened, artifact.path, artifact.plan, Silent(), tolerance, target_of(options)
     )

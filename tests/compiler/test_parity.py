@@ -4,9 +4,13 @@ batches.
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ferrule.compiler import verify
+from ferrule.compiler.build import Options
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.parity import (
     TOLERANCES,
@@ -96,6 +100,20 @@ def test_a_part_in_half_precision_decides_the_tolerance():
     plain, half = t.exp(x), t.cast(t.exp(t.cast(x, dtype="bf16")), dtype="f32")
     assert computed_dtype(Graph("g", (x,), (plain,)), "f32") == "f32"
     assert computed_dtype(Graph("g", (x,), (half,)), "f32") == "bf16"
+
+
+def test_the_build_and_verify_judge_alike(monkeypatch):
+    """A float32 model of which a part is in half precision."""
+    x = input_(name="x", type=TensorType("f32", (3,)))
+    step = Graph("g", (x,), (t.cast(t.exp(t.cast(x, dtype="bf16")), dtype="f32"),))
+    built = SimpleNamespace(path=None, plan=None, manifest={"options": {}})
+    monkeypatch.setattr(verify, "load", lambda _: built)
+    monkeypatch.setattr(verify, "source_of", lambda *_: SimpleNamespace(dtype="f32"))
+    monkeypatch.setattr(verify, "step_of", lambda _: step)
+    monkeypatch.setattr(verify, "measure_parity", lambda *_: None)
+    _, dtype, tolerance = verify.verify_artifact(Path())
+    assert dtype == "f32"
+    assert tolerance is Options().tolerance(step, "f32") is TOLERANCES["bf16"]
 
 
 def test_relative_error_wants_the_same_shape_and_the_same_infinities():
