@@ -3,10 +3,12 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from ..ir.plan import Argument, Call, Entry, Plan, PlanError, evaluate_shape, tensor_bytes
+from .call_list import CallList, Calls
 from .errors import StepError
 from .ffi import tvm_ffi
 from .tensors import Array, aligned_bytes, place, to_tensor
@@ -15,7 +17,7 @@ from .weights import Weights
 Kernel = Callable[..., None]
 Dims = Mapping[str, int]
 Tensors = tuple[tvm_ffi.Tensor, ...]
-Bound = tuple[tuple[Kernel, Tensors, Call], ...]
+BoundCall = tuple[Kernel, Tensors, Call]
 Choose = Callable[[list[tvm_ffi.Tensor]], Tensors]
 
 
@@ -30,6 +32,18 @@ class Kernels(Protocol):
     """What binding needs of a library."""
 
     def __getitem__(self, name: str) -> Kernel: ...
+
+    def call_list(self, calls: Calls) -> CallList | None:
+        """The calls as the library itself makes them; None where it has no means for it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The calls of an entry for some dims; `together` makes them all at once."""
+
+    calls: tuple[BoundCall, ...]
+    together: CallList | None
 
 
 class Binder:
@@ -51,11 +65,12 @@ class Binder:
     ) -> None:
         self.plan = plan
         self.workspace = aligned_bytes(plan.workspace_bytes)
-        self._kernels = {name: kernels[name] for name in plan.kernels()}
+        self._kernels = kernels
+        named = {name: kernels[name] for name in plan.kernels()}
         self._steps = steps
         self._weights = {n: to_tensor(_weight(weights, a)) for n, a in plan.weights().items()}
         self._caches = {n: to_tensor(a) for n, a in caches.items()}
-        self._orders = {name: self._order(entry) for name, entry in plan.entries.items()}
+        self._orders = {name: self._order(entry, named) for name, entry in plan.entries.items()}
         self._variants = variants
         self._bound: OrderedDict[tuple[object, ...], Bound] = OrderedDict()
 
@@ -72,12 +87,12 @@ class Binder:
             self._bound.move_to_end(key)
         return bound
 
-    def _order(self, entry: Entry) -> _Order:
+    def _order(self, entry: Entry, kernels: Mapping[str, Kernel]) -> _Order:
         places: dict[Argument, int] = {}
         calls: list[tuple[Kernel, Choose, Call]] = []
         for call in entry.calls:
             chosen = [places.setdefault(a, len(places)) for a in call.arguments]
-            calls.append((self._kernels[call.kernel], _choose(chosen), call))
+            calls.append((kernels[call.kernel], _choose(chosen), call))
         return _Order(tuple(places), tuple(calls))
 
     def _bind(self, entry: str, dims: Dims) -> Bound:
@@ -85,7 +100,8 @@ class Binder:
             raise PlanError(f"no entry {entry!r}; the plan has {', '.join(self._orders)}")
         order = self._orders[entry]
         tensors = [self._tensor(argument, dims) for argument in order.arguments]
-        return tuple((kernel, choose(tensors), call) for kernel, choose, call in order.calls)
+        calls = tuple((kernel, choose(tensors), call) for kernel, choose, call in order.calls)
+        return Bound(calls, self._kernels.call_list([(k, given) for k, given, _ in calls]))
 
     def _tensor(self, argument: Argument, dims: Dims) -> tvm_ffi.Tensor:
         if argument.kind == "weight":
@@ -110,12 +126,18 @@ class Binder:
 
 def run_bound(bound: Bound) -> None:
     """Run bound calls in order; an error names the kernel, its ops and its origin."""
+    if bound.together is not None:
+        failed = bound.together.run()
+        if failed is not None:
+            place, message = failed
+            raise _failed(bound.calls[place][-1], message)
+        return
     call = None
     try:
-        for kernel, arguments, call in bound:  # noqa: B007 (call is read by the handler)
+        for kernel, arguments, call in bound.calls:  # noqa: B007 (call is read by the handler)
             kernel(*arguments)
     except Exception as error:
-        raise _failed(call, error) from error
+        raise _failed(call, str(error)) from error
 
 
 def run_timed(bound: Bound) -> list[float]:
@@ -123,17 +145,17 @@ def run_timed(bound: Bound) -> list[float]:
     call, times, clock = None, list[float](), time.perf_counter
     try:
         begin = clock()
-        for kernel, arguments, call in bound:  # noqa: B007 (call is read by the handler)
+        for kernel, arguments, call in bound.calls:  # noqa: B007 (call is read by the handler)
             kernel(*arguments)
             end = clock()
             times.append(end - begin)
             begin = end
     except Exception as error:
-        raise _failed(call, error) from error
+        raise _failed(call, str(error)) from error
     return times
 
 
-def _failed(call: Call | None, error: Exception) -> StepError:
+def _failed(call: Call | None, error: str) -> StepError:
     assert call is not None, "only a call raises"
     ops = f" ({call.ops})" if call.ops else ""
     origin = f" from {call.origin}" if call.origin else ""

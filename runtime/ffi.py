@@ -16,7 +16,7 @@ from .errors import ArtifactError
 class _Missing:
     """Stands for tvm_ffi where it is not installed."""
 
-    Tensor = Module = Any
+    Tensor = Module = Function = Any
 
     def __getattr__(self, name: str) -> Any:
         raise ArtifactError(f"tvm_ffi.{name}: kernels for a CPU need apache-tvm-ffi: install it")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from .call_list import CallList, Calls
 from .crew import Crew
 from .errors import ArtifactError
 from .ffi import tvm_ffi
@@ -72,6 +73,12 @@ class KernelLibrary:
             return self._module[name]
         except AttributeError:
             raise ArtifactError(f"{self.path}: holds no kernel {name!r}") from None
+
+    def call_list(self, calls: Calls) -> CallList | None:
+        """Its kernels with their tensors, to be called by the library itself; None where it was not
+        built by Ferrule.
+        """
+        return None if self._workers is None else self._workers.call_list(calls)
 
     def enter_thread(self) -> None:
         """Give the calling thread its workers, once; its affinity becomes all cores given to us."""

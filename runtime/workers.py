@@ -5,6 +5,7 @@ import os
 import weakref
 from pathlib import Path
 
+from .call_list import CallList, Calls
 from .ffi import tvm_ffi
 
 
@@ -16,7 +17,10 @@ class Workers:
 
     def __init__(self, module: tvm_ffi.Module, path: Path) -> None:
         self._hire, self._dismiss = module["ferrule_hire"], module["ferrule_dismiss"]
-        ctypes.CDLL(str(path.resolve()), mode=os.RTLD_NOW | os.RTLD_NODELETE)
+        library = ctypes.CDLL(str(path.resolve()), mode=os.RTLD_NOW | os.RTLD_NODELETE)
+        self._run = library.ferrule_run
+        self._run.argtypes = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
+        self._run.restype = None
 
     @staticmethod
     def of(module: tvm_ffi.Module, path: Path) -> "Workers | None":
@@ -31,6 +35,10 @@ class Workers:
         gives a handle, the same each time.
         """
         return self._hire(count)
+
+    def call_list(self, calls: Calls) -> CallList:
+        """Kernels of the library with their tensors, to be called by it, on the calling thread."""
+        return CallList(self._run, calls)
 
     def dismiss_with(self, owner: object, handle: int) -> None:
         """End the workers of a handle when the owner, who belongs to the thread, is gone."""

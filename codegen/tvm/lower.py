@@ -52,8 +52,9 @@ def compile_functions(
 
 
 def _with_workers(functions: Mapping[str, tirx.PrimFunc]) -> dict[str, tirx.PrimFunc]:
-    """The functions and two more: `ferrule_hire(count)` gives the calling thread workers and their
-    handle, `ferrule_dismiss(handle)` ends them.
+    """The functions and three more: `ferrule_hire(count)` gives the calling thread workers and
+    their handle, `ferrule_dismiss(handle)` ends them, `ferrule_run(calls, count, place)` makes
+    calls in order.
     """
     hire = _calling("ferrule_hire", "int32")
     text = tvm.ir.StringImm(WORKERS.read_text(encoding="utf-8"))
@@ -65,6 +66,7 @@ def _with_workers(functions: Mapping[str, tirx.PrimFunc]) -> dict[str, tirx.Prim
         "ferrule_dismiss": _calling("ferrule_dismiss", "int64"),
         "ferrule_launch": _plain("ferrule_launch", "handle", "handle", "int32"),
         "ferrule_work": _plain("ferrule_work", "handle"),
+        "ferrule_run": _plain("ferrule_run", "handle", "int32", "handle"),
     }
 
 

@@ -302,3 +302,36 @@ woken:
 done:
   ret i32 0
 }
+
+; A function of tvm_ffi: the object, what it is called by, its arguments, how many.
+%call = type { ptr, ptr, ptr, i32, i32 }
+
+; Calls in order; `place` becomes that of the one that fails, whose error tvm_ffi keeps, or `count`.
+define i32 @ferrule_run_of(ptr %calls, i32 %count, ptr %place) {
+entry:
+  %result = alloca [2 x i64]
+  br label %next
+next:
+  %n = phi i32 [ 0, %entry ], [ %m, %went ]
+  %more = icmp slt i32 %n, %count
+  br i1 %more, label %one, label %end
+one:
+  %call = getelementptr %call, ptr %calls, i32 %n
+  %object = load ptr, ptr %call
+  %fp = getelementptr %call, ptr %call, i32 0, i32 1
+  %function = load ptr, ptr %fp
+  %ap = getelementptr %call, ptr %call, i32 0, i32 2
+  %arguments = load ptr, ptr %ap
+  %cp = getelementptr %call, ptr %call, i32 0, i32 3
+  %given = load i32, ptr %cp
+  store [2 x i64] zeroinitializer, ptr %result
+  %r = call i32 %function(ptr %object, ptr %arguments, i32 %given, ptr %result)
+  %well = icmp eq i32 %r, 0
+  br i1 %well, label %went, label %end
+went:
+  %m = add i32 %n, 1
+  br label %next
+end:
+  store i32 %n, ptr %place
+  ret i32 0
+}

@@ -136,6 +136,9 @@ def test_a_kernel_that_raises_is_named_with_its_origin(toy, monkeypatch):
 
         crew = nullcontext()
 
+        def call_list(self, calls):
+            return None
+
         def enter_thread(self):
             artifact_library.enter_thread()
 

@@ -35,6 +35,9 @@ class Recorder:
     def __getitem__(self, name):
         return lambda *tensors: self.calls.append((name, [tuple(t.shape) for t in tensors]))
 
+    def call_list(self, calls):
+        return None
+
     def enter_thread(self):
         pass
 
