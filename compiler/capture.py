@@ -403,7 +403,12 @@ def _refusal(module: nn.Module, error: Exception, numbers: Sequence[str]) -> str
         f"{type(model).__name__} does not export"
         + (f", at {where}" if where else "")
         + f": {type(error).__name__}: {reason}"
+        + (_GIVEN if model is not module and type(error) is RuntimeError else "")
     )
+
+
+# Sizes that do not fit: a model may want several rows a sequence, or values beside the ids.
+_GIVEN = " (it was given token ids [B, S], one row a sequence)"
 
 
 def input_symbols(program: ExportedProgram) -> list[str | int]:

@@ -81,7 +81,10 @@ def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.B
     """
     first: sympy.Basic | None = None
     for size in range(1, most + 1):
-        value = condition.xreplace({symbol: sympy.Integer(size)})
+        try:
+            value = condition.xreplace({symbol: sympy.Integer(size)})
+        except ZeroDivisionError:
+            return None  # a rest by nothing: no condition at this size
         if value not in (sympy.true, sympy.false) or first not in (None, value):
             return None
         first = value

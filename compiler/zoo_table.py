@@ -239,7 +239,11 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "attention_hidden_size": 96,
     },
     "codegen": {"n_head": 4},
+    # Buckets of distances up to one are divided by its logarithm over half their number.
+    "prophetnet": {"relative_max_distance": 48},
     "xlm": {"causal": True},
+    # In two parts the model itself fails.
+    "xlstm": {"max_inference_chunksize": 64},
     "doge": {"keep_window_size": 96},
     "gemma4": {"text_config": _GEMMA4},
     "gemma4_unified": {"text_config": _GEMMA4},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import sympy
 import torch
+from ferrule.compiler import conditions
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 
 class Best(nn.Module):
@@ -83,3 +86,11 @@ def test_what_is_left_by_a_division_is_captured_for_all_lengths() -> None:
 def test_where_a_size_becomes_a_number_is_said() -> None:
     with pytest.raises(CompileError, match=r"test_conditions\.py:\d+, where s\d+ becomes 19"):
         capture(Folded(fixed=True).eval(), max_context=40)
+
+
+def test_what_is_no_condition_at_some_size_is_left_to_the_tracer() -> None:
+    size = sympy.Symbol("s", integer=True, positive=True)
+    fours = FloorDiv(size, sympy.Integer(4))
+    assert conditions._at_each(sympy.Le(4 * fours, size), size, 40) is sympy.true
+    assert conditions._at_each(sympy.Eq(Mod(size, 4), 0), size, 40) is None
+    assert conditions._at_each(sympy.Eq(Mod(size, fours), 0), size, 40) is None  # nothing below 4
