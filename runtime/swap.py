@@ -1,7 +1,10 @@
 """Where blocks of preempted sequences are kept: in host memory, or in files."""
 
+import fcntl
 import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +13,7 @@ import numpy as np
 from .tensors import Array
 
 Stored = tuple[Array, ...] | Path
+_PREFIX = "swap-"
 
 
 class Store(Protocol):
@@ -48,12 +52,18 @@ class Disk:
     """Keeps arrays in files of a directory, which nobody else can read.
 
     Keys and values of a prompt tell what is in it: the directory belongs to this process alone,
-    and goes with it.
+    and goes with it; where the process was killed, when the next one begins.
     """
 
     def __init__(self, directory: Path | str) -> None:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._directory = tempfile.TemporaryDirectory(prefix="swap-", dir=directory)
+        place = Path(directory)
+        place.mkdir(parents=True, exist_ok=True)
+        # While the place is locked nobody makes a directory that is not locked yet.
+        with _Lock(place, waits=True):
+            for left in place.glob(f"{_PREFIX}*"):
+                _remove_left(left)
+            self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place)
+            self._lock = _Lock(Path(self._directory.name), waits=False)
 
     def put(self, content: tuple[Array, ...]) -> Stored:
         """Write a file, whole or not at all."""
@@ -80,6 +90,36 @@ class Disk:
             stored.unlink()
         except OSError:
             return
+
+
+class _Lock:
+    """A lock on a directory, which the kernel gives back when the process ends, however it does.
+    Raises `OSError` where another process has it and this one does not wait.
+    """
+
+    def __init__(self, directory: Path, *, waits: bool) -> None:
+        self._handle = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BaseException:
+            os.close(self._handle)
+            raise
+        self._end = weakref.finalize(self, os.close, self._handle)
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+
+def _remove_left(directory: Path) -> None:
+    """Remove a directory whose process has ended."""
+    try:
+        with _Lock(directory, waits=False):
+            shutil.rmtree(directory)
+    except OSError:
+        return  # it is in use, or not ours
 
 
 def _array(file: object) -> Array:

@@ -1,9 +1,14 @@
 """Preempted sequences leave the cache and come back, whatever happens to where they were."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from driving import collect, drain, greedy
 from ferrule.runtime.engine import Engine
+from ferrule.runtime.swap import Disk
 from toys import FakeRunner, toy_generate
 
 
@@ -67,3 +72,38 @@ def test_a_full_disk_costs_a_computation_and_leaves_no_file(tmp_path, monkeypatc
     check_ended(engine, names, {})
     assert engine.memory.failures == engine.stats().preemptions >= 2
     assert engine.stats().swaps == 0 and not list(tmp_path.rglob("tmp*"))
+
+
+KEEPS = """
+import sys, time
+import numpy as np
+from ferrule.runtime.swap import Disk
+disk = Disk(sys.argv[1])
+disk.put((np.ones(9),))
+print("kept", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "swap-mine.txt").write_text("no directory")
+    (tmp_path / "other").mkdir()
+    command = [sys.executable, "-c", KEEPS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "kept\n"
+            (left,) = tmp_path.glob("swap-*/tmp*")
+            mine = Disk(tmp_path)
+            stored = mine.put((np.arange(3),))
+            assert left.exists(), "a process that runs lost what it kept"
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+            assert left.exists()
+            last = Disk(tmp_path)
+            assert not left.parent.exists()
+            (array,) = mine.get(stored)
+            assert array.tolist() == [0, 1, 2]
+        finally:
+            process.kill()
+    del mine, last
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "swap-mine.txt"]
