@@ -4,19 +4,22 @@ import asyncio
 import json
 import os
 
+import numpy as np
 import pytest
 from ferrule.runtime.server import fields
 from ferrule.runtime.server.app import build_app
 from ferrule.runtime.server.batch import _post
+from ferrule.runtime.server.embedding import AloneEmbedder
 from ferrule.runtime.server.items import InputBody, ResponseBody
 from ferrule.runtime.server.messages import MessagesBody, PromptBody
 from ferrule.runtime.server.metrics import ServerMetrics
-from ferrule.runtime.server.models import Models
+from ferrule.runtime.server.models import Models, ServedModel
 from ferrule.runtime.server.service import Service
 from ferrule.runtime.server.settings import Settings
+from ferrule.runtime.text import Text
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from scripted import ScriptRunner, served
+from scripted import VOCABULARY, ScriptRunner, served
 
 # More of them where somebody wants to know: FERRULE_FUZZ=10000.
 EXAMPLES = int(os.environ.get("FERRULE_FUZZ", "400"))
@@ -28,9 +31,11 @@ ENDPOINTS = {
     "/v1/responses/input_tokens": (InputBody, {"input": "hi"}),
     "/v1/messages": (MessagesBody, {"messages": MESSAGES, "max_tokens": 2}),
     "/v1/messages/count_tokens": (PromptBody, {"messages": MESSAGES}),
-    "/v1/embeddings": (fields.EmbeddingBody, {"input": "hi"}),
-    "/score": (fields.ScoreBody, {"text_1": "a", "text_2": "b"}),
-    "/rerank": (fields.RerankBody, {"query": "a", "documents": ["b"]}),
+    "/v1/embeddings": (fields.EmbeddingBody, {"model": "vec", "input": "hi"}),
+    "/pooling": (fields.PoolingBody, {"model": "vec", "messages": MESSAGES}),
+    "/classify": (fields.InputBody, {"input": "hi"}),
+    "/score": (fields.ScoreBody, {"model": "vec", "text_1": "a", "text_2": "b"}),
+    "/rerank": (fields.RerankBody, {"model": "vec", "query": "a", "documents": ["b"]}),
     "/tokenize": (fields.TokenizeBody, {"prompt": "hi"}),
     "/detokenize": (fields.DetokenizeBody, {"tokens": [104]}),
 }
@@ -74,7 +79,7 @@ VALUES = st.recursive(
 
 # Values that are often good, so that half of the requests get through to the engine.
 LIKELY = {
-    "temperature": st.floats(0, 3),
+    "temperature": st.floats(0, 3) | st.sampled_from([5e-324, 1e-46, 1e39, 1.7e308]),
     "top_p": st.floats(0.01, 1),
     "top_k": st.integers(-1, 300),
     "min_p": st.floats(0, 1),
@@ -129,6 +134,13 @@ def requests(draw):
     return path, {**short, **good, **changes}
 
 
+class Halves(AloneEmbedder):
+    """Embeds a prompt as two numbers."""
+
+    def embed(self, prompts):
+        return [np.array([len(p), p[0]], np.float32) for p in prompts]
+
+
 class Loop:
     """An application on a loop of its own, called without connections."""
 
@@ -136,7 +148,8 @@ class Loop:
         metrics = ServerMetrics(256)
         runner = ScriptRunner(max_context=64, blocks=64)
         self.model = served("fox", tokenizer, runner, metrics, limit=256)
-        service = Service(Models([self.model]), Settings(), metrics)
+        vectors = ServedModel("vec", Text(tokenizer), 64, VOCABULARY, embedder=Halves())
+        service = Service(Models([self.model, vectors]), Settings(), metrics)
         self.app = build_app(service, "test")
         self.loop = asyncio.new_event_loop()
         self.loop.run_until_complete(self._start())

@@ -6,10 +6,12 @@ import random
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ferrule.runtime.server.settings import Settings
 from scripted import ScriptRunner, serving, wait_for
+from test_errors import post
 
 LONG = "x" * 900
 SHARED = "shared prefix " * 20
@@ -76,6 +78,27 @@ def test_mixed_traffic_of_many_clients(tokenizer):
     for kind, status, whole in found:
         assert status == (400 if kind == "bad" else 200), (kind, status)
         assert whole or kind in ("bad", "leave"), kind
+
+
+def test_more_than_the_cache_holds_is_served_in_turns(tokenizer):
+    """Each of eight takes 8 blocks in the end, of 20 that there are: some have to give way."""
+    runner = ScriptRunner(blocks=20, max_batch=8, max_context=256)
+    body = {"prompt": "th", "max_tokens": 120, "temperature": 0, "ignore_eos": True}
+    with serving(tokenizer, {"fox": runner}) as running:
+        with ThreadPoolExecutor(8) as pool:
+            each = [pool.submit(post, running, "/v1/completions", body) for _ in range(8)]
+            answers = [done.result() for done in each]
+        (front,) = running.service.models.fronts.values()
+        wait_for(lambda: not front.engine.has_work)
+        front.engine.check()
+        stats = front.engine.stats()
+        assert stats.preemptions >= 1 and stats.blocks_used == 0
+    for status, answer in answers:
+        assert status == 200 and answer["usage"]["completion_tokens"] == 120
+        assert (
+            answer["choices"][0]["text"]
+            == ("the quick brown fox jumps over the lazy dog. " * 3)[2:122]
+        )
 
 
 @pytest.mark.slow
