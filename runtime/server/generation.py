@@ -297,17 +297,24 @@ def completion_logprobs(
         values.append(max(known.logprob, -9999.0) if known else None)
         offsets.append(offset)
         offset += len(token_text(model, token, known))
-        likeliest = sorted((rivals or {}).items(), key=lambda item: item[1].rank)[:top]
-        tops.append(
-            {token_text(model, t, k, as_id=as_ids): max(k.logprob, -9999.0) for t, k in likeliest}
-            if rivals is not None
-            else None
-        )
+        tops.append(rivals and _with_rivals(model, token, rivals, top, as_ids))
     return {
         "tokens": texts,
         "token_logprobs": values,
         "top_logprobs": tops if top else None,
         "text_offset": offsets,
+    }
+
+
+def _with_rivals(
+    model: ServedModel, token: int, rivals: TokenLogprobs, top: int, as_ids: bool
+) -> dict[str, float]:
+    """The `top` likeliest tokens, and behind them the one that came where it is none of them."""
+    likeliest = sorted(rivals.items(), key=lambda item: item[1].rank)[:top]
+    shown = dict([*likeliest, (token, rivals[token])])
+    return {
+        token_text(model, t, known, as_id=as_ids): max(known.logprob, -9999.0)
+        for t, known in shown.items()
     }
 
 

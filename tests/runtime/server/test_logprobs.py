@@ -27,3 +27,12 @@ def test_echo_with_logprobs_counts_the_prompt_in(client):
     found = done.choices[0].logprobs
     assert found.tokens == list(FOX[:4]) and found.token_logprobs[0] is None
     assert found.text_offset == [0, 1, 2, 3]
+
+
+def test_the_token_that_came_is_among_its_rivals(client):
+    done = client.completions.create(
+        model="fox", prompt="xz", max_tokens=1, temperature=0, logprobs=1, echo=True
+    )
+    found = done.choices[0].logprobs
+    assert [top and set(top) for top in found.top_logprobs] == [None, {FOX[1], "z"}, {FOX[2]}]
+    assert found.top_logprobs[1]["z"] == found.token_logprobs[1] < found.top_logprobs[1][FOX[1]]
