@@ -2,9 +2,9 @@
 
 What cannot be exported, or only for the length that it is traced at (a loop in Python over the
 tokens or over chunks of them), is called by models through functions that libraries share. Here
-each of them is written once more with `linear_scan`, under the names that libraries give it. The
-names are only guesses: `helped` (in helped.py) runs the model's own function beside the helper, and
-a helper stands in for what has the same values alone.
+each of them is written once more with `linear_scan` or torch's `scan`, under the names that
+libraries give it. The names are only guesses: `helped` (in helped.py) runs the model's own function
+beside the helper, and a helper stands in for what has the same values alone.
 
 To add one, write the function below with the arguments of the library's, and its names above it.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 
 from .scan_op import linear_scan
@@ -148,3 +149,54 @@ def weighted_keys(
     above, below = linear_scan(one, one, before, fading).unbind(-1)
     now = torch.exp(first.float() + k)
     return ((above + now * v) / (below + now)).to(key.dtype), None
+
+
+@helper("wrap_chunkwise_arbitrary_sequence_length")
+def matrix_memory(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    fgate: Tensor,
+    igate: Tensor,
+    c_initial: Tensor | None = None,
+    n_initial: Tensor | None = None,
+    m_initial: Tensor | None = None,
+    eps: float = 1e-6,
+    **_: Any,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """mLSTM of xLSTM (Beck et al., 2024): query and key [B, H, S, K], value[B, H, S, V], logarithms
+    of the gates from fgate and igate [B, H, S]; a step for each token, as torch's scan.
+
+    C and n fade by the forget gate and take k v^T and k times the input gate, both over e^m, where
+    m is the largest logarithm so far: y = C q / (max(|n q|, e^-m) + eps).
+    """
+    if any(x is not None for x in (c_initial, n_initial, m_initial)):
+        raise ValueError("a sequence that goes on from given states has no values of its own")
+    gates = (F.logsigmoid(fgate), igate)
+    given = (query * query.shape[-1] ** -0.5, key, value, *gates)
+    tokens = tuple(x.movedim(2, 0).float() for x in given)
+    q, k, v, fading = tokens[:4]
+    outer = (q[0][..., None] * v[0][..., None, :]).detach()
+    states = tuple(torch.zeros_like(x) for x in (outer, k[0], fading[0]))
+
+    def step(before: tuple[Tensor, ...], token: tuple[Tensor, ...]) -> Any:
+        (c, n, m), (q, k, v, fading, taking) = before, token
+        most = torch.maximum(fading + m, taking)
+        keep, take = torch.exp(fading + m - most), torch.exp(taking - most)
+        c = keep[..., None, None] * c + take[..., None, None] * (k[..., None] * v[..., None, :])
+        n = keep[..., None] * n + take[..., None] * k
+        below = torch.maximum((q * n).sum(-1).abs(), torch.exp(-most)) + eps
+        y = (q[..., None] * c).sum(-2) / below[..., None]
+        return (c, n, most), y
+
+    if isinstance(query.shape[2], int):
+        rows: list[Tensor] = []
+        for at in range(query.shape[2]):
+            states, y = step(states, tuple(x[at] for x in tokens))
+            rows.append(y)
+        made = torch.stack(rows)
+    else:
+        states, made = scan(step, states, tokens)
+    c, n, m = states
+    return made.movedim(0, 2).to(query.dtype), (c, n, m[..., None])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -34,23 +34,29 @@ def helped(model: nn.Module, helpers: Mapping[str, Function] = HELPERS) -> Itera
     with ExitStack() as undo:
         known: dict[Any, bool] = {}
         for place, name, function in list(_named_functions(model, helpers)):
-            helper = helpers[function.__name__]
+            own = function.func if isinstance(function, partial) else function
             undo.callback(place.__setitem__, name, function)
-            place[name] = _helped(function, helper, known)
+            stand_in = _helped(own, helpers[own.__name__], known)
+            if isinstance(function, partial):
+                stand_in = partial(stand_in, *function.args, **function.keywords)
+            place[name] = stand_in
         yield
 
 
 def _named_functions(
     model: nn.Module, helpers: Mapping[str, Function]
 ) -> Iterator[tuple[dict[str, Any], str, Function]]:
-    """Where functions with a helper's name stand: globals of the methods, attributes of modules."""
+    """Where functions with a helper's name stand, bare or with some arguments given: globals of the
+    methods, attributes of modules.
+    """
     seen: set[int] = set()
     for place in _namespaces(model):
         if id(place) in seen:
             continue
         seen.add(id(place))
         for name, value in place.items():
-            if inspect.isfunction(value) and value.__name__ in helpers:
+            own = value.func if isinstance(value, partial) else value
+            if inspect.isfunction(own) and own.__name__ in helpers:
                 yield place, name, value
 
 

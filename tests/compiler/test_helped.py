@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +72,32 @@ def test_each_helper_has_the_values_of_the_library(model: str):
             assert given[1] is None
             wanted, given = wanted[0], given[0]
         torch.testing.assert_close(given, wanted, rtol=2e-5, atol=2e-5)
+
+
+def matrix_memory() -> partial[Any]:
+    library = importlib.import_module("transformers.models.xlstm.modeling_xlstm")
+    return partial(
+        library.wrap_chunkwise_arbitrary_sequence_length,
+        mlstm_chunkwise_kernel=library.mlstm_chunkwise_native_autograd,
+        mlstm_sequence_kernel=library.mlstm_recurrent_sequence_native,
+        mlstm_step_kernel=library.mlstm_recurrent_step_native,
+        chunk_size=4,
+    )
+
+
+@pytest.mark.parametrize("length", [1, 4, 19])
+def test_a_helper_stands_in_where_a_model_holds_a_function_with_arguments(length: int):
+    pytest.importorskip("transformers")
+    model, before = nn.Module(), matrix_memory()
+    model.run = before
+    given = {n: 3 * rand(2, 3, length, 5) for n in ("query", "key", "value")}
+    given |= {n: 4 * rand(2, 3, length) for n in ("fgate", "igate")}
+    (wanted, states), known = before(**given), HELPERS[before.func.__name__]
+    torch.testing.assert_close(known(**given), (wanted, states), rtol=2e-5, atol=2e-5)
+    with helped(model):
+        assert inspect.unwrap(model.run.func) is before.func is not model.run.func
+        torch.testing.assert_close(model.run(**given)[0], wanted, rtol=2e-5, atol=2e-5)
+    assert model.run is before
 
 
 def selective_scan_fn(x, dt, A, B, C, **_):
