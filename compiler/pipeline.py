@@ -19,6 +19,7 @@ from ..passes.flatten_tokens import FlattenTokens
 from ..passes.group_kernels import GroupKernels
 from ..passes.layout_weights import LayoutWeights
 from ..passes.merge_linears import MergeLinears
+from ..passes.merge_scans import MergeScans
 from ..passes.order_columns import OrderColumns
 from ..passes.quantize import Quantize, Recipe
 from ..passes.raise_attention import RaiseAttention
@@ -85,7 +86,7 @@ def raising(run_part: Run | None = None) -> tuple[Phase, ...]:
             ),
         ),
         # Columns first: a merged linear's are read through slices.
-        Phase("merge", (OrderColumns(), MergeLinears())),
+        Phase("merge", (OrderColumns(), MergeLinears(), MergeScans())),
     )
 
 

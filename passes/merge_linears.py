@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,8 @@ class MergeLinears:
     """Linears over one value become one linear and slices of its result, as q/k/v and gate/up.
 
     expert_linears over one value and one index likewise. Left alone: a linear whose result is an
-    output, and one whose weight another op reads too (a tied embedding would be stored twice).
+    output, and one whose weight another op reads too (a tied embedding would be stored twice), but
+    for the linears of layers that share their weights, where each layer has all of them.
     """
 
     name: ClassVar[str] = "merge-linears"
@@ -35,9 +36,11 @@ class MergeLinears:
                 x, _, *index = node.inputs[: _FEWEST[node.op]]
                 together.setdefault((node.op, x, *index, node.dtype), []).append(node)
         mapping: dict[Node, Node] = {}
+        parts = {n: tuple(map(_weight, ns)) for ns in together.values() for n in ns}
         for linears in together.values():
-            if len(linears) > 1:
-                mapping.update(merged(linears))
+            alike = [n for n in linears if _is_shared_alike(graph, n, parts)]
+            if len(alike) > 1:
+                mapping.update(merged(alike))
         return graph.replace(mapping) if mapping else graph
 
 
@@ -53,7 +56,12 @@ def _constants(graph: Graph) -> set[Node]:
 def _is_mergeable(graph: Graph, node: Node, constant: set[Node]) -> bool:
     weight, bias = _weight(node), node.inputs[_FEWEST[node.op] :]
     fixed = all(w in constant and _is_sized(w) for w in (weight, *bias))
-    return fixed and graph.users(weight) == (node,) and node not in graph.outputs
+    return fixed and node not in graph.outputs
+
+
+def _is_shared_alike(graph: Graph, node: Node, parts: Mapping[Node, tuple[Node, ...]]) -> bool:
+    """Whether every reader of a linear's weight is a linear beside linears over the same others."""
+    return all(parts.get(user) == parts[node] for user in graph.users(_weight(node)))
 
 
 def _is_sized(node: Node) -> bool:

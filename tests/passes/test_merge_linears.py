@@ -52,6 +52,18 @@ def test_gate_and_up():
     check_pass(MergeLinears(), BEFORE, AFTER)
 
 
+def test_layers_that_share_their_weights():
+    shared, own, x2 = [weight(n, 4, 6) for n in "kv"], weight("q", 5, 6), t.tanh(X)
+    both = [t.mul(*(model.linear(x, w) for w in shared)) for x in (X, x2)]
+    after = check_pass(MergeLinears(), graph(*both))
+    wholes = [n for n in after.nodes() if n.op is model.linear]
+    assert len(wholes) == 2 and len({n.inputs[1] for n in wholes}) == 1
+    # Where one layer has more beside them, the shared ones would be stored twice.
+    more = t.neg(model.linear(X, own))
+    apart = graph(*both, more)
+    assert check_pass(MergeLinears(), apart) == apart
+
+
 def test_origins_merge():
     result = MergeLinears().run(parse_graph(BEFORE))
     whole = next(n for n in result.nodes() if n.op is model.linear)
