@@ -228,6 +228,12 @@ def print_tuning(report: TuneReport, records: str) -> None:
         f"{len(report.lines)} results were recorded before; {report.pruned} choices were ruled out "
         f"by the model; records: {records}"
     )
+    if report.is_idle:
+        kept = f", {report.kept:.1f} s of it kept for building anew" if report.kept else ""
+        print(
+            f"  nothing could be tried: {report.seconds:.1f} s of a budget of {report.budget:g} s "
+            f"had gone before a candidate was ready{kept}; give it a larger --budget"
+        )
     for fault in report.faults:
         print(f"  fell out: {fault}")
     if report.left:

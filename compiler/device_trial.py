@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..codegen.space import Sample
+from ..codegen.space import Choice, Sample
 from ..codegen.triton.trials import build_candidates
 from ..ir.launches import LAUNCHES, LaunchTable
 from ..ir.plan import Argument, Call, Entry, Plan
@@ -31,43 +30,59 @@ LOST = 3  # status of a process whose device does not answer any more
 
 
 class DeviceTrial:
-    """The candidates of one kernel, compiled and loaded; `opened` gives the device, `compiled` is
-    False where its kernels are not compiled but interpreted.
+    """The candidates of one kernel: those that are compiled together lie in a folder that is named
+    by their numbers. `opened` gives the device, `machine_code` is False where its kernels are not
+    compiled but interpreted.
     """
 
     def __init__(
         self,
-        request: Mapping[str, Any],
+        asked: Asked,
         opened: Callable[[str], CudaDevice] = open_device,
         *,
-        compiled: bool = True,
+        machine_code: bool = True,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ferrule-tune-")
-        folder = Path(self._folder.name)
-        asked = Asked.of(request)
-        self.faults = build_candidates(
-            asked.body, asked.target, asked.bucket, asked.choices, folder, machine_code=compiled
-        )
-        self._table = LaunchTable.from_json((folder / LAUNCHES).read_bytes())
+        self._asked, self._machine_code = asked, machine_code
         self.device = opened(asked.target.arch)
-        binaries = self._table.binaries.items()
-        self.device.load([(n, b, (folder / b.file).read_bytes()) for n, b in binaries])
-        self._check_products()
-        scratch = self.device.allocate(max(self._table.scratch_bytes, 1))
         self._memory = _Memory(self.device, asked.arguments, asked.block, asked.indices)
-        self._calls = _Calls(asked.arguments, self._table, scratch)
+        self._calls: dict[int, _Calls] = {}
         self._graphs: dict[tuple[int, Sample], tuple[object, int]] = {}
 
-    def _check_products(self) -> None:
-        """Name what is wrong with candidates that need the vendor's library."""
-        wanting = [n for n, f in self._table.functions.items()
+    def compile(self, choices: Mapping[int, Choice]) -> Mapping[int, str]:
+        """Compile candidates; gives what is wrong with those that cannot be used."""
+        asked, folder = self._asked, self._asked.folder / "-".join(map(str, choices))
+        folder.mkdir(exist_ok=True)
+        faults = build_candidates(
+            asked.body, asked.target, asked.bucket, choices, folder, machine_code=self._machine_code
+        )
+        return faults | self._without_products(folder)
+
+    def _without_products(self, folder: Path) -> dict[int, str]:
+        """What is wrong with candidates that need the vendor's library."""
+        table = _table(folder)
+        wanting = [n for n, f in table.functions.items()
                    if any(s.product for form in f.forms for s in form.launches)]  # fmt: skip
         if not wanting:
-            return
+            return {}
         try:
             _ = self.device.products
         except ArtifactError as error:
-            self.faults |= {int(name[1:]): str(error) for name in wanting}
+            return {int(name[1:]): str(error) for name in wanting}
+        return {}
+
+    def _calls_of(self, at: int) -> _Calls:
+        """The calls of a candidate; what was compiled with it is loaded too."""
+        if at not in self._calls:
+            # Beside it may lie what a process that ended there had begun.
+            folders = (f for f in self._asked.folder.iterdir() if (f / LAUNCHES).is_file())
+            folder = next(f for f in folders if str(at) in f.name.split("-"))
+            table = _table(folder)
+            binaries = table.binaries.items()
+            self.device.load([(n, b, (folder / b.file).read_bytes()) for n, b in binaries])
+            scratch = self.device.allocate(max(table.scratch_bytes, 1))
+            calls = _Calls(self._asked.arguments, table, scratch)
+            self._calls |= {int(name[1:]): calls for name in table.functions}
+        return self._calls[at]
 
     def times(
         self,
@@ -98,7 +113,8 @@ class DeviceTrial:
     def _recorded(self, at: int, sample: Sample, dims: Mapping[str, int]) -> tuple[object, int]:
         """Calls of a candidate that take long enough to be timed, as a graph, and how many."""
         copies = self._memory.copies(sample, dims)
-        launches = [p for copy in copies for p in self._calls.of(at, copy, dims)]
+        calls = self._calls_of(at)
+        launches = [p for copy in copies for p in calls.of(at, copy, dims)]
         packed = self.device.pack(launches)
         once = self.device.record(packed)
         self.device.time([once])
@@ -111,9 +127,13 @@ class DeviceTrial:
     def close(self) -> None:
         """Give everything back."""
         self._memory.close()
-        self.device.release(self._calls.scratch)
+        for scratch in {calls.scratch for calls in self._calls.values()}:
+            self.device.release(scratch)
         self.device.close()
-        self._folder.cleanup()
+
+
+def _table(folder: Path) -> LaunchTable:
+    return LaunchTable.from_json((folder / LAUNCHES).read_bytes())
 
 
 class _Calls:

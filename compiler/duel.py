@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..codegen.space import DEFAULT, Choice, Sample
+from .budget import OutOfTime
 
 SCREENING, ROUNDS = 3, 15  # rounds for all candidates, and for the finalists
 LEAST_ROUNDS, SECONDS = 7, 2.0  # fewer where rounds of a size take longer than this, but so many
@@ -33,37 +34,52 @@ class CandidateFault(Exception):
         self.at = at
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is wrong with candidates, and those for which there was no time, by place."""
+
+    faults: Mapping[int, str] = field(default_factory=dict[int, str])
+    late: tuple[int, ...] = ()
+
+
 class Measurer(Protocol):
     """Compiles the candidates of one kernel and times them."""
 
-    def prepare(self, choices: Sequence[Choice]) -> Mapping[int, str]:
-        """Make the candidates ready; gives what is wrong with those that are not, by place."""
+    def prepare(self, choices: Sequence[Choice]) -> Prepared:
+        """Make the candidates ready, one after another, as many as there is time for."""
         ...
 
     def times(self, which: Sequence[int], sample: Sample, rounds: int) -> Times:
-        """Seconds of candidates, by place, in so many rounds; raises CandidateFault."""
+        """Seconds of candidates, by place, in so many rounds; raises CandidateFault, and OutOfTime
+        where there is no time for all rounds.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The choice to take, and for each sample the median seconds of the template's own and of the
-    choice; `faults` are candidates that fell out, `candidates` those that were timed.
+    choice; `faults` are candidates that fell out, `candidates` those that were timed, `late` those
+    for which there was no time.
     """
 
     choice: Choice
     seconds: Mapping[str, tuple[float, float]]
     candidates: int
     faults: tuple[str, ...] = ()
+    late: tuple[Choice, ...] = ()
 
 
 def decide(measurer: Measurer, candidates: Sequence[Choice], samples: Sequence[Sample]) -> Verdict:
     """The candidate that is faster than the template's own on all samples together and slower on
     none; the template's own where there is none.
 
-    Raises CandidateFault where the template's own cannot be run.
+    Raises CandidateFault where the template's own cannot be run, and OutOfTime where there is no
+    time for any candidate, or for what tells which is faster.
     """
     field = _Field(measurer, (DEFAULT, *candidates))
+    if field.late and len(field.alive()) == 1:
+        raise OutOfTime("no candidate is ready")
     screened = field.ratios(field.alive(), samples, SCREENING)
     scores = {at: _score(ratios) for at, ratios in screened.items()}
     finalists = sorted((at for at in scores if at and scores[at] < 1), key=scores.__getitem__)
@@ -83,7 +99,14 @@ def decide(measurer: Measurer, candidates: Sequence[Choice], samples: Sequence[S
         str(s): (before, before * ratio)
         for s, before, ratio in zip(samples, own, gains, strict=True)
     }
-    return Verdict(field.choices[winner], seconds, len(screened) - 1, tuple(field.faults))
+    late = tuple(field.choices[at] for at in field.late)
+    return Verdict(field.choices[winner], seconds, len(screened) - 1, tuple(field.faults), late)
+
+
+def contest_seconds(candidates: int, samples: int, once: float) -> float:
+    """What it takes to decide on so many candidates, where timing one takes so long."""
+    finals = ROUNDS * (FINALISTS + 1) + ROUNDS * 2
+    return samples * once * (SCREENING * (candidates + 1) + finals)
 
 
 def _score(ratios: Sequence[Sequence[float]]) -> float:
@@ -118,12 +141,15 @@ class _Field:
         self.faults: list[str] = []
         self.fallen: set[int] = set()
         self.seconds: dict[tuple[int, Sample], list[float]] = {}
-        for at, reason in measurer.prepare(choices).items():
+        prepared = measurer.prepare(choices)
+        self.late = prepared.late
+        for at, reason in prepared.faults.items():
             self._drop(at, reason)
 
     def alive(self) -> list[int]:
         """The places of those that stand."""
-        return [at for at in range(len(self.choices)) if at not in self.fallen]
+        missing = self.fallen.union(self.late)
+        return [at for at in range(len(self.choices)) if at not in missing]
 
     def ratios(
         self, which: Sequence[int], samples: Sequence[Sample], rounds: int

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,21 @@ from typing import Any
 from torch import nn
 
 from ..codegen.backend import KernelBody, KernelReport, backend_of
+from ..codegen.space import DEFAULT
 from ..ir.launches import LAUNCHES
 from ..ir.plan import Plan
 from ..ir.target import Target
-from ..ir.text import parse_graph
 from ..passes.plan_memory import plan_memory
 from ..runtime.artifact import KERNELS, PLAN, Artifact, load
 from ..runtime.manifest import MANIFEST, check_files, read_manifest, write_manifest
+from .budget import Budget, Seconds
 from .build import (
     Kernels,
     Options,
     in_folder,
     limits_of,
     serve,
+    step_of,
     target_of,
     write_binaries,
     write_library,
@@ -42,8 +45,8 @@ from .pipeline import Recorder, grouping
 from .records import Records, read_records, write_records
 from .report import Clock
 from .tune import Measurers, TuneReport, tune_tasks
-from .tune_tasks import tasks_of
-from .tuning import TUNING
+from .tune_tasks import Task, tasks_of
+from .tuning import TUNING, chosen, tuned, write_records_of
 
 FOLDER = "kernels"
 _KEPT_OUT = (KERNELS, PLAN, LAUNCHES, TUNING)
@@ -62,24 +65,58 @@ def tune_artifact(
     *,
     show_progress: bool = True,
     measurers: Measurers | None = None,
+    clock: Seconds = time.monotonic,
 ) -> TuneReport:
-    """Tune an artifact's kernels for so many seconds and build them anew, in place, whole or not at
-    all, with what the records then hold; after a Ctrl-C the records alone have changed.
+    """Tune an artifact's kernels and build them anew, in place, whole or not at all, with what the
+    records then hold, all in so many seconds; after a Ctrl-C the records alone have changed.
+
+    For building anew as many seconds are kept as the artifact says that its kernels took. Where no
+    choice is another than it has, nothing is compiled.
 
     Raises CompileError where this version would not make the artifact's plan.
     """
+    spent = Budget(budget, clock)
     artifact = _opened(folder)
+    spent.kept = _kernel_seconds(artifact)
     target = artifact_target(artifact)
     _take_in(records, read_records(artifact.path / TUNING))
     plan, bodies = kernels_of(artifact, target)
     with progress(show_progress) as shown:
         shown.stage("measure the machine", 1)
         machine = _machine_of(target, records)
-        report = _tuned(plan, bodies, target, machine, records, budget, shown, measurers)
+        tasks = tasks_of(plan, bodies, target)
+        report = _tuned(tasks, target, machine, records, spent, shown, measurers)
         if not report.interrupted:
             shown.stage("kernels", 1)
-            rebuild(artifact, plan, bodies, target, read_records(records))
+            _take_up(artifact, plan, bodies, tasks, target, machine, read_records(records))
+    report.seconds = spent.spent
     return report
+
+
+def _kernel_seconds(artifact: Artifact) -> float:
+    return float(artifact.manifest["report"].get("seconds", {}).get("kernels", 0.0))
+
+
+def _take_up(
+    artifact: Artifact,
+    plan: Plan,
+    bodies: Mapping[str, KernelBody],
+    tasks: Sequence[Task],
+    target: Target,
+    machine: Hardware,
+    records: Records,
+) -> None:
+    """Build an artifact's kernels anew where records choose otherwise than it has; else it takes
+    the records alone.
+    """
+    had = {n: k.get("choices", {}) for n, k in artifact.manifest["report"]["kernels"].items()}
+    known = chosen(tuned(records, machine.fingerprint))
+    for task in tasks:
+        choice = known.get(task.tunable.digest, {}).get(task.space.bucket.name, DEFAULT)
+        taken = dict(choice.values) if task.space.allows(choice) else {}
+        if taken != had.get(task.kernel, {}).get(task.space.bucket.name, {}):
+            return rebuild(artifact, plan, bodies, target, records)
+    keep_records(artifact, {t.tunable.digest for t in tasks}, machine, records)
 
 
 def tune_model(
@@ -89,22 +126,25 @@ def tune_model(
     records: Path,
     *,
     measurers: Measurers | None = None,
+    clock: Seconds = time.monotonic,
 ) -> TuneReport:
-    """Tune the kernels that a language model would have; nothing but records is written."""
-    target, clock = target_of(options), Clock()
+    """Tune the kernels that a language model would have, in so many seconds with the capture of it;
+    nothing but records is written.
+    """
+    spent = Budget(budget, clock)
+    target, stages = target_of(options), Clock()
     with progress(options.progress) as shown:
         shown.stage("measure the machine", 1)
         machine = _machine_of(target, records)
         shown.stage("capture", 2)
         opened = open_model(model, options.dtype)
         recorder = Recorder(watch=lambda ran: shown.step(ran.done.name))
-        made = serve(opened, options, recorder, clock, shown)
+        made = serve(opened, options, recorder, stages, shown)
         limits = limits_of(made.sizes, made.graph)
         backend = backend_of(target)
         kernels = Kernels.of(made.graph, backend, recorder, limits, recipe=options.recipe)
-        return _tuned(
-            kernels.plan, kernels.bodies, target, machine, records, budget, shown, measurers
-        )
+        tasks = tasks_of(kernels.plan, kernels.bodies, target)
+        return _tuned(tasks, target, machine, records, spent, shown, measurers)
 
 
 def _machine_of(target: Target, records: Path) -> Hardware:
@@ -140,17 +180,15 @@ def _take_in(path: Path, own: Records) -> None:
 
 
 def _tuned(
-    plan: Plan,
-    bodies: Mapping[str, KernelBody],
+    tasks: Sequence[Task],
     target: Target,
     machine: Hardware,
     records: Path,
-    budget: float,
+    budget: Budget,
     shown: Progress,
     measurers: Measurers | None,
 ) -> TuneReport:
-    tasks = tasks_of(plan, bodies, target)
-    workers = Workers(target)
+    workers = Workers(target, budget)
     try:
         return tune_tasks(tasks, measurers or workers, machine, records, budget, shown)
     finally:
@@ -175,8 +213,7 @@ def artifact_target(artifact: Artifact) -> Target:
 
 def kernels_of(artifact: Artifact, target: Target) -> tuple[Plan, dict[str, KernelBody]]:
     """The plan and the kernel bodies of an artifact, made again from its graph."""
-    graph = parse_graph((artifact.path / "graph.ir").read_text(encoding="utf-8"))
-    grouped = Recorder().run(graph, grouping(backend_of(target)))
+    grouped = Recorder().run(step_of(artifact), grouping(backend_of(target)))
     had = artifact.plan
     planned = plan_memory(grouped, entries=tuple(had.entries), limits=had.limits)
     return planned.plan, {n: KernelBody(k.body, k.template) for n, k in planned.kernels.items()}
@@ -209,6 +246,23 @@ def rebuild(
                 f"{place}: this version of ferrule makes another plan of its graph: compile again"
             )
         write_manifest(folder, _fields(artifact.manifest, reports))
+
+    in_folder(place.parent, make).save(place)
+
+
+def keep_records(
+    artifact: Artifact, digests: Collection[str], machine: Hardware, records: Records
+) -> None:
+    """Put an artifact in the place of itself that differs in its tuning records alone."""
+    place = artifact.path
+
+    def make(folder: Path) -> None:
+        for name in read_manifest(place)["files"]:
+            if name != TUNING:
+                _link(place / name, folder / name)
+        write_records_of(folder / TUNING, records, machine.fingerprint, digests)
+        kept_out = ("format", "files", "digest")
+        write_manifest(folder, {k: v for k, v in artifact.manifest.items() if k not in kept_out})
 
     in_folder(place.parent, make).save(place)
 

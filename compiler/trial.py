@@ -7,13 +7,13 @@ Before it first runs a candidate it says which, so that whoever waits knows whom
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..codegen.space import Sample
+from ..codegen.space import Choice, Sample
 from ..codegen.tvm import build_candidates
 from ..runtime.library import KernelLibrary
 from ..runtime.tiles import allow_tiles
@@ -24,19 +24,26 @@ Kernel = Callable[..., None]
 
 
 class Trial:
-    """The candidates of one kernel, compiled and loaded."""
+    """The candidates of one kernel: each a library in the folder that it was asked for."""
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ferrule-tune-")
-        path = Path(self._folder.name) / "kernels.so"
-        asked = Asked.of(request)
-        self.faults: Mapping[int, str] = build_candidates(
-            asked.body, asked.target, asked.bucket, asked.choices, str(path)
-        )
-        self._library = KernelLibrary(path)
-        self._library.enter_thread()
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
         self._arguments = Arguments(asked.arguments, asked.block, asked.indices)
+        self._libraries: dict[int, KernelLibrary] = {}
         self._warm: set[tuple[int, Sample]] = set()
+
+    def compile(self, choices: Mapping[int, Choice]) -> Mapping[int, str]:
+        """Compile candidates; gives what is wrong with those that cannot be used."""
+        asked, faults = self._asked, dict[int, str]()
+        for at, choice in choices.items():
+            wrong = build_candidates(
+                asked.body, asked.target, asked.bucket, [choice], str(self._path(at))
+            )
+            faults |= dict.fromkeys([at], wrong[0]) if wrong else {}
+        return faults
+
+    def _path(self, at: int) -> Path:
+        return self._asked.folder / f"c{at}.so"
 
     def times(
         self,
@@ -51,30 +58,46 @@ class Trial:
         Calls take their weights and caches from one copy after another, so that they come from
         memory, as they do in a step whose other layers have pushed them out of the caches.
         """
-        kernels = {at: self._library[f"c{at}"] for at in which}
         copies = self._arguments.copies(sample, dims)
         for at in which:
             if (at, sample) not in self._warm:
                 say(at)
-                kernels[at](*copies[0])
+                with self._kernel(at) as kernel:
+                    kernel(*copies[0])
                 self._warm.add((at, sample))
-        once = _seconds(kernels[which[0]], copies, 0, 1)
+        with self._kernel(which[0]) as kernel:
+            once = _seconds(kernel, copies, 0, 1)
         calls = min(1000, max(1, round(MINIMUM / max(once, 1e-7))))
         found: dict[int, list[float]] = {at: [] for at in which}
         at_copy = 1
         for number in range(rounds):
             for at in which if number % 2 == 0 else list(reversed(which)):
-                found[at].append(_seconds(kernels[at], copies, at_copy, calls))
+                with self._kernel(at) as kernel:
+                    found[at].append(_seconds(kernel, copies, at_copy, calls))
                 at_copy += calls
         return [found[at] for at in which]
 
+    @contextmanager
+    def _kernel(self, at: int) -> Iterator[Kernel]:
+        """A candidate with workers at its side: those of the others would wait on the cores that it
+        runs on.
+        """
+        if at not in self._libraries:
+            self._libraries[at] = KernelLibrary(self._path(at))
+        library = self._libraries[at]
+        library.enter_thread()
+        try:
+            yield library["c0"]
+        finally:
+            library.leave_thread()
+
     def close(self) -> None:
-        """Remove what was compiled."""
-        self._folder.cleanup()
+        """Nothing is held that the process does not end with."""
 
 
 def _seconds(kernel: Kernel, copies: Sequence[tuple[Any, ...]], first: int, calls: int) -> float:
     turns = [copies[(first + i) % len(copies)] for i in range(calls)]
+    kernel(*copies[(first - 1) % len(copies)])  # workers that have just been hired are awake then
     begin = time.perf_counter()
     for arguments in turns:
         kernel(*arguments)

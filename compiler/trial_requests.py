@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..codegen.space import Choice, Sample
@@ -19,14 +20,15 @@ MINIMUM = 2e-3  # seconds of one timing: a kernel that is faster is called sever
 
 @dataclass(frozen=True)
 class Asked:
-    """What a trial is to make ready: choices of one bucket of a kernel, and its arguments, caches
-    of which have blocks of `block` slots and `indices` entries.
+    """What a trial is about: one bucket of a kernel, and its arguments, caches of which have blocks
+    of `block` slots and `indices` entries. Candidates are compiled into `folder`, which outlives
+    the process.
     """
 
     body: Graph
     target: Target
     bucket: str
-    choices: tuple[Choice, ...]
+    folder: Path
     arguments: tuple[Argument, ...]
     block: int
     indices: int
@@ -39,7 +41,7 @@ class Asked:
             parse_graph(request["body"]),
             Target(**{**given, "features": frozenset(given["features"])}),
             request["bucket"],
-            tuple(Choice.of(c) for c in request["choices"]),
+            Path(request["folder"]),
             tuple(Argument.from_json(a, "argument") for a in request["arguments"]),
             request["block"],
             request["indices"],
@@ -47,11 +49,10 @@ class Asked:
 
 
 class Tried(Protocol):
-    """The candidates of one kernel, compiled and loaded."""
+    """The candidates of one kernel."""
 
-    @property
-    def faults(self) -> Mapping[int, str]:
-        """What is wrong with those that cannot be used."""
+    def compile(self, choices: Mapping[int, Choice]) -> Mapping[int, str]:
+        """Compile candidates; gives what is wrong with those that cannot be used."""
         ...
 
     def times(
@@ -72,12 +73,10 @@ class Tried(Protocol):
         ...
 
 
-def answer_requests(
-    made: Callable[[Mapping[str, Any]], Tried], ends: tuple[type[Exception], ...] = ()
-) -> None:
+def answer_requests(made: Callable[[Asked], Tried], ends: tuple[type[Exception], ...] = ()) -> None:
     """Answer requests until the input ends, or an error of a kind that ends it all.
 
-    "prepare" is a new kernel's candidates, anything else asks for times of the present ones.
+    "prepare" is a new kernel, "compile" candidates of it, anything else asks for their times.
     """
     trial: Tried | None = None
     _write({"ready": True})
@@ -87,11 +86,11 @@ def answer_requests(
             if request["do"] == "prepare":
                 if trial is not None:
                     trial.close()
-                trial = made(request)
-                reply = {"faults": {str(at): fault for at, fault in trial.faults.items()}}
+                trial = made(Asked.of(request))
+                reply = {}
             else:
                 assert trial is not None, request
-                reply = {"seconds": _times(trial, request)}
+                reply = _answer(trial, request)
         except ends:
             raise
         except Exception as error:  # told to whoever asked, who knows what was asked
@@ -99,9 +98,13 @@ def answer_requests(
         _write(reply)
 
 
-def _times(trial: Tried, request: Mapping[str, Any]) -> list[list[float]]:
+def _answer(trial: Tried, request: Mapping[str, Any]) -> dict[str, Any]:
+    if request["do"] == "compile":
+        choices = {int(at): Choice.of(c) for at, c in request["choices"].items()}
+        return {"faults": {str(at): fault for at, fault in trial.compile(choices).items()}}
     sample, say = Sample(**request["sample"]), lambda at: _write({"running": at})
-    return trial.times(request["which"], sample, request["dims"], request["rounds"], say)
+    which, dims, rounds = request["which"], request["dims"], request["rounds"]
+    return {"seconds": trial.times(which, sample, dims, rounds, say)}
 
 
 def _write(value: object) -> None:

@@ -20,7 +20,7 @@ What = Annotated[
         show_default=False,
     ),
 ]
-Budget = Annotated[float, typer.Option(help="Seconds to measure for.")]
+Budget = Annotated[float, typer.Option(help="Seconds for all of it, compiling included.")]
 Tuning = Annotated[Path | None, typer.Option(help="The file of records; the user's by default.")]
 Imports = Annotated[
     list[Path] | None,

@@ -59,6 +59,13 @@ class Task:
         """The seconds that no choice goes below, of all calls of a step at all samples."""
         return self.calls * self.seconds(DEFAULT, machine)
 
+    def expected(self, machine: Hardware) -> float:
+        """How many times as fast as the template's own the model takes the likeliest choice for."""
+        found = self.candidates(machine)
+        if not found:
+            return 0.0
+        return self.seconds(self.space.default, machine) / self.seconds(found[0], machine)
+
     def seconds(self, choice: Choice, machine: Hardware) -> float:
         """What the model says a choice takes at all samples together; the roofline for DEFAULT."""
         return sum(self._seconds(choice, sample, machine) for sample in self.samples)

@@ -8,7 +8,7 @@ kernels in tuning.jsonl.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ class Tuned:
     """What was found for one bucket of a kernel: the choice (empty where the template's own won),
     and for each sample the seconds of the template's own and of the choice, from one measurement.
 
-    `candidates` is how many were measured beside the template's own, `ops` what the kernel is.
+    `candidates` is how many were measured beside the template's own, `ops` what the kernel is,
+    `left` the candidates that no time was left for.
     """
 
     choice: Choice
     seconds: Mapping[str, tuple[float, float]]
     candidates: int
     ops: str = ""
+    left: tuple[Choice, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -49,20 +51,25 @@ class Tuned:
             "seconds": {name: list(pair) for name, pair in self.seconds.items()},
             "candidates": self.candidates,
             "ops": self.ops,
-        }
+        } | ({"left": [dict(c.values) for c in self.left]} if self.left else {})
 
     @staticmethod
     def from_json(key: str, value: Any) -> Tuned:
         """The record of a value; raises CompileError, naming the key, where it is none."""
         try:
             seconds = {str(n): (float(a), float(b)) for n, (a, b) in value["seconds"].items()}
-            choice = Choice.of({str(n): _whole(v) for n, v in value["choice"].items()})
-            made = Tuned(choice, seconds, _whole(value["candidates"]), str(value.get("ops", "")))
+            left = tuple(_choice(c) for c in value.get("left", ()))
+            choice, count = _choice(value["choice"]), _whole(value["candidates"])
+            made = Tuned(choice, seconds, count, str(value.get("ops", "")), left)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CompileError(f"record {key!r}: no tuning result: {value!r}") from error
         if any(not s > 0 for pair in seconds.values() for s in pair):
             raise CompileError(f"record {key!r}: times are above 0, not {seconds}")
         return made
+
+
+def _choice(value: Any) -> Choice:
+    return Choice.of({str(n): _whole(v) for n, v in value.items()})
 
 
 def _whole(value: Any) -> int:
@@ -105,7 +112,11 @@ def write_own(path: Path, records: Records, machine: str, reports: Iterable[Kern
     """Write the records that an artifact's kernels have on a machine, and the machine's rates; no
     file where there are none.
     """
-    digests = {r.digest for r in reports if r.digest}
+    write_records_of(path, records, machine, {r.digest for r in reports if r.digest})
+
+
+def write_records_of(path: Path, records: Records, machine: str, digests: Collection[str]) -> None:
+    """The same of the kernels with these digests."""
     own = {
         key: value
         for key, value in records.items()

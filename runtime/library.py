@@ -92,6 +92,11 @@ class KernelLibrary:
         self._entered.crew = Crew(self.threads, self._workers.hire)
         self._workers.dismiss_with(self._entered.crew, handle)
 
+    def leave_thread(self) -> None:
+        """End the calling thread's workers; it may enter again."""
+        if hasattr(self._entered, "crew"):
+            del self._entered.crew
+
     @property
     def crew(self) -> Crew:
         """The calling thread's workers, to be entered around each step; they are fewer while other

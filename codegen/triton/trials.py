@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...ir.graph import Graph
@@ -17,16 +17,16 @@ def build_candidates(
     body: Graph,
     target: Target,
     bucket: str,
-    choices: Sequence[Choice],
+    choices: Mapping[int, Choice],
     folder: Path,
     *,
     machine_code: bool = True,
     workers: int | None = None,
 ) -> dict[int, str]:
-    """Write one kernel once for each choice of a bucket, as functions c0, c1, ... that serve any
+    """Write one kernel once for each choice of a bucket, choice n as a function cn that serves any
     number of rows as that bucket is served; an empty choice is the template's own.
 
-    Gives what was wrong with those that are not there, by their place in `choices`.
+    Gives what was wrong with those that are not there, by their number.
     """
     home = folder / FOLDER
     home.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def build_candidates(
         at: Making(
             f"c{at}", body, target, home / f"c{at}.py", choices={bucket: choice}, only=bucket
         )
-        for at, choice in enumerate(choices)
+        for at, choice in choices.items()
     }
     faults: dict[int, str] = {}
     pending = dict(makings)

@@ -4,7 +4,8 @@ import random
 
 import pytest
 from ferrule.codegen.space import DEFAULT, Choice, Sample
-from ferrule.compiler.duel import CandidateFault, decide, is_faster
+from ferrule.compiler.budget import OutOfTime
+from ferrule.compiler.duel import CandidateFault, Prepared, decide, is_faster
 
 SMALL, LARGE = Sample(2), Sample(16)
 A, B, C = (Choice.of({"rows": r}) for r in (1, 2, 3))
@@ -13,15 +14,16 @@ A, B, C = (Choice.of({"rows": r}) for r in (1, 2, 3))
 class Stub:
     """Times as told, by choice and sample, with noise that moves a whole round or each time."""
 
-    def __init__(self, speeds, noise=0.0, drift=0.0, missing=(), crash=()):
+    def __init__(self, speeds, noise=0.0, drift=0.0, missing=(), crash=(), late=()):
         self.speeds, self.noise, self.drift = speeds, noise, drift
-        self.missing, self.crash = missing, set(crash)
+        self.missing, self.crash, self.late = missing, set(crash), late
         self.random, self.asked = random.Random(0), []
 
     def prepare(self, choices):
         self.choices = choices
         assert choices[0] == DEFAULT
-        return {at: "does not compile" for at, c in enumerate(choices) if c in self.missing}
+        missing = {at: "does not compile" for at, c in enumerate(choices) if c in self.missing}
+        return Prepared(missing, tuple(at for at, c in enumerate(choices) if c in self.late))
 
     def times(self, which, sample, rounds):
         self.asked.append((tuple(which), sample, rounds))
@@ -65,6 +67,14 @@ def test_what_slows_a_whole_round_does_not_hide_a_gain():
 def test_what_is_slower_at_one_size_does_not_win():
     speeds = {DEFAULT: 1.0, A: {SMALL: 0.5, LARGE: 1.1}, B: {SMALL: 0.9, LARGE: 1.0}}
     assert decide(Stub(speeds), [A, B], [SMALL, LARGE]).choice == B
+
+
+def test_what_there_was_no_time_for_is_named_and_without_any_candidate_nothing_is_decided():
+    speeds = {DEFAULT: 1.0, A: 0.8, B: 0.9, C: 0.1}
+    found = decide(Stub(speeds, late=[C]), [A, B, C], [SMALL])
+    assert (found.choice, found.candidates, found.late) == (A, 2, (C,))
+    with pytest.raises(OutOfTime, match="no candidate is ready"):
+        decide(Stub(speeds, late=[A, B]), [A, B], [SMALL])
 
 
 def test_finalists_alone_are_measured_long():

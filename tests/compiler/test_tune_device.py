@@ -8,9 +8,9 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,9 +23,11 @@ from ferrule.compiler import build, retune
 from ferrule.compiler.build import Options, compile_to
 from ferrule.compiler.device_trial import DeviceTrial
 from ferrule.compiler.devices import DEVICES, binaries_of, device_here
+from ferrule.compiler.duel import Prepared
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.measurer import Workers
 from ferrule.compiler.records import read_records
+from ferrule.compiler.trial_requests import Asked
 from ferrule.compiler.tune import TuneReport
 from ferrule.compiler.tune_tasks import Task
 from ferrule.compiler.tuning import TUNING, tuned
@@ -37,7 +39,6 @@ from ferrule.ir.ops import model as m
 from ferrule.ir.ops import tensor as t
 from ferrule.ir.plan import Argument
 from ferrule.ir.target import Target
-from ferrule.ir.text import print_graph
 from ferrule.ir.types import TensorType
 from ferrule.runtime.artifact import Artifact, read_plan
 from ferrule.runtime.cuda import opening
@@ -105,24 +106,16 @@ def test_a_digest_is_of_the_text_and_the_target_whatever_the_limits() -> None:
 # -- times on a device
 
 
-def request(body: Graph, bucket: str, choices: list[Choice]) -> dict[str, Any]:
+def request(body: Graph, bucket: str, folder: Path) -> Asked:
     arguments = [
         Argument("input", "x", 0, "bf16", ("T", 48)), Argument("weight", "w", 0, "bf16", (80, 48)),
         Argument("workspace", None, 0, "bf16", ("T", 80)),
         Argument("workspace", None, 0, "bf16", ("T", 80)),
     ]  # fmt: skip
-    return {
-        "body": print_graph(body, origins=False),
-        "target": {**asdict(HOPPER), "features": sorted(HOPPER.features)},
-        "bucket": bucket,
-        "choices": [dict(c.values) for c in choices],
-        "arguments": [asdict(a) for a in arguments],
-        "block": 16,
-        "indices": 1,
-    }
+    return Asked(body, HOPPER, bucket, folder, tuple(arguments), 16, 1)
 
 
-def test_candidates_are_timed_as_graphs_and_nothing_is_left_on_the_device() -> None:
+def test_candidates_are_timed_as_graphs_and_nothing_is_left_on_the_device(tmp_path: Path) -> None:
     tile = Choice.of({"TEMPLATE": NAMES.index("gemm"), "BM": 64, "BN": 64, "BK": 64,
                       "STAGES": 3, "WARPS": 4})  # fmt: skip
     wrong = Choice.of({**dict(tile.values), "BK": 48})
@@ -132,8 +125,10 @@ def test_candidates_are_timed_as_graphs_and_nothing_is_left_on_the_device() -> N
 
     cuda = FakeCuda(None, size=64 << 20, seconds=seconds)
     products = FakeProducts(cuda, lambda _: None, seconds=5e-5)
-    asked = request(linear(), "many", [DEFAULT, BY_LIBRARY, tile, wrong])
+    asked = request(linear(), "many", tmp_path)
     trial = DeviceTrial(asked, lambda _: CudaDevice(library=cuda, products=lambda _: products))
+    assert trial.compile({0: DEFAULT}) == {}
+    assert trial.compile({1: BY_LIBRARY, 2: tile, 3: wrong}).keys() == {3}
     said: list[int] = []
     times = trial.times([0, 1, 2], Sample(300), DIMS, 4, said.append)
     assert said == [0, 1, 2] and [len(t) for t in times] == [4, 4, 4]
@@ -146,14 +141,14 @@ def test_candidates_are_timed_as_graphs_and_nothing_is_left_on_the_device() -> N
     assert not (cuda.live or cuda.locked or cuda.allocated)
 
 
-def test_without_the_library_its_candidate_falls_out_by_name() -> None:
+def test_without_the_library_its_candidate_falls_out_by_name(tmp_path: Path) -> None:
     def missing(stream: int) -> FakeProducts:
         raise ArtifactError("no torch here")
 
     cuda = FakeCuda(None, size=64 << 20)
-    asked = request(linear(), "many", [DEFAULT, BY_LIBRARY])
+    asked = request(linear(), "many", tmp_path)
     trial = DeviceTrial(asked, lambda _: CudaDevice(library=cuda, products=missing))
-    assert trial.faults == {1: "no torch here"}
+    assert trial.compile({0: DEFAULT, 1: BY_LIBRARY}) == {1: "no torch here"}
     assert trial.times([0], Sample(300), DIMS, 2, lambda _: None)[0] == [pytest.approx(1e-3)] * 2
     trial.close()
 
@@ -164,7 +159,7 @@ def test_the_process_that_measures_says_that_there_is_no_device(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # one that is there would be taken
     made = tunable(linear(), HOPPER)
     assert made is not None
-    arguments = tuple(Argument.from_json(a, "a") for a in request(linear(), "1", [])["arguments"])
+    arguments = request(linear(), "1", Path()).arguments
     task = Task("k", "linear", 1, made, made.spaces[0], (Sample(1),), arguments, {}, 16, 1)
     workers = Workers(HOPPER)
     with pytest.raises(CompileError, match=r"k \[1\]: ArtifactError: no CUDA device here"):
@@ -207,10 +202,10 @@ class Preferring:
         self.tasks.append(task)
         return self
 
-    def prepare(self, choices: list[Choice]) -> dict[int, str]:
+    def prepare(self, choices: list[Choice]) -> Prepared:
         last = len(choices) - 1
         self.best = choices.index(BY_LIBRARY) if BY_LIBRARY in choices else last
-        return {}
+        return Prepared()
 
     def times(self, which: list[int], sample: Sample, rounds: int) -> list[list[float]]:
         return [[0.5 if at == self.best else 1.0] * rounds for at in which]
