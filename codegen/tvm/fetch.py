@@ -29,7 +29,9 @@ _TYPES = {"uint8": "i8", "int8": "i8", "uint16": "i16", "float16": "half", "floa
 _LOADS = {64: ("vmovdqu64", "v"), 32: ("vmovdqu", "x")}
 
 
-def in_turn(kernel: Kernel, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int) -> Expr:
+def in_turn(
+    kernel: Kernel, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int, ahead: int = 0
+) -> Expr:
     """So many elements side by side from `at` on, read in the order in which the kernel asks for
     them, where they fill one of the target's registers.
 
@@ -37,7 +39,9 @@ def in_turn(kernel: Kernel, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int)
     of unrolled code for free to move, and what asks for lines (llvm.prefetch) to the code's
     beginning, where a core, which has room for a few dozen requests, waits for them one and all.
     One core (Zen 5, pages of 2 MiB or 4 KiB) so read 4-bit codes at 59% of the rate that memory
-    has for it; with nothing asked for, in LLVM's order, at 89%; in their own at 99%.
+    has for it; with nothing asked for, in LLVM's order, at 89%; in their own at 99%. Where there is
+    much to compute between reads the hardware falls behind: with `ahead` the line so many bytes
+    behind what is read is asked for with it.
     """
     *outer, first = at
     dtype, size = str(buffer.dtype), lanes * tvm.DataType(buffer.dtype).bits // 8
@@ -45,9 +49,14 @@ def in_turn(kernel: Kernel, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int)
         return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
     name, read, vector = f"ferrule_read_{dtype}", f"<{size} x i8>", f"<{lanes} x {_TYPES[dtype]}>"
     load, register = _LOADS[size]
+    code = f"{load} $1, $0"
+    if ahead:
+        name, code = f"{name}_{ahead}", f"{code}\\0A\\09prefetcht0 $2"
     kernel.snippets.add(f"""
 define {vector} @{name}(ptr %at) alwaysinline {{
-  %r = call {read} asm sideeffect "{load} $1, $0", "={register},*m"(ptr elementtype({read}) %at)
+  %behind = getelementptr i8, ptr %at, i64 {ahead}
+  %r = call {read} asm sideeffect "{code}", "={register},*m,*m"(
+    ptr elementtype({read}) %at, ptr elementtype(i8) %behind)
   %v = bitcast {read} %r to {vector}
   ret {vector} %v
 }}

@@ -209,7 +209,7 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
 
 def _unpack(panel: _Panel) -> None:
     """The codes of all of k, as bytes without a sign: of each column vector as they lie."""
-    linear = replace(panel.linear, streams=True)
+    linear = replace(panel.linear, streams=1)
     for v, (offset, b) in enumerate(panel.vectors):
         block = bind(linear.stored(b, offset))
         with T.serial(i64(0), i64(int(operands(linear.node).x.shape[-2]))) as g:
