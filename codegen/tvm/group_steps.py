@@ -10,7 +10,8 @@ from tvm.script.ir_builder import tirx as T
 from .dots import Dot
 from .function import Kernel
 from .isa import LANES, STAY, STAY_A_LOOP
-from .linear import Linear, read_weights
+from .linear import Linear
+from .streams import read_weights
 from .values import Expr, bind, const, i64
 
 _UNROLL = 8  # steps written out of a group's loop

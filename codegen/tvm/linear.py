@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -20,7 +19,6 @@ from ...ir.dims import Shape, equal_shapes, product
 from ...ir.node import Node
 from ..backend import Layout
 from ..errors import NotRowwise
-from .fetch import LINE, fetch, in_turn
 from .function import Kernel
 from .isa import LANES, Tile
 from .loops import Place, Work, flat_index, over_rows, probe
@@ -31,12 +29,6 @@ from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
 
 PARALLEL_FROM = 1 << 18
 """Multiplications from which a linear goes to all threads."""
-
-
-AHEAD = 80 * LINE
-"""Bytes ahead of its place in memory that a stream of weights is asked for where several rows pass:
-more than a page, at whose end the hardware's own fetching stops.
-"""
 
 
 @dataclass(frozen=True)
@@ -401,29 +393,6 @@ def _zeros(linear: Linear) -> tirx.Buffer:
     with vectorized(LANES) as v:
         T.buffer_store(buffer, const(0, linear.sum_dtype), [v])
     return buffer
-
-
-def read_weights(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int) -> Expr:
-    """So many elements of a block's step, side by side from `at` on: (block, step, ..., first).
-
-    Where several rows pass, memory AHEAD is asked for: codes that are unpacked on their way are
-    read in turn all the same; of those that pass as they lie LLVM may keep some for later (eight
-    rows of int8: 38 GB/s, in turn 31; of 4-bit codes 19, in turn 22).
-    """
-    unpacked = linear.layout.pairs > 1
-    if linear.streams == 1 or (linear.streams and unpacked):
-        return in_turn(linear.kernel, buffer, at, lanes, AHEAD if linear.streams > 1 else 0)
-    if linear.streams:
-        _ask_ahead(buffer, at)
-    *outer, first = at
-    return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
-
-
-def _ask_ahead(buffer: tirx.Buffer, at: Sequence[Expr]) -> None:
-    block, number, *rest = at
-    step = int(product(int(d) for d in buffer.shape[2:])) * tvm.DataType(buffer.dtype).bits // 8
-    if AHEAD % step == 0:
-        fetch(buffer, [block, number + i64(AHEAD // step), *rest])
 
 
 def load_vector(w: Place, at: Sequence[Expr], dtype: str) -> Expr:
