@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ferrule.codegen.space import DEFAULT, Choice, Sample
@@ -15,6 +17,7 @@ from ferrule.compiler.device_trial import DeviceTrial
 from ferrule.compiler.devices import device_named
 from ferrule.compiler.measurer import trial_request
 from ferrule.compiler.retune import tune_artifact
+from ferrule.compiler.trial_requests import Asked
 from ferrule.compiler.tune_tasks import Task, tunable_of
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
@@ -112,14 +115,17 @@ def choices(bench: Bench, at: Tried) -> Iterator[Line]:
 def _timed(
     bench: Bench, task: Task, target: Target, tried: tuple[Choice, ...], rows: int
 ) -> tuple[dict[Choice, float], list[str]]:
-    trial = DeviceTrial(trial_request(task, target, tried), bench.machine.opened)
-    try:
-        good = [at for at in range(len(tried)) if at not in trial.faults]
-        times = trial.times(good, Sample(rows), {"T": rows}, ROUNDS, lambda _: None)
-    finally:
-        trial.close()
+    with tempfile.TemporaryDirectory(prefix="ferrule-tried-") as folder:
+        asked = Asked.of(trial_request(task, target, Path(folder)))
+        trial = DeviceTrial(asked, bench.machine.opened)
+        try:
+            faults = trial.compile(dict(enumerate(tried)))
+            good = [at for at in range(len(tried)) if at not in faults]
+            times = trial.times(good, Sample(rows), {"T": rows}, ROUNDS, lambda _: None)
+        finally:
+            trial.close()
     found = {tried[at]: statistics.median(t) for at, t in zip(good, times, strict=True)}
-    return found, [f"{task.space.words(tried[at])}: {why}" for at, why in trial.faults.items()]
+    return found, [f"{task.space.words(tried[at])}: {why}" for at, why in faults.items()]
 
 
 def tune(bench: Bench, name: str) -> Iterator[Line]:
