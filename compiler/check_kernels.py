@@ -41,7 +41,7 @@ def kernel_departures(
     spans = [(len(s), len(s) + 1) for s in sequences]
     decode = step_batch(plan.block, longer, range(len(sequences)), group, spans)
     for name, batch in (("mixed", prefill(sequences, plan.block)), ("decode", decode)):
-        for at, (kernel, tensors, call) in enumerate(executor.prepare(batch)):
+        for at, (kernel, tensors, call) in enumerate(executor.prepare(batch).calls):
             where = f"{name} call {at}: kernel {call.kernel} ({call.ops}) from {call.origin}"
             error, tolerance = _departure(kernel, tensors, call, bodies[call.kernel])
             yield where, error, tolerance

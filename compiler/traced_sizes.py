@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat, cast
 
 import sympy
 
@@ -71,8 +71,8 @@ def _floor_division(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
 
 def _whole(expr: sympy.Expr) -> sympy.Expr:
     """An expression whose whole numbers, where they are floats, are integers."""
-    floats = {f: sympy.Integer(int(f)) for f in expr.atoms(sympy.Float) if float(f).is_integer()}
-    return expr.xreplace(floats)
+    values = ((f, float(cast("SupportsFloat", f))) for f in expr.atoms(sympy.Float))
+    return expr.xreplace({f: sympy.Integer(int(v)) for f, v in values if v.is_integer()})
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
