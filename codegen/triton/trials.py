@@ -59,9 +59,14 @@ def _compiled(
     jobs = {}
     for at, making in pending.items():
         try:
-            jobs |= {(at, name): job for name, job in making.jobs().items()}
+            own = making.jobs()
         except CodegenError as error:
             faults[at] = _first_line(error)
+            continue
+        if lacking := [b for b in making.choices if not _is_taken(making, b)]:
+            faults[at] = f"the kernel has no choice {making.choices[lacking[0]]} for {lacking[0]}"
+            continue
+        jobs |= {(at, name): job for name, job in own.items()}
     if not machine_code:
         return {}
     made = dict(zip(jobs, compile_all(list(jobs.values()), workers), strict=True))
@@ -75,6 +80,11 @@ def _compiled(
         except CodegenError as error:
             faults[at] = _first_line(error)
     return again
+
+
+def _is_taken(making: Making, bucket: str) -> bool:
+    """Whether a bucket's choice, unless it is the kernel's own, is served as it was given."""
+    return not making.choices[bucket].values or bucket in making.lowered.taken
 
 
 def _first_line(error: CodegenError) -> str:
