@@ -8,6 +8,8 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .ffi import tvm_ffi
 
 _TENSOR = 70  # kTVMFFITensor
@@ -17,29 +19,16 @@ Run = Callable[[Any, int, Any], None]
 """ferrule_run of codegen/tvm/workers.ll: calls, their number, and an int32 that becomes the place
 of the one that failed, or their number.
 """
-Calls = Sequence[tuple[Callable[..., None], Sequence[tvm_ffi.Tensor]]]
+Calls = Sequence[tuple[Any, Sequence[tvm_ffi.Tensor]]]
+"""Functions of tvm_ffi, and what each is called with."""
 
 
-class _Any(ctypes.Structure):
-    """TVMFFIAny, for objects."""
-
-    _fields_ = (
-        ("type_index", ctypes.c_int32),
-        ("padding", ctypes.c_uint32),
-        ("value", ctypes.c_void_p),
-    )
-
-
-class _Call(ctypes.Structure):
-    """One call, as ferrule_run reads it."""
-
-    _fields_ = (
-        ("object", ctypes.c_void_p),
-        ("function", ctypes.c_void_p),
-        ("arguments", ctypes.c_void_p),
-        ("count", ctypes.c_int32),
-        ("padding", ctypes.c_int32),
-    )
+_ANY = np.dtype([("type_index", "i4"), ("padding", "u4"), ("value", "u8")])
+"""TVMFFIAny, for objects."""
+_CALL = np.dtype(
+    [("object", "u8"), ("function", "u8"), ("arguments", "u8"), ("count", "i4"), ("padding", "i4")]
+)
+"""One call, as ferrule_run reads it."""
 
 
 class _Bytes(ctypes.Structure):
@@ -54,25 +43,27 @@ class CallList:
     """
 
     def __init__(self, run: Run, calls: Calls) -> None:
-        self._run, self._count = run, len(calls)
-        given = [tensor for _, tensors in calls for tensor in tensors]
-        self._given = (_Any * len(given))(*(_Any(_TENSOR, 0, t.__chandle__()) for t in given))
-        self._calls = (_Call * len(calls))()
-        at = ctypes.addressof(self._given)
-        for call, (function, tensors) in zip(self._calls, calls, strict=True):
-            assert isinstance(function, tvm_ffi.Function), function
-            call.object = function.__chandle__()
-            call.function = ctypes.c_void_p.from_address(call.object + _HEADER).value
-            call.arguments, call.count = at, len(tensors)
-            at += len(tensors) * ctypes.sizeof(_Any)
+        self._run = run
+        handles = [tensor.__chandle__() for _, tensors in calls for tensor in tensors]
+        self._given = np.zeros(len(handles), _ANY)
+        self._given["type_index"], self._given["value"] = _TENSOR, handles
+        self._calls = np.zeros(len(calls), _CALL)
+        functions = {f: f.__chandle__() for f in {f for f, _ in calls}}
+        symbols = {h: ctypes.c_void_p.from_address(h + _HEADER).value for h in functions.values()}
+        objects = [functions[f] for f, _ in calls]
+        counts = np.array([len(tensors) for _, tensors in calls], "i4")
+        before = np.cumsum(counts) - counts
+        self._calls["object"], self._calls["function"] = objects, [symbols[o] for o in objects]
+        self._calls["arguments"] = self._given.ctypes.data + before * _ANY.itemsize
+        self._calls["count"] = counts
 
     def run(self) -> tuple[int, str] | None:
         """Make the calls, without Python's lock; the place of one that fails and its error end
         them.
         """
         place = ctypes.c_int32(-1)
-        self._run(self._calls, self._count, ctypes.byref(place))
-        return None if place.value == self._count else (place.value, _raised())
+        self._run(self._calls.ctypes.data, len(self._calls), ctypes.byref(place))
+        return None if place.value == len(self._calls) else (place.value, _raised())
 
 
 def _raised() -> str:

@@ -75,8 +75,8 @@ class KernelLibrary:
             raise ArtifactError(f"{self.path}: holds no kernel {name!r}") from None
 
     def call_list(self, calls: Calls) -> CallList | None:
-        """Its kernels with their tensors, to be called by the library itself; None where it was not
-        built by Ferrule.
+        """Its kernels with their tensors, to be called by the library itself; None where it was
+        built without the means for it.
         """
         return None if self._workers is None else self._workers.call_list(calls)
 

@@ -18,9 +18,11 @@ class Workers:
     def __init__(self, module: tvm_ffi.Module, path: Path) -> None:
         self._hire, self._dismiss = module["ferrule_hire"], module["ferrule_dismiss"]
         library = ctypes.CDLL(str(path.resolve()), mode=os.RTLD_NOW | os.RTLD_NODELETE)
-        self._run = library.ferrule_run
-        self._run.argtypes = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
-        self._run.restype = None
+        # A library that was built before it had this has workers all the same.
+        self._run = getattr(library, "ferrule_run", None)
+        if self._run is not None:
+            self._run.argtypes = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
+            self._run.restype = None
 
     @staticmethod
     def of(module: tvm_ffi.Module, path: Path) -> "Workers | None":
@@ -36,9 +38,9 @@ class Workers:
         """
         return self._hire(count)
 
-    def call_list(self, calls: Calls) -> CallList:
+    def call_list(self, calls: Calls) -> CallList | None:
         """Kernels of the library with their tensors, to be called by it, on the calling thread."""
-        return CallList(self._run, calls)
+        return None if self._run is None else CallList(self._run, calls)
 
     def dismiss_with(self, owner: object, handle: int) -> None:
         """End the workers of a handle when the owner, who belongs to the thread, is gone."""
