@@ -88,17 +88,16 @@ class PackedCodes:
 
     def unpacked(self, packed: Node, scale: Node) -> Node:
         """Scales (or zeros) [.., N, J] as a view of the packed ones."""
-        lead = len(scale.shape) - 2
-        return self._rows(_turned(self.layout.in_order(packed, lead), lead, (0, 2, 1)), scale)
+        return self._rows(packed, (0, 2, 1), scale)
 
     def unpacked_multipliers(self, packed: Node, multipliers: Node) -> Node:
         """Multipliers [.., N, J] as a view of the packed ones."""
-        lead = len(multipliers.shape) - 2
-        inner = self.layout.in_order(packed, lead)
-        return self._rows(_turned(inner, lead, (0, 2, 1, 3)), multipliers)
+        return self._rows(packed, (0, 2, 1, 3), multipliers)
 
-    def _rows(self, turned: Node, like: Node) -> Node:
+    def _rows(self, packed: Node, order: tuple[int, ...], like: Node) -> Node:
+        """What the packed blocks hold, their axes in another order, in the shape of `like`."""
         *lead, n, groups = (int(d) for d in like.shape)
+        turned = _turned(self.layout.in_order(packed, len(lead)), len(lead), order)
         rows = int(turned.shape[len(lead)]) * self.layout.columns
         flat = t.reshape(turned, shape=(*lead, rows, groups))
         return flat if rows == n else t.slice_(flat, axis=len(lead), start=0, stop=n)

@@ -36,7 +36,7 @@ def _made_of(graph: Graph, part: Node) -> set[Node]:
     left = [part]
     while left:
         for user in graph.users(left.pop()):
-            if user not in found and "elementwise" in user.op.traits:
+            if user not in found and user.op.has("elementwise"):
                 found.add(user)
                 left.append(user)
     return found
