@@ -234,6 +234,8 @@ def gpu_backend(target: Target) -> Backend:
         "attention": Template(frozenset({"paged_attention"}), loads, _RESHAPES),
         "conv": Template(frozenset({"state_conv"}), loads),
         "scan": Template(frozenset({"state_scan"}), loads),
+        "context": Template(frozenset({"token_context", "paged_context"}), loads),
+        "loop": Template(frozenset({"token_loop", "ragged_loop", "state_loop"}), loads),
     }
     return Backend("triton", templates)
 

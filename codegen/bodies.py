@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..ir.graph import Graph
-from ..ir.node import input_
+from ..ir.node import Node, input_
+from ..ir.ops import tensor
 
 
 def canonical(body: Graph) -> Graph:
@@ -16,3 +17,13 @@ def canonical(body: Graph) -> Graph:
     first = Graph("kernel", tuple(temporary.values()), body.replace(temporary).outputs)
     second = first.replace({temporary[n]: renamed[n] for n in body.inputs})
     return Graph("kernel", tuple(renamed.values()), second.outputs)
+
+
+def apart(body: Graph) -> Graph:
+    """The body with outputs that are neither one another nor inputs."""
+    outputs: list[Node] = []
+    for node in body.outputs:
+        while node in outputs or node.op.has("leaf"):
+            node = tensor.broadcast(node, shape=node.shape)
+        outputs.append(node)
+    return body.with_outputs(outputs)

@@ -80,6 +80,25 @@ def expert_linear(node: Node) -> Node:
     return t.add(y, t.take(bias[0], index, axis=0)) if bias else y
 
 
+def sum_of_products(node: Node) -> Node:
+    """x @ y as a sum over a last axis of k."""
+    x, y = node.inputs
+    wide = (
+        x.dtype
+        if x.dtype in ("f32", "f64", "i32", "i64")
+        else "f32"
+        if x.tensor.is_float
+        else "i32"
+    )
+    x, y = (v if v.dtype == wide else t.cast(v, dtype=wide) for v in (x, y))
+    left = t.reshape(x, shape=(*x.shape[:-1], 1, x.shape[-1]))
+    last = len(y.shape) - 1
+    turned = t.transpose(y, permutation=(*range(last - 1), last, last - 1))
+    right = t.reshape(turned, shape=(*turned.shape[:-2], 1, *turned.shape[-2:]))
+    total = t.reduce_sum(t.mul(left, right), axes=(len(node.shape),))
+    return total if wide == node.dtype else t.cast(total, dtype=node.dtype)
+
+
 RULES: Mapping[str, Callable[[Node], Node]] = {
     "rms_norm": rms_norm, "layer_norm": layer_norm, "softmax": softmax, "linear": linear,
     "expert_linear": expert_linear,

@@ -8,7 +8,7 @@ several lanes may be the same place are refused, because each of these would do 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir.dims import Dim, Shape, product
 from ...ir.node import Node
@@ -21,6 +21,8 @@ MOST_LANES = 1 << 14
 CHUNK = 1 << 10
 FEW = 8
 """Elements along an axis that lanes may go over again and again."""
+TILED, DEEP = 64, 128
+"""Lanes, and elements along an axis, of a tile where one program does all the work."""
 MOST_ORDERED = 128
 INFINITE = 'float("inf")'
 
@@ -61,7 +63,7 @@ class _Fold:
 
     start: Callable[[str], str]
     step: Callable[[str, str], str]
-    across: Callable[[str], str]
+    across: Callable[..., str]
 
 
 def _lowest(dtype: str) -> str:
@@ -72,20 +74,26 @@ def _highest(dtype: str) -> str:
     return lowest(dtype, highest=True)
 
 
+def _across(name: str) -> Callable[..., str]:
+    return lambda v, axis=0: f"tl.{name}({v}, axis={axis})"
+
+
 _FOLDS = {
     "reduce_sum": _Fold(
-        lambda dtype: number(0, dtype), lambda a, b: f"{a} + {b}", lambda v: f"tl.sum({v}, axis=0)"
+        lambda dtype: number(0, dtype),
+        lambda a, b: f"{a} + {b}",
+        _across("sum"),
     ),
-    "reduce_max": _Fold(
-        _lowest, lambda a, b: f"tl.maximum({a}, {b})", lambda v: f"tl.max({v}, axis=0)"
-    ),
+    "reduce_max": _Fold(_lowest, lambda a, b: f"tl.maximum({a}, {b})", _across("max")),
     "reduce_min": _Fold(
-        _highest, lambda a, b: f"tl.minimum({a}, {b})", lambda v: f"tl.min({v}, axis=0)"
+        _highest,
+        lambda a, b: f"tl.minimum({a}, {b})",
+        _across("min"),
     ),
     "reduce_prod": _Fold(
         lambda dtype: number(1, dtype),
         lambda a, b: f"{a} * {b}",
-        lambda v: f"tl.reduce({v}, 0, multiplied)",
+        lambda v, axis=0: f"tl.reduce({v}, {axis}, multiplied)",
     ),
 }
 
@@ -95,13 +103,18 @@ def _reduction(pull: Pull, node: Node, at: Point, mask: Mask) -> str:
     at = _without_kept(node, at)
     dtype = "i32" if x.dtype == "bool" else x.dtype
     fold, extents = _FOLDS[node.op.name], tuple(x.shape[a] for a in axes)
+    count = product(extents)
 
-    def element(flat: Index, inside: Mask) -> str:
+    def element(flat: Index, inside: Mask, at: Point = at, mask: Mask = mask) -> str:
         point = _inserted(at, axes, unflattened(pull, flat, extents))
         value = pull.value(x, point, (*mask, *inside))
         return f"{value}.to(tl.int32)" if x.dtype == "bool" else value
 
-    result = _folded(pull, node, at, product(extents), fold, dtype, element)
+    if pull.tiles and axes_of(at) and not (isinstance(count, int) and count <= FEW):
+        down = lambda flat, inside: element(flat, inside, *_upright(at, mask))  # noqa: E731
+        result = _tiled(pull, at, count, fold, dtype, down)
+    else:
+        result = _folded(pull, node, at, count, fold, dtype, element)
     if x.dtype == "bool":
         return pull.writer.value(f"{result} != 0")
     return pull.writer.value(f"{result}.to({COMPUTED[node.dtype]})")
@@ -155,6 +168,34 @@ def _one_by_one(pull: Pull, count: Dim, start: str, fold: _Fold, element: Elemen
         value = element(Index(place), ())
         writer.line(f"{total} = {fold.step(total, value)}")
     return total
+
+
+def _upright(at: Point, mask: Mask) -> tuple[Point, Mask]:
+    """A block of indices and what holds of them as the rows of a tile."""
+    axes = frozenset({"down"})
+    turned = tuple(replace(i, base=f"{i.base}[:, None]", axes=axes) if i.axes else i for i in at)
+    tests = tuple(
+        Test(f"{t.name}[:, None]", axes, t.part_of and f"{t.part_of}[:, None]") if t.axes else t
+        for t in mask
+    )
+    return turned, tests
+
+
+def _tiled(pull: Pull, at: Point, count: Dim, fold: _Fold, dtype: str, element: Element) -> str:
+    """Each lane's fold of its own elements, DEEP of them at a time: neighbours lie side by side."""
+    writer = pull.writer
+    deep = min(DEEP, power_of_two(count)) if isinstance(count, int) else DEEP
+    wide = next(int(a.removeprefix("lanes")) for i in at for a in i.axes)
+    start, total, first = writer.value(fold.start(dtype)), writer.name("t"), writer.name("k")
+    writer.line(f"{total} = tl.full([{wide}, {deep}], 0, {COMPUTED[dtype]}) + {start}")
+    with writer.block(f"for {first} in range(0, {writer.dim(count)}, {deep}):"):
+        name = writer.value(f"({first} + tl.arange(0, {deep}))[None, :]", prefix="l")
+        across = Index(name, 0, frozenset({"across"}))
+        inside = pull.test(across, "<", count)
+        value = element(across, (inside,))
+        kept = writer.value(f"tl.where({inside.name}, {value}, {start})")
+        writer.line(f"{total} = {fold.step(total, kept)}")
+    return writer.value(fold.across(total, axis=1), key=(total, "across"))
 
 
 def refuse_repeated(node: Node, at: Point, count: Dim) -> None:

@@ -13,13 +13,12 @@ from ...ir.dims import Dim, Shape, as_dim, names_in, product, upper_bound
 from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node
-from ...ir.ops import tensor as t
 from ...ir.target import Target
 from ...ir.types import CacheType, TensorType
 from ..errors import CodegenError
-from ..expand import RULES, expand
+from ..expand import RULES, expand, sum_of_products
 from ..space import Choice, Choices, Space
-from . import attention, expert, largest, products, recurrent
+from . import attention, context, expert, largest, loop, products, recurrent
 from .kernel import Form, Kernel, cache_of
 from .pull import Place
 from .rows import emit_rows
@@ -41,6 +40,11 @@ ANCHORS: Mapping[str, Anchor] = {
     "paged_attention": Anchor(attention.needs, attention.emit_paged),
     "state_conv": Anchor(recurrent.needs, recurrent.emit_conv),
     "state_scan": Anchor(recurrent.needs, recurrent.emit_scan),
+    "token_loop": Anchor(loop.needs, loop.emit_loop),
+    "ragged_loop": Anchor(loop.needs, loop.emit_loop),
+    "state_loop": Anchor(loop.needs, loop.emit_loop),
+    "token_context": Anchor(context.needs, context.emit_context),
+    "paged_context": Anchor(context.needs, context.emit_context),
     "argmax": Anchor(largest.needs, largest.emit_argmax),
 }
 """Ops with a template of their own; every other op goes through the rows template."""
@@ -135,25 +139,6 @@ def _expanded(body: Graph) -> Graph:
 
 def _is_wide_linear(n: Node) -> bool:
     return n.op.name in ("linear", "expert_linear") and n.dtype == "f64"
-
-
-def sum_of_products(node: Node) -> Node:
-    """x @ y as a sum over a last axis of k."""
-    x, y = node.inputs
-    wide = (
-        x.dtype
-        if x.dtype in ("f32", "f64", "i32", "i64")
-        else "f32"
-        if x.tensor.is_float
-        else "i32"
-    )
-    x, y = (v if v.dtype == wide else t.cast(v, dtype=wide) for v in (x, y))
-    left = t.reshape(x, shape=(*x.shape[:-1], 1, x.shape[-1]))
-    last = len(y.shape) - 1
-    turned = t.transpose(y, permutation=(*range(last - 1), last, last - 1))
-    right = t.reshape(turned, shape=(*turned.shape[:-2], 1, *turned.shape[-2:]))
-    total = t.reduce_sum(t.mul(left, right), axes=(len(node.shape),))
-    return total if wide == node.dtype else t.cast(total, dtype=node.dtype)
 
 
 def _buckets(body: Graph, target: Target) -> tuple[Dim, tuple[int | None, ...]]:

@@ -71,13 +71,16 @@ def _is_wide(kind: TensorType, bounds: Mapping[str, tuple[int, int]]) -> bool:
 
 @dataclass
 class Pull:
-    """One function's pulls: where values are known, what was pulled already in this scope."""
+    """One function's pulls: where values are known, what was pulled already in this scope; with
+    `tiles`, lanes that gather along an axis do so by tiles, as where no other program does work.
+    """
 
     writer: Writer
     sources: Mapping[Node, Source] = field(default_factory=dict[Node, Source])
     rules: Mapping[str, Callable[[Pull, Node, Point, Mask], str]] = field(
         default_factory=lambda: RULES
     )
+    tiles: bool = False
 
     def value(self, node: Node, at: Sequence[Index], mask: Mask = ()) -> str:
         """The name of the element at an index: scalars, or blocks of indices."""
@@ -154,7 +157,8 @@ class Pull:
             if place.shape[axis] == 1 and index.is_number:
                 continue
             if place.wide and index.base:
-                wide = self.writer.value(f"{index.text}.to(tl.int64)", prefix="i")
+                # The number of a loop is a plain one where it is interpreted, and has no methods.
+                wide = self.writer.value(f"tl.cast({index.text}, tl.int64)", prefix="i")
                 index = replace(index, base=wide, offset=0)
             parts.append(times(index, product(place.shape[axis + 1 :]), self.writer))
         offset = total(parts, self.writer)

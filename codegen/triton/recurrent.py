@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...ir.dims import Dim, as_dim
 from ...ir.node import Node, item
+from ...ir.types import TupleType
 from ..errors import CodegenError, NotRowwise
 from .kernel import Call, Hook, Kernel, cache_of, ceiling, emit_call
 from .loops import TooDear, power_of_two
@@ -52,7 +53,7 @@ def emit_conv(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     """Add the launch of a state_conv; states are updated in place."""
     x, w, states = node.inputs[:3]
     taps, channels = (int(d) for d in w.shape)
-    place = _settled(kernel, node, results)
+    place = settled(kernel, node, results)
     lanes = min(CHANNELS, power_of_two(channels))
     given = (kernel.places[w].name, *_places(kernel, states, node.inputs[3:6]))
     hooks = {
@@ -70,7 +71,7 @@ def emit_scan(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     q, k, v, decay, states = node.inputs[:5]
     beta = node.inputs[8:]
     (groups, deep), (heads, wide) = (tuple(int(d) for d in n.shape[1:]) for n in (q, v))
-    place = _settled(kernel, node, results)
+    place = settled(kernel, node, results)
     given = _places(kernel, states, node.inputs[5:8])
     hooks = {
         "LOAD_Q": _load(kernel, q, ("row", "group", "ks")),
@@ -158,8 +159,12 @@ def _sequences(starts: Node) -> Dim:
     return as_dim(starts.shape[0] - 1)
 
 
-def _settled(kernel: Kernel, node: Node, results: dict[Node, Place]) -> Place:
+def settled(kernel: Kernel, node: Node, results: dict[Node, Place]) -> Place:
     """Where the rows of a recurrent op go; its states are where they were."""
+    if not isinstance(node.type, TupleType):
+        place = results.get(node) or kernel.scratch_for(node.shape, node.dtype)
+        kernel.places[node] = place
+        return place
     rows, states = item(node, index=0), item(node, index=1)
     place = results.get(rows) or kernel.scratch_for(rows.shape, rows.dtype)
     kernel.places[rows] = place

@@ -61,13 +61,13 @@ def emit_rows(kernel: Kernel, wanted: Wanted) -> None:
             cuts = _cuts(kernel, wanted)
             break
         except TooDear as dear:
-            whole = kernel.scratch_for(dear.node.shape, _kept_dtype(dear.node.dtype))
+            whole = kernel.scratch_for(dear.node.shape, kept_dtype(dear.node.dtype))
             emit_rows(kernel, {dear.node: whole})
             kernel.places[dear.node] = whole
     _launch(kernel, cuts)
 
 
-def _kept_dtype(dtype: str) -> str:
+def kept_dtype(dtype: str) -> str:
     """Scratch holds values as wide as registers do."""
     return {"bf16": "f32", "f16": "f32", "f8e4m3": "f32", "f8e5m2": "f32"}.get(dtype, dtype)
 

@@ -125,12 +125,20 @@ class Writer:
         """The lines under a head such as `for k in range(n):`."""
         self.line(head)
         self._depth += 1
+        try:
+            with self.scope():
+                yield
+        finally:
+            self._depth -= 1
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Lines whose values are not reused behind them."""
         self._scopes.append({})
         try:
             yield
         finally:
             self._scopes.pop()
-            self._depth -= 1
 
     def pointer(self, name: str) -> str:
         """An argument that is a pointer, noted as used."""

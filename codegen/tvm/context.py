@@ -15,10 +15,11 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.ops.contexts import LENGTH
+from ..bodies import apart
 from ..expand import expand
 from .attention import result_place
 from .function import Anchor, Kernel, cache_of
-from .loop import RowPlace, apart, check_loops
+from .loop import RowPlace, check_loops
 from .loops import Place, Work
 from .pull import Dims, Source
 from .rows import emit_rows

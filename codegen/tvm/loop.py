@@ -17,8 +17,8 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import product
 from ...ir.graph import Graph
 from ...ir.node import Node
-from ...ir.ops import tensor
 from ...ir.types import TupleType
+from ..bodies import apart
 from ..cost import cost_of
 from ..errors import CodegenError
 from ..expand import expand
@@ -95,16 +95,6 @@ def check_loops(body: Graph, what: str) -> None:
         known = n.op.name in BY_INDEX or n.op.name in LOOPS or n.op.name in ("input", "item")
         if not known:
             raise CodegenError(f"{what} has {n.op.name} : {n.type}")
-
-
-def apart(body: Graph) -> Graph:
-    """The body with outputs that are neither one another nor inputs."""
-    outputs: list[Node] = []
-    for node in body.outputs:
-        while node in outputs or node.op.has("leaf"):
-            node = tensor.broadcast(node, shape=node.shape)
-        outputs.append(node)
-    return body.with_outputs(outputs)
 
 
 def _sequence(loop: _Loop, work: Work, n: Expr) -> None:

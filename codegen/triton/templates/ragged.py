@@ -22,3 +22,16 @@ def ragged_tile(starts, number, N, ROWS: tl.constexpr):
         high = tl.where(is_before, high, middle)
     start = tl.load(starts + low)
     return low, start + (number - start // ROWS - low) * ROWS
+
+
+@triton.jit
+def run_of(starts, row, N):
+    """The run that a row is in; see ragged_tile."""
+    low = tl.zeros((), tl.int32)
+    high = low + N
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_before = tl.load(starts + middle) <= row
+        low = tl.where(is_before, middle, low)
+        high = tl.where(is_before, high, middle)
+    return low

@@ -1,0 +1,26 @@
+"""Whole models with loops and contexts as a GPU would run them: launches interpreted on the CPU,
+tokens equal to eager.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ferrule.compiler.zoo_models import randomize
+
+from . import looping, scoring
+from .test_interpreted import OPTIONS, greedy, tokens
+
+MODELS = {**looping.MODELS, **scoring.MODELS}
+FEW = ("gru", "logarithms", "sigmoid", "talking")
+KINDS = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_interpreted_launches_give_the_tokens_of_eager(name: str, tmp_path: Path):
+    torch.manual_seed(0)
+    model = randomize(MODELS[name]().eval())
+    prompts = [torch.randint(0, looping.VOCABULARY, (n,)).tolist() for n in (9, 6)]
+    assert tokens(model, OPTIONS, prompts, tmp_path, 3) == greedy(model, prompts, 3)
