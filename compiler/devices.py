@@ -38,7 +38,7 @@ USUAL = {
 
 def device_named(name: str | None, arch: str) -> Hardware:
     """The device of a name, or the usual one of an architecture."""
-    chosen = name or USUAL.get(arch)
+    chosen = name.lower() if name else USUAL.get(arch)
     if chosen is None or chosen not in DEVICES:
         asked = repr(name) if name else f"usual device of {arch}"
         raise IRError(f"no {asked}; known: {', '.join(DEVICES)}")

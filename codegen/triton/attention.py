@@ -58,7 +58,8 @@ def emit_paged(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     """Add the launches of a paged_attention; its result goes to the place of a reshape of it too.
 
     Sequences with one new token are taken apart by their keys and joined again; others go by tiles
-    of tokens, in a launch that a step of single tokens leaves out.
+    of tokens, in a launch that a step of single tokens leaves out. Where a token's sums must not
+    depend on how many come with it, all go by tiles.
     """
     q, k_cache, v_cache, table, starts, lengths = node.inputs[:6]
     extras = dict(zip(node["extras"], node.inputs[6:], strict=True))
@@ -74,29 +75,42 @@ def emit_paged(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     load, store = load_hook(kernel, q), store_hook(kernel, node, place)
     longest = product((width, cache_type(k_cache).block))
     splits, tokens = _chosen(kernel, shape, longest, q)
-    partial = kernel.scratch_for((sequences, shape.h, splits["SPLITS"], shape.e), "f32").name
-    stats = kernel.scratch_for((sequences, shape.h, splits["SPLITS"], 2), "f32").name
-    few = (more["slopes"], more["bias"], more["k_scale"], more["v_scale"], partial, stats, width)
-    emit_call(kernel, Call(
-        "attention", "attend_splits", (*batch, *few), {"LOAD_Q": load}, shape.constants,
-        (sequences, shape.tiles(splits["HEADS"]), splits["SPLITS"]),
-        _without_launch(splits), splits["WARPS"], splits["STAGES"],
-    ))  # fmt: skip
-    sizes = {"H": shape.h, "E": shape.e, "WAYS": power_of_two(splits["SPLITS"])}
-    emit_call(kernel, Call(
-        "attention", "join_splits", (batch[3], more["sinks"], partial, stats), {"STORE": store},
-        sizes | {"SPLITS": splits["SPLITS"]}, (sequences, shape.h),
-    ))  # fmt: skip
+    invariant = kernel.target.deterministic
+    if not invariant:
+        few = (*batch, *(more[e] for e in EXTRAS if e != "sinks"))
+        _emit_singles(kernel, shape, few, more["sinks"], (sequences, width), splits, load, store)
     heads = rows_of(tokens, shape.h // shape.g)
     many = (*more.values(), sequences, width)
     emit_call(kernel, Call(
         "attention", "attend_tokens", (*batch, *many), {"LOAD_Q": load, "STORE": store},
-        {**shape.constants, "SINGLES": False},
+        {**shape.constants, "SINGLES": invariant},
         (as_dim(floor_by(node.shape[0], heads["TOKENS"]) + sequences), shape.tiles(heads["HEADS"])),
         heads | {"BK": tokens["BK"]}, tokens["WARPS"], tokens["STAGES"],
-        unless=(node.shape[0], sequences),
+        unless=None if invariant else (node.shape[0], sequences),
     ))  # fmt: skip
     kernel.places[result] = place
+
+
+def _emit_singles(
+    kernel: Kernel, shape: _Shape, given: tuple[str | None, ...], sinks: str | None,
+    sizes: tuple[Dim, Dim], splits: Choice, load: Hook, store: Hook,
+) -> None:  # fmt: skip
+    """Sequences of one new token, taken apart by their keys and joined again: `given` are the
+    pointers up to extras, `sizes` sequences and the width of the table.
+    """
+    sequences, width = sizes
+    partial = kernel.scratch_for((sequences, shape.h, splits["SPLITS"], shape.e), "f32").name
+    stats = kernel.scratch_for((sequences, shape.h, splits["SPLITS"], 2), "f32").name
+    emit_call(kernel, Call(
+        "attention", "attend_splits", (*given, partial, stats, width), {"LOAD_Q": load},
+        shape.constants, (sequences, shape.tiles(splits["HEADS"]), splits["SPLITS"]),
+        _without_launch(splits), splits["WARPS"], splits["STAGES"],
+    ))  # fmt: skip
+    constants = {"H": shape.h, "E": shape.e, "WAYS": power_of_two(splits["SPLITS"])}
+    emit_call(kernel, Call(
+        "attention", "join_splits", (given[3], sinks, partial, stats), {"STORE": store},
+        constants | {"SPLITS": splits["SPLITS"]}, (sequences, shape.h),
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,8 +175,10 @@ def _chosen(kernel: Kernel, shape: _Shape, longest: Dim, q: Node) -> tuple[Choic
     few = splits_burden(kernel.target, groups, repeat)
     many = tokens_burden(kernel.target, groups, repeat)
     own = ATTEND_TOKENS[wide].default(kernel.target)
+    if not kernel.target.deterministic:  # else nothing is taken apart
+        splits = kernel.choose(space("singles", SINGLES, ATTEND_SPLITS[wide], few, splits))
     return (
-        kernel.choose(space("singles", SINGLES, ATTEND_SPLITS[wide], few, splits)),
+        splits,
         kernel.choose(space("prompts", PROMPTS, ATTEND_TOKENS[wide], many, own)),
     )
 

@@ -117,13 +117,14 @@ def _block_hooks(kernel: Kernel, node: Node) -> dict[str, Hook]:
 
 def _block_of(kernel: Kernel, node: Node) -> int:
     """Rows that are taken at once; 0 where there is a decay for each row of the state, or where
-    operands have more bits than matrix units take. What is made of 16 bits in float32 (keys of
+    operands have more bits than matrix units take, or a row's sums must not depend on the rows that
+    come with it. What is made of 16 bits in float32 (keys of
     length one) has no more than 11 that count.
     """
     q, k, v, decay = node.inputs[:4]
     exact = kernel.target.kind == "cuda" and _is_narrow(v)
     narrow = all(x.dtype in ("bf16", "f16") or (exact and x.dtype == "f32") for x in (q, k, v))
-    if decay.shape[2] != 1 or not narrow:
+    if decay.shape[2] != 1 or not narrow or kernel.target.deterministic:
         return 0
     if len(node.inputs) < 9:
         return FEWER if any(x.dtype == "f32" for x in (q, k, v)) else BLOCK

@@ -37,7 +37,7 @@ def folder(tmp_path: Path):
 
 
 def test_kernels_are_held_against_a_named_device(folder: Path):
-    (step,) = explain_artifact(folder, entry="decode", load=Load(sequences=2), device="h200").steps
+    (step,) = explain_artifact(folder, entry="decode", load=Load(sequences=2), device="H200").steps
     # A weight of 2 MiB at 4.8 TB/s; tokens and logits stay in the device's caches.
     assert step.limit == pytest.approx((1 << 21) / 4.8e12)
     (usual,) = explain_artifact(folder, entry="decode", load=Load(sequences=2)).steps

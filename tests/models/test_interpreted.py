@@ -3,6 +3,7 @@
 Prefill in one ragged step, then decode steps, which are filled up to a bucket.
 """
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ferrule.compiler.build import Options
 from ferrule.compiler.interpreted import interpret
 from ferrule.passes.weight_formats import Format
 from ferrule.runtime.engine import Engine
+from ferrule.runtime.options import EngineOptions
 from ferrule.runtime.pools import Pools
 from on_double import Double
 from torch import nn
@@ -18,6 +20,7 @@ from torch import nn
 import ferrule
 
 from . import zoo
+from .test_deterministic import Answer, answers
 from .test_quantized import rounded
 
 NAMES = (
@@ -66,6 +69,34 @@ def test_quantized_models_give_the_tokens_of_the_rounded_weights(
     model, prompts = zoo.build(name), prompts_of(2)
     found = tokens(model, replace(OPTIONS, quantize=text), prompts, tmp_path)
     assert found == greedy(rounded(model, Format.parse(text)), prompts)
+
+
+class AtOnce(random.Random):
+    """All prompts come before the first step."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def test_to_the_last_bit_tokens_do_not_depend_on_the_batch(tmp_path: Path):
+    """A prompt alone, in one chunk, and beside another, which leaves it two, the second of one
+    token: enough keys for several stretches of them.
+    """
+    options = replace(
+        OPTIONS, deterministic=True, quantize="int4", dtype="bfloat16", max_context=96, chunk=80
+    )
+    draw = random.Random(7)
+    prompts = [[draw.randrange(3, 211) for _ in range(n)] for n in (6, 75)]
+    executor = interpret(zoo.build("llama"), tmp_path, options, Pools(24, 4))
+    given = EngineOptions(token_budget=80, prefix_caching=False)
+    try:
+        found: list[list[Answer]] = []
+        for asked in (prompts[1:], prompts):
+            engine = Engine(executor, **given.arguments(executor.plan, executor.blocks))
+            found.append(answers(engine, asked, AtOnce()))
+        assert found[0][0] == found[1][1]
+    finally:
+        executor.driver.close()
 
 
 def prompts_of(count: int) -> list[list[int]]:

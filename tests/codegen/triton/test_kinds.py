@@ -12,6 +12,7 @@ from ferrule.codegen.errors import CodegenError
 from ferrule.codegen.triton.build import build_kernels
 from ferrule.codegen.triton.jobs import Job, compile_all
 from ferrule.codegen.triton.kernel import Start
+from ferrule.codegen.triton.lower import lower
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.launches import LAUNCHES, LaunchTable
@@ -104,6 +105,14 @@ def test_kernels_of_every_kind_fit_and_spill_nothing(target: str, tmp_path: Path
         "experts": 3, "conv": 1
     }  # fmt: skip
     assert {n: b.spilled for n, b in table.binaries.items() if b.spilled} == {}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_deterministic_target_takes_rows_of_a_scan_one_by_one(deterministic: bool):
+    """Where blocks of rows begin depends on how a prompt is cut into chunks."""
+    target = Target("cuda", "sm_90", deterministic=deterministic)
+    (start,) = lower("kernel", scan(), target).forms[0].starts
+    assert ("BLOCK" in dict(start.constants)) is not deterministic
 
 
 def test_several_processes_compile_what_one_does(tmp_path: Path):
