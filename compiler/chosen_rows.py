@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .sorted_rows import some_of_each
+
 Tensor = torch.Tensor
 Function = Callable[..., Any]
 
@@ -41,30 +43,6 @@ class _Sum:
     source: Tensor
     places: tuple[_Places, ...]
     added: Any = None
-
-
-class _Some:
-    """How many rows an expert has: not none, and no other question has an answer."""
-
-    def item(self) -> _Some:
-        """As an element of a tensor gives its number."""
-        return self
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __eq__(self, other: object) -> bool:
-        return self._is_zero(other) and False
-
-    def __gt__(self, other: object) -> bool:
-        return self._is_zero(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _is_zero(self, other: object) -> bool:
-        if other != 0 or not isinstance(other, int):
-            raise TypeError("how many rows are chosen depends on the data")
-        return True
 
 
 class _ChosenRows(TorchFunctionMode):
@@ -165,7 +143,7 @@ class _ChosenRows(TorchFunctionMode):
     def unbind(self, x: Any, dim: int = 0) -> Any:
         """The rows of a table as numbers, where the mask's sizes are known; its columns; counts."""
         if id(x) in self.counts:
-            return tuple(_Some() for _ in range(self.counts[id(x)][1]))
+            return tuple(some_of_each(self.counts[id(x)][1]))
         mask = self.tables.get(id(x))
         if mask is None:
             return NotImplemented
@@ -180,7 +158,7 @@ class _ChosenRows(TorchFunctionMode):
     def tolist(self, x: Any) -> Any:
         """The numbers of all places, where the mask's size is known; of counts, that they are."""
         if id(x) in self.counts:
-            return [_Some() for _ in range(self.counts[id(x)][1])]
+            return some_of_each(self.counts[id(x)][1])
         mask = self._line(x)
         if mask is None or not isinstance(mask.shape[0], int):
             return NotImplemented

@@ -45,6 +45,8 @@ class Rows:
         raise TypeError("how many rows an expert has depends on the data")
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, int) and other != 0:
+            raise TypeError("how many rows an expert has depends on the data")
         return isinstance(other, Rows) and (self.low, self.high) == (other.low, other.high)
 
     def __gt__(self, other: object) -> bool:
@@ -69,6 +71,11 @@ class Counts(list[Rows]):
     def tolist(self) -> list[Rows]:
         """As a list."""
         return list(self)
+
+
+def some_of_each(experts: int) -> Counts:
+    """How many rows each of so many experts has."""
+    return Counts(Rows(n, n + 1) for n in range(experts))
 
 
 @dataclass
@@ -198,7 +205,7 @@ class _SortedRows(TorchFunctionMode):
         """Counts that depend on the data, or where runs end."""
         if not _is_counts(x):
             return NotImplemented
-        counts = Counts(Rows(n, n + 1) for n in range(x.shape[0]))
+        counts = some_of_each(x.shape[0])
         return counts.cumsum() if self._of(x).ends else counts
 
     def unbind(self, x: Any, dim: int = 0) -> Any:
@@ -225,6 +232,11 @@ class _SortedRows(TorchFunctionMode):
         if marks.order and isinstance(x, Tensor) and not marks.modulo:
             rows = x.repeat_interleave(marks.over, 0) if marks.over > 1 else x[:]
             return self._mark(rows, _Marks(run=marks.run))
+        if isinstance(index, tuple) and len(index) > 1 and all(map(_is_all, index[1:])):
+            rows = self.take(x, index[0]) if self._of(index[0]).order else NotImplemented
+            if rows is NotImplemented:
+                return NotImplemented
+            return self._mark(rows[(slice(None), *index[1:])], self._of(rows))
         if isinstance(index, tuple) and len(index) == 2:
             first, second = map(self._of, index)
             if first.order and first.over == second.modulo > 1:
@@ -287,6 +299,11 @@ class _SortedRows(TorchFunctionMode):
             source, marks.run if self._of(source).run is None else self._of(source).run
         )
         return x + rows.reshape(-1, marks.over, *rows.shape[1:]).sum(1).to(x.dtype)
+
+
+def _is_all(index: Any) -> bool:
+    """Whether an index takes an axis whole, or puts one there."""
+    return index is None or (isinstance(index, slice) and index == slice(None))
 
 
 def _is_counts(x: Any) -> bool:

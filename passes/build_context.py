@@ -15,7 +15,7 @@ from ..ir.ops import tensor as t
 from ..ir.types import TensorType
 from .canonicalize import Canonicalize
 from .rules.values import reshaped
-from .scan_regions import rebuild, token_axes, tokens_back, tokens_first
+from .scan_regions import in_dtype, rebuild, token_axes, tokens_back, tokens_first
 from .token_slices import TokenSlices
 from .token_values import Axis, B, S, numbers_of
 
@@ -28,7 +28,7 @@ def context_of(node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]
     """
     axes = token_axes(node)
     assert axes is not None, f"{node} is no value of each token"
-    rows = [tokens_first(x, own) for x, own in zip(inputs, each, strict=True)]
+    rows = [_floats(tokens_first(x, own)) for x, own in zip(inputs, each, strict=True)]
     last = _last_row(node, axes, rows, inputs, each)
     body = _Body(last, rows)
     if any(_is_square(n) for n in walk((body.output,))):
@@ -40,6 +40,11 @@ def context_of(node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]
     )
     numbers = numbers_of(axes)
     return tokens_back(reshaped(made, (B, S, *numbers)), axes, node.shape)
+
+
+def _floats(x: Node) -> Node:
+    """What caches hold: whole numbers as floats."""
+    return x if x.tensor.is_float else in_dtype(x, "f32")
 
 
 def _is_square(node: Node) -> bool:
@@ -64,7 +69,8 @@ def _last_row(
     """
     fresh = [_fresh(at, x) for at, x in enumerate(rows)]
     done = {
-        x: tokens_back(made, own, x.shape) for x, made, own in zip(inputs, fresh, each, strict=True)
+        x: in_dtype(tokens_back(made, own, x.shape), x.dtype)
+        for x, made, own in zip(inputs, fresh, each, strict=True)
     }
     rebuild(node, done)
     whole = Graph("region", tuple(fresh), (tokens_first(done[node], axes),))

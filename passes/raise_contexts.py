@@ -24,6 +24,7 @@ from .analyze_tokens import Evaluate
 from .build_context import context_of
 from .describe_masks import DescribeMasks
 from .raise_scans import MOST_INPUTS, post_dominators
+from .rules.exact_numbers import is_exact
 from .scan_regions import Region, Run, frontier, is_whole, token_axes
 from .scan_roles import Array
 from .spell_attention import spelled_attention
@@ -129,17 +130,25 @@ class _Finder:
         if not 1 <= len(inputs) <= MOST_INPUTS:
             return None
         each = [walk.tokens[i].axes for i in inputs]
-        if not all(map(is_whole, each)) or not all(i.tensor.is_float for i in inputs):
+        if not all(map(is_whole, each)) or not all(_is_held(i) for i in inputs):
             return None
         region = Region.cut(node, inputs, each)
-        if not _is_causal(region, self.run, self.longest):
+        counts = [not i.tensor.is_float for i in inputs]
+        if not _is_causal(region, counts, self.run, self.longest):
             return None
         return context_of(node, inputs, each)
 
 
+def _is_held(node: Node) -> bool:
+    """Whether caches, which hold floats, have a value as it is."""
+    return node.tensor.is_float or is_exact(node)
+
+
 def _before_moves(node: Node, walk: TokenWalk) -> Node:
-    """A value of each token before it was moved about, or its heads repeated."""
-    while node.op in _MOVES:
+    """A value of each token before it was moved about, made a whole number, or its heads
+    repeated.
+    """
+    while node.op in _MOVES or (node.op is t.cast and not node.tensor.is_float):
         (source,) = node.inputs
         if not walk.is_token(source) or not is_whole(walk.tokens[source].axes):
             break
@@ -150,13 +159,13 @@ def _before_moves(node: Node, walk: TokenWalk) -> Node:
 _MOVES = (t.transpose, t.reshape, t.broadcast)
 
 
-def _is_causal(region: Region, run: Run, longest: int) -> bool:
+def _is_causal(region: Region, counts: Sequence[bool], run: Run, longest: int) -> bool:
     """Whether a token's value is made of tokens up to it, of others than itself too, and is the
     same whatever the length.
     """
     mixes = False
     for length in sorted({min(n, longest) for n in LENGTHS}):
-        given = _random(region, length)
+        given = _random(region, counts, length)
         try:
             (whole,) = region.values(given, run)
             for count in (n for n in PLACES if n <= length):
@@ -164,16 +173,18 @@ def _is_causal(region: Region, run: Run, longest: int) -> bool:
                 if not _close(part[:, -1], whole[:, count - 1]):
                     return False
             if length > 1:
-                (other,) = region.values([_other(x) for x in given], run)
+                others = [_other(x, c) for x, c in zip(given, counts, strict=True)]
+                (other,) = region.values(others, run)
                 mixes = mixes or not _close(other[:, -1], whole[:, -1])
         except ValueError:
             return False
     return mixes
 
 
-def _other(x: Array) -> Array:
+def _other(x: Array, counts: bool) -> Array:
     """Other tokens, but for the last."""
-    return np.concatenate([np.cos(x[:, :-1]), x[:, -1:]], axis=1)
+    first = 1 - x[:, :-1] if counts else np.cos(x[:, :-1])
+    return np.concatenate([first, x[:, -1:]], axis=1)
 
 
 def _close(a: Array, b: Array) -> bool:
@@ -182,7 +193,11 @@ def _close(a: Array, b: Array) -> bool:
     return bool((np.abs(a - b) <= CLOSE * max(np.abs(b).max(), 1e-30)).all())
 
 
-def _random(region: Region, length: int) -> list[Array]:
+def _random(region: Region, counts: Sequence[bool], length: int) -> list[Array]:
+    """Numbers for the inputs; small ones where they are whole, some of which are then equal."""
     rng = np.random.default_rng(length)
-    shapes: Sequence[tuple[int, ...]] = region.sizes
-    return [rng.standard_normal((2, length, *shape)) for shape in shapes]
+    shapes = [(2, length, *shape) for shape in region.sizes]
+    return [
+        rng.integers(0, 2, s).astype(np.float64) if c else rng.standard_normal(s)
+        for s, c in zip(shapes, counts, strict=True)
+    ]

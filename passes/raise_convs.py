@@ -16,6 +16,7 @@ from ..ir.node import Node, walk
 from ..ir.ops import model, recurrent
 from ..ir.ops import tensor as t
 from ..ir.rewrite import Rules, hole, rewrite
+from .rules.exact_numbers import is_exact
 from .rules.movement import MOVEMENT
 from .rules.values import literal, reshaped, spread, transposed
 
@@ -25,17 +26,18 @@ _ROOTS = (t.slice_, t.pad, t.concat, t.conv1d)
 
 @dataclass(frozen=True)
 class Delayed:
-    """A node that along an axis is source[i - by] at i, and zero where i - by is not in
-    [low, high)."""
+    """A node that along an axis is source[i - by] at i, and `fill` where i - by is not in
+    [low, high); None: nothing was put there yet."""
 
     source: Node
     by: Dim
     low: Dim
     high: Dim
+    fill: float | None = None
 
 
 def trace_delay(node: Node, axis: int) -> Delayed:
-    """What a node was made from by cutting, and by zeros around it, along an axis."""
+    """What a node was made from by cutting, and by one number around it, along an axis."""
     found = _TRACES[node.op](node, axis) if node.op in _TRACES else None
     return Delayed(node, 0, 0, node.shape[axis]) if found is None else found
 
@@ -43,17 +45,20 @@ def trace_delay(node: Node, axis: int) -> Delayed:
 def _of_pad(node: Node, axis: int) -> Delayed | None:
     amounts = [(b, a) for b, a in zip(node["before"], node["after"], strict=True)]
     others = [pair for i, pair in enumerate(amounts) if i != axis]
-    if node["value"] != 0 or any(pair != (0, 0) for pair in others):
+    if any(pair != (0, 0) for pair in others):
         return None
-    return _later(trace_delay(node.inputs[0], axis), amounts[axis][0])
+    return _later(trace_delay(node.inputs[0], axis), amounts[axis][0], node["value"])
 
 
 def _of_concat(node: Node, axis: int) -> Delayed | None:
-    filled = [i for i, piece in enumerate(node.inputs) if literal(piece) != 0]
-    if node["axis"] != axis or len(filled) != 1:
+    numbers = [literal(piece) for piece in node.inputs]
+    filled = [i for i, number in enumerate(numbers) if number is None]
+    fills = {number for number in numbers if number is not None}
+    if node["axis"] != axis or len(filled) != 1 or len(fills) != 1:
         return None
     ahead = (piece.shape[axis] for piece in node.inputs[: filled[0]])
-    return _later(trace_delay(node.inputs[filled[0]], axis), sum(ahead, start=0))
+    inner = trace_delay(node.inputs[filled[0]], axis)
+    return _later(inner, sum(ahead, start=0), float(fills.pop()))
 
 
 def _of_slice(node: Node, axis: int) -> Delayed | None:
@@ -64,7 +69,8 @@ def _of_slice(node: Node, axis: int) -> Delayed | None:
     high = _larger(as_dim(-inner.high), as_dim(inner.by - node["stop"]))
     if low is None or high is None:
         return None
-    return Delayed(inner.source, as_dim(inner.by - node["start"]), low, as_dim(-high))
+    by = as_dim(inner.by - node["start"])
+    return replace(inner, by=by, low=low, high=as_dim(-high))
 
 
 def _of_transpose(node: Node, axis: int) -> Delayed:
@@ -86,8 +92,9 @@ _TRACES = {
 }
 
 
-def _later(inner: Delayed, by: Dim) -> Delayed:
-    return replace(inner, by=as_dim(inner.by + by))
+def _later(inner: Delayed, by: Dim, fill: float) -> Delayed | None:
+    alike = inner.fill in (None, fill)
+    return replace(inner, by=as_dim(inner.by + by), fill=fill) if alike else None
 
 
 def _larger(a: Dim, b: Dim) -> Dim | None:
@@ -107,10 +114,35 @@ def _reads_whole(found: Delayed, length: Dim, by: int) -> bool:
 
 @CONVS.on(hole("root", lambda node: node.op in _ROOTS))
 def delay(root: Node) -> Node | None:
-    """x[i - n] with zeros before the start = causal_conv with the one tap n tokens back."""
+    """x[i - n] with a number before the start = causal_conv with the one tap n tokens back."""
     axis = _length_axis(root)
     if axis is None or root.op is t.conv1d:
         return None
+    if root.tensor.is_float:
+        return _one_tap(root, axis)
+    # Kernels take convolutions of floats.
+    made = _one_tap(t.cast(root, dtype="f32"), axis) if is_exact(root) else None
+    return None if made is None else t.cast(made, dtype=root.dtype)
+
+
+@CONVS.on(hole("root", lambda node: node.op is t.concat))
+def delay_behind(root: Node) -> Node | None:
+    """What a model puts before the first token, learned or made: chosen there, zeros delayed."""
+    axis = _length_axis(root)
+    if axis is None or axis != root["axis"] or len(root.inputs) != 2:
+        return None
+    head, tail = root.inputs
+    if not root.tensor.is_float or literal(head) is not None or not _is_constant(head):
+        return None
+    made = _one_tap(root.with_inputs((spread(t.scalar(0.0, root.dtype), head.shape), tail)), axis)
+    if made is None or not isinstance(head.shape[axis], int):
+        return None
+    place = t.minimum(_places(root, axis), t.scalar(int(head.shape[axis]) - 1, "i64"))
+    before = t.take(head, reshaped(place, (root.shape[axis],)), axis=axis)
+    return t.where(_is_before(root, axis, int(head.shape[axis])), before, made)
+
+
+def _one_tap(root: Node, axis: int) -> Node | None:
     found = trace_delay(root, axis)
     by, length = found.by, found.source.shape[axis]
     if not isinstance(by, int) or by < 1 or not equal(root.shape[axis], length):
@@ -120,7 +152,19 @@ def delay(root: Node) -> Node | None:
     tap = t.concat(_numbers(1, (1, 1), root.dtype), _numbers(0, (1, by), root.dtype), axis=1)
     rows = _by_token(found.source, axis)
     made = recurrent.causal_conv(rows, spread(tap, (rows.shape[-1], by + 1)))
-    return _from_token(made, root, axis)
+    made = _from_token(made, root, axis)
+    if not found.fill:
+        return made
+    return t.where(_is_before(root, axis, by), t.scalar(found.fill, root.dtype), made)
+
+
+def _places(node: Node, axis: int) -> Node:
+    shape = tuple(d if i == axis else 1 for i, d in enumerate(node.shape))
+    return reshaped(t.iota(size=node.shape[axis], dtype="i64"), shape)
+
+
+def _is_before(node: Node, axis: int, by: int) -> Node:
+    return t.lt(_places(node, axis), t.scalar(by, "i64"))
 
 
 @CONVS.on(hole("root", lambda node: node.op in (t.conv1d, t.slice_)))
@@ -135,7 +179,7 @@ def convolution(root: Node) -> Node | None:
     ahead = as_dim(found.by + conv["padding"] - start - taps.shape[2] + 1)
     if not isinstance(ahead, int) or ahead < 0 or not equal(found.source.shape[2], length):
         return None
-    if not _reads_whole(found, length, ahead) or _is_constant(found.source):
+    if not _reads_whole(found, length, ahead) or _is_constant(found.source) or found.fill:
         return None
     if ahead:
         taps = t.pad(taps, before=(0, 0, 0), after=(0, 0, ahead))
@@ -194,6 +238,8 @@ def _by_groups(x: Node, w: Node, groups: int) -> Node | None:
     """x[B, S, C] convolved by w[O, C / groups, K]: each channel alone, or all with all."""
     batch, length, channels = x.shape
     outputs, inner, taps = w.shape
+    if taps == 1 and groups == 1:
+        return model.linear(x, reshaped(w, (outputs, inner)))
     if inner == 1 and equal(groups, channels):
         if not equal(outputs, channels):
             times = as_dim(outputs // channels)
@@ -213,8 +259,6 @@ def _by_groups(x: Node, w: Node, groups: int) -> Node | None:
 
 def _length_axis(node: Node) -> int | None:
     """The one axis behind the first whose size is not a number; None where there are others."""
-    if not node.tensor.is_float:
-        return None
     open_axes = [i for i, d in enumerate(node.shape) if i and names_in(d)]
     names = [names_in(node.shape[i]) for i in open_axes]
     alone = len(open_axes) == 1 and not names_in(node.shape[0]) & names[0]

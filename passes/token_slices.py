@@ -189,6 +189,16 @@ def _along(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     return node.with_inputs((self.at(node.inputs[0], axis, place),))
 
 
+def _flip(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    """From the other end, along the axis that is turned."""
+    axes: tuple[int, ...] = node["axes"]
+    if axis not in axes:
+        return node.with_inputs((self.at(node.inputs[0], axis, place),))
+    part = self.at(node.inputs[0], axis, as_dim(node.shape[axis] - 1 - place))
+    rest = tuple(a for a in axes if a != axis)
+    return t.flip(part, axes=rest) if rest else part
+
+
 def _reduced(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     axes: tuple[int, ...] = node["axes"]
     if node["keepdims"]:
@@ -264,6 +274,7 @@ _RULES: Mapping[str, Rule] = {
     "cumprod": _along,
     "cummax": _along,
     "logcumsumexp": _along,
+    "flip": _flip,
     "iota": _iota,
     "take": _take,
     "take_along": _take_along,

@@ -222,10 +222,28 @@ def convolution(
     call: Call, x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int,
 ) -> Node:  # fmt: skip
-    """A convolution of one axis that is not transposed."""
-    if transposed or len(x.shape) != 3:
-        raise Unsupported(f"a {'transposed ' * transposed}convolution of {len(x.shape) - 2} axes")
-    return conv1d(call, x, w, b, stride, padding, dilation, groups)
+    """A convolution of one axis, or of two along one of them, that is not transposed."""
+    steps = (stride, padding, dilation)
+    if not transposed and len(x.shape) == 3:
+        return conv1d(call, x, w, b, *steps, groups)
+    if not transposed and len(x.shape) == 4:
+        for axis in (0, 1):
+            if (w.shape[2 + axis], stride[axis], padding[axis]) == (1, 1, 0):
+                others = [(each[1 - axis],) for each in steps]
+                return _along_the_other(call, x, w, b, axis, others, groups)
+    raise Unsupported(f"a {'transposed ' * transposed}convolution of {len(x.shape) - 2} axes")
+
+
+def _along_the_other(
+    call: Call, x: Node, w: Node, b: Any, axis: int, steps: Sequence[Any], groups: int
+) -> Node:
+    """A convolution of two axes whose taps lie along one: what lies along `axis` keeps apart."""
+    lines, order = x.shape[2 + axis], (0, 2 + axis, 1, 3 - axis)
+    rows = reshape(transpose(x, order), (x.shape[0] * lines, x.shape[1], x.shape[3 - axis]))
+    taps = reshape(w, (*w.shape[:2], w.shape[3 - axis]))
+    made = conv1d(call, rows, taps, b, *steps, groups)
+    apart = reshape(made, (x.shape[0], lines, *made.shape[1:]))
+    return transpose(apart, (0, 2, 1, 3) if axis == 0 else (0, 2, 3, 1))
 
 
 @TABLE("transformers.grouped_mm_fallback", "_grouped_mm")

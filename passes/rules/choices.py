@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...ir.dims import equal_shapes
+from ...ir.dims import equal, equal_shapes
 from ...ir.node import Node
 from ...ir.ops import tensor as t
 from .values import literal
@@ -83,6 +83,8 @@ def share_of_one(share: Node) -> tuple[Choice, int, int] | None:
     last = len(share.shape) - 1
     if share.op is t.slice_ and share["axis"] == last and share.shape[last] == 1:
         source, expert = share.inputs[0], share["start"]
+        while source.op is t.reshape and equal(source.shape[-1], source.inputs[0].shape[-1]):
+            source = source.inputs[0]
         choice = choice_of(source)
         count = source.shape[-1]
         if choice is None or not isinstance(expert, int) or not isinstance(count, int):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ...ir.dims import Dim, equal_shapes, names_in
 from ...ir.node import Node
+from ...ir.ops import model
 from ...ir.ops import tensor as t
 from ...ir.rewrite import Rules, hole
 from .values import reshaped, spread
@@ -131,36 +132,71 @@ def _moved_product(node: Node, move: Node) -> Node | None:
 
 @SCORE_FRAMES.on(t.reshape(t.matmul(x, y)))
 def product_of_apart_rows(root: Node, x: Node, y: Node) -> Node | None:
-    """(q[B, S H, D] kᵀ[B, D, L]) as [B, S, H, L] = (q[B, H, S, D] kᵀ[B, 1, D, L]) moved."""
-    if len(x.shape) != 3 or len(y.shape) != 3 or len(root.shape) != 4:
+    """q[.., H S, D] kᵀ[.., D, L] as [.., H, S, L] = q[.., H, S, D] kᵀ[.., 1, D, L]; and what has
+    queries before heads is that moved.
+    """
+    if len(root.shape) != len(x.shape) + 1 or len(x.shape) != len(y.shape) or len(x.shape) < 3:
         return None
-    batch, queries, heads, keys = root.shape
-    fits = equal_shapes((batch, keys), (x.shape[0], y.shape[2]))
-    if not fits or not names_in(queries) or not isinstance(heads, int) or not names_in(keys):
+    *lead, rows, beside, keys = root.shape
+    fits = equal_shapes((*lead, keys), (*x.shape[:-2], y.shape[-1]))
+    queries_first = _is_queries_first(rows, beside, keys)
+    if not fits or queries_first is None:
         return None
-    q = t.transpose(reshaped(x, (batch, queries, heads, x.shape[2])), permutation=(0, 2, 1, 3))
-    k = _for_heads(y, heads)
-    return t.transpose(t.matmul(q, k), permutation=(0, 2, 1, 3))
+    q = reshaped(x, (*lead, rows, beside, x.shape[-1]))
+    if not queries_first:
+        return t.matmul(q, _beside_heads(y))
+    return _exchanged(t.matmul(_exchanged(q), _beside_heads(y)))
 
 
 @SCORE_FRAMES.on(t.matmul(t.reshape(x), y))
 def product_of_joined_rows(root: Node, x: Node, y: Node) -> Node | None:
-    """w[B, S, H, L] as [B, S H, L] times v[B, L, D] = (w[B, H, S, L] v[B, 1, L, D]) moved."""
-    if len(x.shape) != 4 or len(y.shape) != 3 or len(root.shape) != 3:
+    """w[.., H, S, L] as [.., H S, L] times v[.., L, D] = w[.., H, S, L] v[.., 1, L, D] joined; and
+    of queries before heads that moved.
+    """
+    if len(x.shape) != len(root.shape) + 1 or len(y.shape) != len(root.shape):
         return None
-    batch, queries, heads, keys = x.shape
-    joined = root.inputs[0].shape
-    fits = equal_shapes((batch, keys), (joined[0], joined[2])) and names_in(queries)
-    if not fits or not isinstance(heads, int) or not names_in(keys):
+    *lead, rows, beside, keys = x.shape
+    fits = equal_shapes((*lead, keys), (*root.shape[:-2], y.shape[-2]))
+    queries_first = _is_queries_first(rows, beside, keys)
+    if not fits or queries_first is None:
         return None
-    w = t.transpose(x, permutation=(0, 2, 1, 3))
-    made = t.transpose(t.matmul(w, _for_heads(y, heads)), permutation=(0, 2, 1, 3))
-    return reshaped(made, root.shape)
+    if not queries_first:
+        return reshaped(t.matmul(x, _beside_heads(y)), root.shape)
+    return reshaped(_exchanged(t.matmul(_exchanged(x), _beside_heads(y))), root.shape)
 
 
-def _for_heads(y: Node, heads: Dim) -> Node:
-    batch, *matrix = y.shape
-    return spread(reshaped(y, (batch, 1, *matrix)), (batch, heads, *matrix))
+def _is_queries_first(rows: Dim, beside: Dim, keys: Dim) -> bool | None:
+    """Whether of two axes of scores that were one the first is the queries, the other being heads;
+    None where they are no queries and heads.
+    """
+    if not names_in(keys) or bool(names_in(rows)) == bool(names_in(beside)):
+        return None
+    return bool(names_in(rows))
+
+
+def _beside_heads(y: Node) -> Node:
+    """One matrix [.., M, N] for all heads, [.., 1, M, N]."""
+    return reshaped(y, (*y.shape[:-2], 1, *y.shape[-2:]))
+
+
+def _exchanged(x: Node) -> Node:
+    """[.., S, H, N] as [.., H, S, N], or back."""
+    rank = len(x.shape)
+    return t.transpose(x, permutation=(*range(rank - 3), rank - 2, rank - 3, rank - 1))
+
+
+@SCORE_FRAMES.on(t.reshape(hole("mixed", lambda node: node.op is model.linear)))
+def heads_mixed_in_rows(root: Node, mixed: Node) -> Node | None:
+    """A linear over the heads of scores [B, S, L, H], which einsum does on rows [B S L, H]."""
+    rows, *weights = mixed.inputs
+    if rows.op is not t.reshape or len(root.shape) != 4:
+        return None
+    (scores,) = rows.inputs
+    alike = equal_shapes(scores.shape[:-1], root.shape[:-1])
+    if not alike or not all(names_in(d) for d in root.shape[:-1]):
+        return None
+    whole = equal_shapes((scores.shape[-1], root.shape[-1]), (rows.shape[-1], mixed.shape[-1]))
+    return model.linear(scores, *weights) if whole else None
 
 
 # -- sums

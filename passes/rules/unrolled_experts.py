@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ir.dims import Shape, equal_shapes
+from ...ir.dims import Shape, equal, equal_shapes, product
 from ...ir.node import Node, walk
 from ...ir.ops import model
 from ...ir.ops import tensor as t
@@ -71,17 +71,39 @@ def summed(terms: Sequence[Node]) -> Node:
 
 
 def _weighed(term: Node, shape: Shape) -> tuple[Choice, int, int, Node] | None:
-    """(choice, expert, experts, result) of a term p_e f_e(x)."""
-    if term.op is not t.mul or not equal_shapes(term.shape, shape):
+    """(choice, expert, experts, result) of a term p_e f_e(x), which may be kept where the index
+    names the expert alone: elsewhere its share is 0 anyway.
+    """
+    if not equal_shapes(term.shape, shape):
+        return None
+    kept, term = _kept(term)
+    if term.op is t.reshape and equal(term.shape[-1], term.inputs[0].shape[-1]):
+        term = term.inputs[0]
+    if term.op is not t.mul:
         return None
     for share, result in (term.inputs, term.inputs[::-1]):
         if share.op is t.broadcast:
             share = share.inputs[0]
-        one = share.shape[-1:] == (1,) and equal_shapes(share.shape[:-1], shape[:-1])
-        found = share_of_one(share) if one and equal_shapes(result.shape, shape) else None
-        if found is not None:
-            return (*found, result)
+        one = share.shape[-1:] == (1,) and equal_shapes(share.shape[:-1], term.shape[:-1])
+        found = share_of_one(share) if one and equal_shapes(result.shape, term.shape) else None
+        if found is not None and kept in (None, (found[0].index, found[1])):
+            return (*found, reshaped(result, shape))
     return None
+
+
+def _kept(term: Node) -> tuple[tuple[Node, int] | None, Node]:
+    """(index, e) and a value, where a term is where(any(index == e), value, 0); else the term."""
+    if term.op is not t.where or literal(term.inputs[2]) != 0:
+        return None, term
+    condition, value, _ = term.inputs
+    while condition.op in (t.reshape, t.broadcast):
+        condition = condition.inputs[0]
+    if condition.op is not t.reduce_max or condition.inputs[0].op is not t.eq:
+        return None, term
+    index, number = condition.inputs[0].inputs
+    expert = literal(number)
+    whole = isinstance(expert, int) and condition["axes"] == (len(index.shape) - 1,)
+    return ((index, int(expert or 0)), value) if whole else (None, term)
 
 
 def _routed(choice: Choice, experts: dict[int, Node], count: int, shape: Shape) -> Node | None:
@@ -137,6 +159,8 @@ class Choices:
         if first.op in (model.linear, t.matmul):
             return self._linear(nodes)
         last = len(first.shape) - 1
+        if first.op is t.reshape and equal(first.shape[last], first.inputs[0].shape[-1]):
+            return self.of([n.inputs[0] for n in nodes])
         behind = len(self.index.shape)
         if first.op is t.slice_ and first["axis"] == last:
             inner = self.of([n.inputs[0] for n in nodes])
@@ -156,7 +180,7 @@ class Choices:
         number = literal(node)
         if number is not None:
             return t.scalar(number, node.dtype)
-        if not equal_shapes(node.shape[:-1], self.lead):
+        if not equal(product(node.shape[:-1]), product(self.lead)):
             return None
         width, choices = node.shape[-1], self.index.shape[-1]
         return spread(reshaped(node, (*self.lead, 1, width)), (*self.lead, choices, width))

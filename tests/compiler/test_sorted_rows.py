@@ -167,6 +167,11 @@ def test_numbers_of_rows_answer_no_question_that_the_data_decides():
     assert counts.cumsum()[1] - counts.cumsum()[0] == second
     assert first > 0
     assert first != 0
-    for wrong in (lambda: first + third, lambda: first > 3, lambda: second - first):
+    for wrong in (
+        lambda: first + third,
+        lambda: first > 3,
+        lambda: first == 3,
+        lambda: second - first,
+    ):
         with pytest.raises(TypeError):
             wrong()

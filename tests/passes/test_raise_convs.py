@@ -14,6 +14,7 @@ from ferrule.passes.raise_convs import RaiseConvs
 B, S = dim("B"), dim("S")
 X = input_(name="x", type=TensorType("f32", (B, S, 6)))
 ROWS = t.transpose(X, permutation=(0, 2, 1))
+IDS = input_(name="ids", type=TensorType("i64", (B, S)))
 HEADS = input_(name="h", type=TensorType("f32", (B, 3, S, 2)))
 BEFORE = """
 graph m(%x: f32[B, S, 6]) where B in [1, 3], S in [1, 9] {
@@ -92,11 +93,22 @@ DELAYS: dict[str, Node] = {
     "joined": t.concat(zeros(B, 2, 6), part(X, 1, 0, S - 2), axis=1),
     "of heads": padded(part(HEADS, 2, 0, S - 1), 2, 1),
     "a window on zeros and tokens": part(padded(X, 1, 3, 2), 1, 1, S + 1),
+    "padded by something else": t.pad(
+        part(X, 1, 0, S - 1), before=(0, 1, 0), after=(0, 0, 0), value=1.0
+    ),
+    "behind rows of the model": t.concat(
+        t.broadcast(weight(1, 2, 6), shape=(B, 2, 6)), part(X, 1, 0, S - 2), axis=1
+    ),
+    "token ids": padded(part(IDS, 1, 0, S - 1), 1, 1),
+    "token ids, another id before them": part(
+        t.pad(IDS, before=(0, 2), after=(0, 0), value=7), 1, 0, S
+    ),
+    "which ids are low": padded(part(t.lt(IDS, t.scalar(3, "i64")), 1, 0, S - 1), 1, 1),
 }
 
 
 def raised(y: Node) -> list[str]:
-    inputs = (HEADS,) if len(y.shape) == 4 else (X,)
+    inputs = ({2: IDS, 4: HEADS}.get(len(y.shape), X),)
     graph = Graph("m", inputs, (y,), bounds={"B": (1, 3), "S": (3, 9)})
     return [n.op.name for n in check_pass(RaiseConvs(), graph).nodes()]
 
@@ -115,14 +127,19 @@ def test_delays(name: str):
     assert not {"slice", "pad"} & set(names)
 
 
+def test_whole_numbers_that_float32_does_not_hold_are_left():
+    hashed = t.mul(IDS, t.scalar(1 << 22, "i64"))
+    assert "causal_conv" not in raised(padded(part(hashed, 1, 0, S - 1), 1, 1))
+
+
 LEFT: dict[str, Node] = {
     "reads the next token": conv(ROWS, 6, 1, 3, padding=1, groups=6),
     "every second token": t.conv1d(padded(ROWS, 2, 2), weight(6, 1, 3), groups=6, stride=2),
     "the next token": padded(part(X, 1, 1, S), 1, 0, 1),
     "zeros in place of the first token": padded(part(X, 1, 1, S), 1, 1),
     "zeros in place of the last tokens": padded(part(X, 1, 0, S - 2), 1, 1, 1),
-    "padded by something else": t.pad(
-        part(X, 1, 0, S - 1), before=(0, 1, 0), after=(0, 0, 0), value=1.0
+    "taps of what is padded by something else": t.conv1d(
+        t.pad(ROWS, before=(0, 0, 2), after=(0, 0, 0), value=1.0), weight(6, 1, 3), groups=6
     ),
     "groups of channels": conv(ROWS, 6, 3, 3, padding=2, groups=2),
 }
