@@ -17,10 +17,11 @@ First the device and what its memory gives, then groups of sections, each by its
 calls may share the work: `--before FILE` takes what an earlier one found for the second's summary,
 in which what is asked of a GPU stands beside what was measured.
 
-One JSON line a figure, printed and written to benchmarks/results/ as soon as it is there. Sections
-run in a process of their own (gpu_worker.py): one that fails says so, one that takes its device
-with it or does not end is given up, and the rest goes on; what does not begin within the minutes is
-named as left out.
+One JSON line a figure, printed and written to benchmarks/results/ as soon as it is there, a verdict
+behind each figure that is asked for, and all verdicts so far in a file .txt beside. Sections run in
+a process of their own (gpu_worker.py): one that fails says so, one that takes its device with it or
+does not end is given up, and the rest goes on; what does not begin within the minutes is named as
+left out.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 from datetime import date
 from pathlib import Path
 
-from .gpu_summary import summary_lines
+from .gpu_summary import summary_lines, verdicts
 from .gpu_worker import ROOT, Line, Sections
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,6 +101,9 @@ def main() -> None:
     given = parser.parse_args()
     output = given.output or RESULTS / f"gpu-{date.today()}.jsonl"
     output.parent.mkdir(parents=True, exist_ok=True)
+    summary = output.with_suffix(".txt")
+    # Whoever ends this ends the process of the sections too, which has the device.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     lines = read_lines(given.before)
     with tempfile.TemporaryDirectory() as folder, output.open("a", encoding="utf-8") as file:
 
@@ -108,6 +113,9 @@ def main() -> None:
             print(text, flush=True)
             file.write(text + "\n")
             file.flush()
+            for said in verdicts(line):
+                print(said, flush=True)
+            summary.write_text("\n".join(summary_lines(lines)) + "\n", encoding="utf-8")
 
         python = platform.python_version()
         (Path(folder) / "known.json").write_text(json.dumps(known_of(lines)))

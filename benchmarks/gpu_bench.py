@@ -133,9 +133,22 @@ class Bench:
         return self.folder / f"artifact-{text or 'bf16'}"
 
     def build(self, text: str = "") -> None:
-        """Compile the model for the device, where that is not done."""
+        """Compile the model for the device, where that is not done; once, however it ends: sections
+        that want what could not be built say so at once.
+        """
         if self.place(text).exists():
             return
+        tried = self.place(text).with_suffix(".tried")
+        if tried.exists():
+            raise RuntimeError(f"not built: {tried.read_text() or 'its build did not end'}")
+        tried.touch()
+        try:
+            self._compile(text)
+        except Exception as error:
+            tried.write_text(f"{type(error).__name__}: {error}"[:400])
+            raise
+
+    def _compile(self, text: str) -> None:
         options = Options(
             target=f"cuda:{self.arch}", dtype="bfloat16", max_context=max(self.prompts) + BLOCK,
             max_batch=max(self.batches), chunk=self.chunk, block=BLOCK, quantize=text or None,

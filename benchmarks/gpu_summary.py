@@ -36,13 +36,26 @@ def summary_lines(lines: Sequence[Line]) -> Iterator[str]:
     """For each figure that is asked for: what was measured and whether it is enough, or why there
     is nothing.
     """
-    for section, figure, bound, words, most in WANTED:
-        found = [line for line in lines if line.get("what") == section]
-        value = next((line[figure] for line in reversed(found) if line.get(figure)), None)
-        sign = "<=" if most else ">="
-        if value is None:
-            why = next((line[w] for w in ("failed", "left_out") for line in found if w in line), "")
-            yield f"?    {section:<28} not measured {f'({why})' if why else ''}"[:160].rstrip()
+    for wanted in WANTED:
+        found = [line for line in lines if line.get("what") == wanted.section]
+        value = next((li[wanted.figure] for li in reversed(found) if li.get(wanted.figure)), None)
+        if value is not None:
+            yield _verdict(wanted, value)
             continue
-        good = value <= bound if most else value >= bound
-        yield f"{'ok' if good else 'MISS':<4} {section:<28} {value:.3g} {words}, {sign} {bound:g}"
+        why = next((line[w] for w in ("failed", "left_out") for line in found if w in line), "")
+        reason = f"({why})" if why else ""
+        yield f"?    {wanted.section:<28} not measured {reason}"[:160].rstrip()
+
+
+def verdicts(line: Line) -> Iterator[str]:
+    """What a line says of the figures that are asked for."""
+    for wanted in WANTED:
+        if line.get("what") == wanted.section and line.get(wanted.figure):
+            yield _verdict(wanted, line[wanted.figure])
+
+
+def _verdict(wanted: Wanted, value: float) -> str:
+    good = value <= wanted.bound if wanted.most else value >= wanted.bound
+    sign = "<=" if wanted.most else ">="
+    said = f"{value:.3g} {wanted.words}, {sign} {wanted.bound:g}"
+    return f"{'ok' if good else 'MISS':<4} {wanted.section:<28} {said}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -74,16 +75,21 @@ class Sections:
         )  # fmt: skip
         left, running = list(names), ""
         reader = _Reader(process)
-        while True:
-            limit = self.limits.get(running, self.limits[""])
-            line = reader.line(min(limit, max(1.0, end - self.clock())))
-            if line is None:
-                break
-            if "begin" in line:
-                running = line["begin"]
-                left = left[left.index(running) + 1 :]
-            else:
-                self.show(line)
+        try:
+            while True:
+                limit = self.limits.get(running, self.limits[""])
+                line = reader.line(min(limit, max(1.0, end - self.clock())))
+                if line is None:
+                    break
+                if "begin" in line:
+                    running = line["begin"]
+                    left = left[left.index(running) + 1 :]
+                else:
+                    self.show(line)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
         status, reason = reader.ended()
         if reason and status != BROKEN:  # else the section has said what is wrong
             self.show({"what": running or names[0], "failed": reason})
@@ -130,7 +136,7 @@ class _Reader:
     def ended(self) -> tuple[int, str]:
         """End the process; its status, and in words why it gave no more, "" where it was done."""
         if self._late:
-            os.killpg(self._process.pid, 9)
+            os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
         self._selector.close()
         if self._late:

@@ -4,6 +4,7 @@ kernels (interpreted), batches.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from models import zoo
 from benchmarks import gpu, gpu_kernels, gpu_tried
 from benchmarks import gpu_sections as sections
 from benchmarks.gpu_peers import PlainLlama
-from benchmarks.gpu_summary import WANTED, summary_lines
+from benchmarks.gpu_summary import WANTED, summary_lines, verdicts
 from benchmarks.gpu_worker import BROKEN, Line, Sections, run_sections
 
 TARGET = Target.parse("cuda:sm_90")
@@ -133,7 +134,45 @@ def test_the_summary_says_what_is_enough_what_is_not_and_what_is_missing() -> No
     ]  # fmt: skip
     found = "\n".join(summary_lines(lines))
     assert "ok   decode 1 " in found and "0.9 of the read bandwidth, >= 0.85" in found
+    assert list(verdicts(lines[0])) == [v for v in found.splitlines() if " decode 1 " in v][:1]
     assert "MISS first token" in found and "not measured (ValueError: no)" in found
+
+
+def test_what_cannot_be_built_is_tried_once(tmp_path: Path) -> None:
+    tries: list[str] = []
+
+    class Failing(sections.Bench):
+        def _compile(self, text: str) -> None:
+            tries.append(text)
+            raise ValueError("no such op")
+
+    for _ in range(2):  # the second is another process
+        bench = Failing(tmp_path, 1)
+        with pytest.raises((ValueError, RuntimeError), match="no such op"):
+            bench.build("int4")
+    bench.place("").with_suffix(".tried").touch()
+    with pytest.raises(RuntimeError, match="its build did not end"):
+        bench.build()
+    assert tries == ["int4"]
+
+
+def test_who_ends_the_benchmark_ends_its_sections(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, os, time\n"
+        'print(json.dumps({"pid": os.getpid()}), flush=True)\n'
+        "time.sleep(60)\n"
+    )
+
+    def ended(line: Line) -> None:
+        lines.append(line)
+        raise SystemExit(143)
+
+    lines: list[Line] = []
+    with pytest.raises(SystemExit):
+        Sections([sys.executable, str(script)], {"": 20.0}, ended).run(["one"], 60.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(lines[0]["pid"], 0)
 
 
 def test_our_sections_run_to_the_end_on_a_driver_that_holds_to_the_rules(tmp_path: Path) -> None:
