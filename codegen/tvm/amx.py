@@ -22,6 +22,8 @@ ROWS = 16
 """Rows of a tile."""
 ROW_BYTES = 64
 """Bytes of a tile's row."""
+TILES = 8
+"""Tile registers."""
 SUMS, X, W = (0, 1, 2, 3), (4, 5), (6, 7)
 """The tile registers of sums, of x and of w: two by two products for two loads of each."""
 
@@ -35,26 +37,34 @@ class Registers:
 
     @staticmethod
     def of(rows: int, columns: int) -> Registers:
-        """Two by two at most, or one by three."""
+        """Two by two at most, or one row tile."""
         if columns <= 2:
             return Registers(X[:rows], W[:columns])
-        assert (rows, columns) == (1, 3), f"{rows} x {columns} sums do not fit"
-        return Registers((3,), (4, 5, 6))
+        assert rows == 1, f"{rows} x {columns} sums do not fit"
+        return Registers.one(columns)
+
+    @staticmethod
+    def one(columns: int) -> Registers:
+        """One row tile by up to six columns: weights take turns in what is left."""
+        return Registers((columns,), tuple(range(columns + 1, TILES)))
 
 
 @contextmanager
-def configured(depth: int = ROW_BYTES, rows: int = ROWS) -> Iterator[None]:
-    """Statements that may use tiles whose products go over `depth` bytes of k, up to 64, for so
-    many rows of x, up to 16.
+def configured(
+    depth: int = ROW_BYTES, rows: int = ROWS, roles: Registers = Registers(X, W)
+) -> Iterator[None]:
+    """Statements that may use tiles in their `roles`, whose products go over `depth` bytes of k, up
+    to 64, for so many rows of x, up to 16.
     """
     configuration = T.alloc_buffer((ROW_BYTES,), "uint8")
     with T.serial(i64(0), i64(ROW_BYTES)) as i:
         T.buffer_store(configuration, _byte(0), [i])
     T.buffer_store(configuration, _byte(1), [i64(0)])  # palette 1
-    for tile in (*SUMS, *X, *W):
-        width = depth if tile in X else ROW_BYTES
+    for tile in range(TILES):
+        width = depth if tile in roles.x else ROW_BYTES
         T.buffer_store(configuration, _byte(width), [i64(16 + 2 * tile)])
-        T.buffer_store(configuration, _byte(depth // 4 if tile in W else rows), [i64(48 + tile)])
+        height = depth // 4 if tile in roles.w else rows
+        T.buffer_store(configuration, _byte(height), [i64(48 + tile)])
     _statement("ldtilecfg", T.address_of(configuration[i64(0)]))
     yield
     _statement("tilerelease")

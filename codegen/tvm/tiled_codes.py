@@ -16,16 +16,15 @@ from tvm.script.ir_builder import tirx as T
 from . import amx
 from .isa import LANES
 from .linear import Linear
-from .loops import Work
 from .tiles import (
     Panel,
     Steps,
+    Sums,
     add_steps,
     emit_panels,
     over_tiles,
     panels_of,
     plain,
-    store_tiles,
 )
 from .values import Expr, bind, i64, nearest_bf16
 
@@ -57,13 +56,13 @@ def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
         value = tirx.Cast(f"float32x{lanes}", source[(*row, group, part)]) * factor
         return tirx.Cast(f"uint16x{lanes}", _rounded(value, lanes))
 
-    def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
-        _chunk(panel, work, wide, chunk, last)
+    def body(panel: Panel, chunk: Expr, last: bool) -> None:
+        _chunk(panel, wide, chunk)
 
-    emit_panels(linear, rows, steps, "float32", body, read)
+    emit_panels(linear, rows, steps, Sums("float32", plain), body, read)
 
 
-def _chunk(panel: Panel, work: Work, wide: Wide, chunk: Expr, last: bool) -> None:
+def _chunk(panel: Panel, wide: Wide, chunk: Expr) -> None:
     """A chunk's weights in bfloat16, and all rows' sums with its products more."""
     steps, columns = panel.steps, len(panel.vectors)
     held = amx.buffer((columns, steps.chunk, amx.ROWS, PAIR), "uint16")
@@ -82,8 +81,6 @@ def _chunk(panel: Panel, work: Work, wide: Wide, chunk: Expr, last: bool) -> Non
 
     def block(tile: Expr, number: int) -> None:
         add_steps(panel, "tdpbf16ps", (tile, number), span, tirx.EQ(chunk, i64(0)), weights)
-        if last:
-            store_tiles(panel, work, (tile, number), plain)
 
     over_tiles(panel, block)
 

@@ -26,11 +26,8 @@ from .loops import Work, flat_index
 from .row_tiles import MANY, Panels
 from .values import Expr, bind, const, i64, vectorized
 
-ROOMS = 4
-"""Tiles whose sums may lie aside at once."""
-
-Value = Callable[[int, Expr, Expr], Expr]
-"""value(vector, r, lane): a sum of the row tile at work, as float32."""
+PANEL = 2
+"""Column vectors of a panel whose weights are loaded for two row tiles at once."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Steps:
 class Panel:
     """A panel at work: the linear, steps, tiles of x [chunk, tile, step, 16, size], the column
     vectors as (offset, block), the sums [place, tile, vector, 16, 16] with its place in them, and
-    room [offset, 16, 16] for what leaves tiles.
+    room [number, 16, 16] for what leaves tiles.
     """
 
     linear: Linear
@@ -98,11 +95,12 @@ class Panel:
         """Column vectors for each offset."""
         return len(self.vectors) // len(self.linear.offsets)
 
-    def aside_at(self, number: int, dtype: str) -> tirx.Buffer:
+    def aside_at(self, number: Expr | int, dtype: str) -> tirx.Buffer:
         """One of the rooms of 16 rows aside, for elements of 4 bytes."""
+        place = i64(number) if isinstance(number, int) else number
+        start = place * i64(amx.ROWS * LANES)
         rows = (amx.ROWS, LANES)
-        start = number * amx.ROWS * LANES
-        return T.decl_buffer(rows, dtype, data=self.aside.data, elem_offset=i64(start))
+        return T.decl_buffer(rows, dtype, data=self.aside.data, elem_offset=start)
 
     def row_of_sums(self, tile: Expr, vector: int, r: Expr | int = 0) -> list[Expr]:
         """The index of a row of sums, but for its lane."""
@@ -118,50 +116,80 @@ def panels_of(linear: Linear) -> Panels:
     return linear.kernel.chosen(MANY.name, Panels())
 
 
-Body = Callable[[Panel, Work, Expr, bool], None]
-"""body(panel, work, chunk, last): one chunk of k of one panel; the last one stores the results."""
+Scaled = Callable[[Panel, Expr, int, Expr, Expr], Expr]
+"""scaled(panel, tile, vector, r, lane): a sum as float32."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is summed in the panels of a run: its dtype, `value`, by which a sum becomes a result,
+    the column vectors of a panel, and how many tiles of sums lie aside while others are made.
+    """
+
+    dtype: str
+    value: Scaled
+    vectors: int = PANEL
+    rooms: int = 0
+
+    def registers(self, columns: int) -> amx.Registers:
+        """The tile registers of x and w beside the sums of a panel's columns."""
+        if self.vectors > PANEL:
+            return amx.Registers.one(columns)
+        return amx.Registers.of(1 if columns > PANEL else 2, columns)
+
+
+Body = Callable[[Panel, Expr, bool], None]
+"""body(panel, chunk, last): the sums of one panel with a chunk of k more."""
 
 
 def emit_panels(
     linear: Linear,
     rows: Expr,
     steps: Steps,
-    sum_dtype: str,
+    sums: Sums,
     body: Body,
     read: Read | None = None,
 ) -> None:
-    """All rows and columns of a linear: x as tiles, then `body` for every chunk and panel; `read`
-    makes the elements of tiles where they are not those of x.
+    """All rows and columns of a linear: x as tiles, then `body` for every chunk and panel of a run,
+    then the run's results; `read` makes the elements of tiles where they are not those of x.
     """
     tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
     x = _tiled(linear, rows, steps, tiles, read)
     blocks = -(-linear.columns // LANES)
-    wide = min(blocks, 2 if len(linear.offsets) == 1 else 1)
+    wide = min(blocks, max(1, sums.vectors // len(linear.offsets)))
     panels = -(-blocks // wide)
-    run = max(1, min(panels_of(linear).run, panels // (4 * linear.kernel.isa.cores)))
+    most = max(1, PANEL * panels_of(linear).run // sums.vectors)
+    run = max(1, min(most, panels // (4 * linear.kernel.isa.cores)))
     runs = -(-panels // run)
     with T.parallel(i64(0), i64(runs)) as at:
         work = linear.kernel.work().within(at, 0, runs)
         shape = (run, tiles, wide * len(linear.offsets), amx.ROWS, LANES)
-        sums = amx.buffer(shape, sum_dtype)
+        held = amx.buffer(shape, sums.dtype)
         # Made here, not where it is used: at a kilobyte and more the workspace allocates it.
-        rooms = max(ROOMS, len(linear.offsets))
+        rooms = max(sums.rooms, len(linear.offsets))
         aside = amx.buffer((rooms, amx.ROWS, LANES), "float32")
         first = bind(at * i64(run))
         count = bind(tirx.min(i64(panels) - first, i64(run)))
 
+        def panel(place: Expr) -> Panel:
+            group = bind(first + place)
+            vectors = _vectors(linear, group, wide)
+            return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group)
+
         def over_panels(chunk: Expr, last: bool) -> None:
             with T.serial(i64(0), count) as place:
-                group = bind(first + place)
-                vectors = _vectors(linear, group, wide)
-                panel = Panel(linear, steps, x, vectors, sums, aside, place, tiles, rows, group)
-                body(panel, work.within(place, 0, run), chunk, last)
+                body(panel(place), chunk, last)
 
-        with amx.configured(steps.bytes):
+        columns = wide * len(linear.offsets)
+        with amx.configured(steps.bytes, roles=sums.registers(columns)):
             if steps.chunks > 1:
                 with T.serial(i64(0), i64(steps.chunks - 1)) as chunk:
                     over_panels(chunk, last=False)
             over_panels(i64(steps.chunks - 1), last=True)
+        # Row tile by row tile: the columns of a run are a stretch of each row, which is also how a
+        # residual is read. Panel by panel each row's line would come from a page of its own.
+        with T.serial(i64(0), tiles) as tile, T.serial(i64(0), count) as place:
+            _store_tile(panel(place), work.within(place, 0, run), tile, sums.value)
 
 
 def _vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], ...]:
@@ -219,7 +247,7 @@ def _tile_row(
                 T.buffer_store(made, value, [*last, r, i])
 
 
-def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
+def _store_tile(panel: Panel, work: Work, tile: Expr, value: Scaled) -> None:
     """The epilogue of a row tile, column vector by column vector."""
     linear, start = panel.linear, bind(tile * i64(amx.ROWS))
     for c in range(panel.wide):
@@ -227,7 +255,8 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
         for i, o in enumerate(linear.offsets):
             sides[o] = panel.aside_at(i, "float32")
             with T.serial(i64(0), i64(amx.ROWS)) as r, vectorized(LANES) as lane:
-                T.buffer_store(sides[o], value(i * panel.wide + c, r, lane), [r, lane])
+                one = value(panel, tile, i * panel.wide + c, r, lane)
+                T.buffer_store(sides[o], one, [r, lane])
         block = panel.vectors[c][1]
         store_rows(
             linear,
@@ -239,57 +268,35 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Value) -> None:
         )
 
 
-Scaled = Callable[[Panel, Expr, int, Expr, Expr], Expr]
-"""scaled(panel, tile, vector, r, lane): a sum as float32."""
-
-
-def store_tiles(panel: Panel, work: Work, tiles: tuple[Expr, int], value: Scaled) -> None:
-    """The epilogues of row tiles, given as the first and how many."""
-    first, count = tiles
-    for i in range(count):
-        at = bind(first + i64(i))
-        _store_tile(panel, work, at, lambda v, r, lane, at=at: value(panel, at, v, r, lane))
-
-
 # -- whole rows
 
 
 def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
     """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
     steps = replace(steps, cut=panels_of(linear).chunk)
-    chunks, cut = steps.chunks, i64(steps.cut)
+    cut = i64(steps.cut)
+    whole, short = divmod(linear.depth, amx.ROWS)
 
-    def body(panel: Panel, work: Work, chunk: Expr, last: bool) -> None:
+    def body(panel: Panel, chunk: Expr, last: bool) -> None:
+        tail = _tail(panel, whole, short) if last and short else None
+        low = bind(chunk * cut)
+        span = (low, i64(whole) if last else bind(low + cut))
+        start: Expr | bool | None = tirx.EQ(chunk, i64(0))
         if last:
-            return _last_chunk(panel, work, kind, chunks, value)
-        span = (bind(chunk * cut), bind(chunk * cut + cut))
+            start = True if steps.chunks == 1 else None
 
         def block(tile: Expr, count: int) -> None:
-            start = tirx.EQ(chunk, i64(0))
-            add_steps(panel, kind, (tile, count), span, start, _packed_weights(panel))
+            add_steps(panel, kind, (tile, count), span, start, _packed_weights(panel), tail)
 
         over_tiles(panel, block)
 
     dtype = "float32" if kind == "tdpbf16ps" else "int32"
-    emit_panels(linear, rows, steps, dtype, body)
+    emit_panels(linear, rows, steps, Sums(dtype, value), body)
 
 
 def plain(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
     """A sum as it is."""
     return panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
-
-
-def _last_chunk(panel: Panel, work: Work, kind: str, chunks: int, value: Scaled) -> None:
-    whole, short = divmod(panel.linear.depth, amx.ROWS)
-    tail = _tail(panel, whole, short) if short else None
-
-    def block(tile: Expr, count: int) -> None:
-        span = (i64((chunks - 1) * panel.steps.cut), i64(whole))
-        start = True if chunks == 1 else None
-        add_steps(panel, kind, (tile, count), span, start, _packed_weights(panel), tail)
-        store_tiles(panel, work, (tile, count), value)
-
-    over_tiles(panel, block)
 
 
 def over_tiles(panel: Panel, block: Callable[[Expr, int], None]) -> None:
