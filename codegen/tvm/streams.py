@@ -28,7 +28,8 @@ def read_weights(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lanes:
     """
     unpacked = linear.layout.pairs > 1
     if linear.streams == 1 or (linear.streams and unpacked):
-        return in_turn(linear.kernel, buffer, at, lanes, AHEAD if linear.streams > 1 else 0)
+        ahead = AHEAD if linear.streams > 1 else linear.kernel.isa.read_ahead
+        return in_turn(linear.kernel, buffer, at, lanes, ahead)
     if linear.streams:
         _ask_ahead(buffer, at)
     *outer, first = at
