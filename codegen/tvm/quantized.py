@@ -41,7 +41,7 @@ from .values import Expr, bind, cast, const, i64
 
 DOT_WORDS = {"u8": "n16k4", "u4": "n16k4x2"}
 WIDE_WORDS = {"u8": "n16", "u4": "n16k2"}
-GROUPS_ABOVE = 16
+GROUPS_ABOVE = 4
 """Rows up to which scaled groups go faster through registers than through tiles."""
 UNPACKED = Tile(8, 2)
 """The row tile over unpacked codes: the whole numbers of a block and its sums stay in registers."""

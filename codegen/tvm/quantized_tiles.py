@@ -5,6 +5,7 @@ and what a group's codes are there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -51,7 +52,7 @@ def by_tiles(linear: Linear, rows: Expr) -> None:
         return emit_widened(linear, rows, steps, wide)
     size = 64 if length % 64 == 0 else 32
     codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
-    return emit_groups(linear, rows, Steps(groups, length, size, width=1, together=True), codes)
+    return emit_groups(linear, rows, Steps(groups, length, size, 1, together=True), codes)
 
 
 def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
@@ -75,10 +76,9 @@ def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Ex
     return tirx.Cast("float32", whole) * (scale * factor)
 
 
-def _tile_scale(panel: Panel, vector: int, group: Expr) -> Expr:
-    offset, block = panel.vectors[vector]
+def _tile_scale(panel: Panel, block: Expr, group: Expr) -> Expr:
     place = panel.linear.kernel.places[panel.linear.node.inputs[3]]
-    return load_vector(place, (panel.linear.stored(block, offset), group), "float32")
+    return load_vector(place, (block, group), "float32")
 
 
 def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
@@ -86,39 +86,35 @@ def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
     return lambda row, group: place.read([*row, group])
 
 
-def _runs(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+def _runs(panel: Panel, block: Expr, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
     """A group's codes as bytes, run of four k after run of four."""
-    linear = panel.linear
-    offset, block = panel.vectors[vector]
+    linear = replace(panel.linear, streams=1)
     pairs, dot = linear.layout.pairs, Dot("vnni512", linear.codes.dtype)
     steps = panel.steps.length // (4 * pairs)
     with T.serial(i64(0), i64(steps)) as s:
         step = bind(group * i64(steps) + s)
-        (codes,) = codes_at(linear, dot, linear.stored(block, offset), step)
+        (codes,) = codes_at(linear, dot, block, step)
         for half in range(pairs):
             part = codes if pairs == 1 else dot.nibbles(codes, half)
             put(bind(s * i64(pairs) + i64(half)), part)
 
 
-def _unpacked(panel: Panel, vector: int, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+def _unpacked(panel: Panel, block: Expr, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
     """A group's codes less their zeros, as signed bytes, run of four k after run of four; those of
     a block of groups times their multipliers.
     """
-    offset, block = panel.vectors[vector]
-    at = bind(panel.linear.stored(block, offset))
 
     def signed(run: Expr, codes: Expr) -> None:
         put(run, tirx.op.reinterpret(f"int8x{4 * LANES}", codes))
 
     if operands(panel.linear.node).multipliers is not None:
-        return unpack_block(panel.linear, at, group, 0, signed)
-    less = _zero_bytes(panel.linear, at, group)
-    _runs(panel, vector, group, lambda run, codes: signed(run, codes - less))
+        return unpack_block(panel.linear, block, group, 0, signed)
+    less = _zero_bytes(panel.linear, block, group)
+    _runs(panel, block, group, lambda run, codes: signed(run, codes - less))
 
 
-def _zero_columns(panel: Panel, vector: int, group: Expr) -> Expr:
-    offset, block = panel.vectors[vector]
-    return zeros_of(panel.linear, [block], group)[offset, 0]
+def _zero_columns(panel: Panel, block: Expr, group: Expr) -> Expr:
+    return _zeros_at(panel.linear, block, group)
 
 
 def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:
@@ -134,18 +130,17 @@ def _zero_bytes(linear: Linear, block: Expr, group: Expr) -> Expr:
 
 def zeros_of(linear: Linear, block: list[Expr], g: Expr) -> Vectors:
     """What a group's codes have for 0, sixteen columns at a time, in int32."""
-    zeros = operands(linear.node).zeros
-    if zeros is None:
-        offset = tirx.IntImm("int32", linear.node["offset"])
-        every = T.broadcast(offset, LANES)
-        return {(o, c): every for o in linear.offsets for c in range(len(block))}
-    buffer = linear.kernel.places[zeros].buffer
     return {
-        (o, c): bind(
-            tirx.Cast(
-                f"int32x{LANES}", buffer[(linear.stored(b, o), g, T.ramp(i64(0), i64(1), LANES))]
-            )
-        )
+        (o, c): _zeros_at(linear, linear.stored(b, o), g)
         for o in linear.offsets
         for c, b in enumerate(block)
     }
+
+
+def _zeros_at(linear: Linear, block: Expr, g: Expr) -> Expr:
+    zeros = operands(linear.node).zeros
+    if zeros is None:
+        return T.broadcast(tirx.IntImm("int32", linear.node["offset"]), LANES)
+    buffer = linear.kernel.places[zeros].buffer
+    value = buffer[(block, g, T.ramp(i64(0), i64(1), LANES))]
+    return bind(tirx.Cast(f"int32x{LANES}", value))

@@ -17,6 +17,7 @@ from . import amx
 from .isa import LANES
 from .linear import Linear
 from .tiles import (
+    Body,
     Panel,
     Steps,
     Sums,
@@ -34,14 +35,14 @@ PAIR = 2 * LANES
 
 @dataclass(frozen=True)
 class Wide:
-    """Where values come from: `runs(panel, vector, group, put)` gives put(run, codes) for every
-    run of four k of a group, 64 bytes; `zero` and `scale` are a group's for sixteen columns, i32
-    and f32; `factor(row, group)` is the scale of x.
+    """Where values come from: `runs(panel, block, group, put)` gives put(run, codes) for every
+    run of four k of a group of a stored block of columns, 64 bytes; `zero` and `scale` are a
+    group's for sixteen columns, i32 and f32; `factor(row, group)` is the scale of x.
     """
 
-    runs: Callable[[Panel, int, Expr, Callable[[Expr, Expr], None]], None]
-    zero: Callable[[Panel, int, Expr], Expr]
-    scale: Callable[[Panel, int, Expr], Expr]
+    runs: Callable[[Panel, Expr, Expr, Callable[[Expr, Expr], None]], None]
+    zero: Callable[[Panel, Expr, Expr], Expr]
+    scale: Callable[[Panel, Expr, Expr], Expr]
     factor: Callable[[list[Expr], Expr], Expr]
 
 
@@ -56,10 +57,10 @@ def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
         value = tirx.Cast(f"float32x{lanes}", source[(*row, group, part)]) * factor
         return tirx.Cast(f"uint16x{lanes}", _rounded(value, lanes))
 
-    def body(panel: Panel, chunk: Expr, last: bool) -> None:
-        _chunk(panel, wide, chunk)
+    def chunk(panel: Panel, number: Expr, last: bool) -> None:
+        _chunk(panel, wide, number)
 
-    emit_panels(linear, rows, steps, Sums("float32", plain), body, read)
+    emit_panels(linear, rows, steps, Sums("float32", plain), Body(chunk), read)
 
 
 def _chunk(panel: Panel, wide: Wide, chunk: Expr) -> None:
@@ -90,7 +91,8 @@ def _widen_group(
 ) -> None:
     v, group, at = place
     steps = panel.steps
-    zero, scale = bind(wide.zero(panel, v, group)), wide.scale(panel, v, group)
+    block = panel.stored()[v]
+    zero, scale = bind(wide.zero(panel, block, group)), wide.scale(panel, block, group)
     per_step = steps.size // 4  # runs of a step: each gives two rows of a tile
 
     def put(run: Expr, codes: Expr) -> None:
@@ -106,7 +108,7 @@ def _widen_group(
             lanes = T.ramp(i64(0), i64(1), PAIR)
             T.buffer_store(held, bits, [i64(v), step, row + i64(half), lanes])
 
-    wide.runs(panel, v, group, put)
+    wide.runs(panel, block, group, put)
 
 
 def _scaled(words: Expr, shift: int, zero: Expr, scale: Expr) -> Expr:

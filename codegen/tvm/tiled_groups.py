@@ -16,7 +16,7 @@ from . import amx
 from .isa import LANES
 from .linear import Linear
 from .loops import flat_index
-from .tiles import PANEL, Panel, Steps, Sums, emit_panels, panels_of, plain
+from .tiles import PANEL, Body, Panel, Steps, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, const, i64
 
 VECTORS = 4
@@ -25,13 +25,14 @@ VECTORS = 4
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of one chunk of groups, unpacked: `unpack(panel, vector, group, into)` writes a
-    group of [step, run, 64] signed bytes; `scale(panel, vector, group)` is its columns' scales;
-    `factor(row, group)` the scale of a row of x.
+    """What groups hold: `unpack(panel, block, group, put)` gives put(run, bytes) for the signed
+    bytes of a group of a stored block of columns, run of four k by run, 64 bytes each;
+    `scale(panel, block, group)` is its columns' scales; `factor(row, group)` the scale of a row
+    of x.
     """
 
-    unpack: Callable[[Panel, int, Expr, Callable[[Expr, Expr], None]], None]
-    scale: Callable[[Panel, int, Expr], Expr]
+    unpack: Callable[[Panel, Expr, Expr, Callable[[Expr, Expr], None]], None]
+    scale: Callable[[Panel, Expr, Expr], Expr]
     factor: Callable[[list[Expr], Expr], Expr]
 
 
@@ -39,15 +40,22 @@ def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
     """A linear whose weights have a scale for each group of k."""
     steps = replace(steps, cut=max(1, panels_of(linear).chunk * PANEL // VECTORS))
     tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
-    factors = _factors(linear, rows, steps, tiles, codes)
+    factors = _scales_of_rows(linear, rows, steps, tiles, codes)
 
-    def body(panel: Panel, chunk: Expr, last: bool) -> None:
-        _groups(panel, codes, factors, (chunk, steps.chunk // steps.count))
+    def chunk(panel: Panel, number: Expr, last: bool) -> None:
+        _chunk(panel, codes, factors, (number, steps.chunk // steps.count))
 
-    emit_panels(linear, rows, steps, Sums("float32", plain, VECTORS, rooms=2 * VECTORS), body)
+    sums = Sums("float32", plain, VECTORS, rooms=2 * VECTORS)
+
+    def few(panel: Panel) -> None:
+        _few_tiles(panel, codes, factors)
+
+    emit_panels(linear, rows, steps, sums, Body(chunk, few=few))
 
 
-def _factors(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, codes: Codes) -> tirx.Buffer:
+def _scales_of_rows(
+    linear: Linear, rows: Expr, steps: Steps, tiles: Expr, codes: Codes
+) -> tirx.Buffer:
     """The scales of x as [tile, group, 16]."""
     made = T.alloc_buffer((tiles, i64(steps.groups), i64(amx.ROWS)), "float32")
     with T.parallel(i64(0), tiles) as tile, T.serial(i64(0), i64(amx.ROWS)) as r:
@@ -58,33 +66,58 @@ def _factors(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, codes: Codes
     return made
 
 
-def _groups(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, int]) -> None:
-    """All rows' sums with a chunk's groups more.
-
-    The units of a chunk are its groups of each row tile. While the tiles multiply one, the sums
-    of the one before leave them and those of the one before that, in memory, are scaled: dot
-    products of 16 cycles, an instruction each, and vectors of the other units then overlap.
-    """
+def _chunk(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, int]) -> None:
+    """All rows' sums with a chunk's groups more, row tile by row tile: a tile's sums stay near."""
     number, groups = chunk
-    steps = panel.steps
-    shape = (len(panel.vectors), groups, steps.count, steps.size // 4, 4 * LANES)
-    held = amx.buffer(shape, "int8")
     low = bind(number * i64(groups))
-    count = bind(tirx.min(i64(steps.groups) - low, i64(groups)))
-    for v in range(len(panel.vectors)):
-        with T.serial(i64(0), count) as g:
-            _unpack(panel, codes, held, v, low, g)
+    count = bind(tirx.min(i64(panel.steps.groups) - low, i64(groups)))
+    held = _held(panel, groups)
+    with T.serial(i64(0), count) as g:
+        _unpack(panel, codes, held, bind(low + g), g)
     with T.If(tirx.EQ(number, i64(0))), T.Then():
-        _clear(panel)
-    unit = _Unit(panel, codes, factors, held, low, count)
-    unit.begin()
+        _clear_sums(panel)
+
+    def at(n: Expr) -> tuple[Expr, Expr]:
+        return bind(tirx.floordiv(n, count)), bind(low + tirx.floormod(n, count))
+
+    unit = _Unit(panel, codes, factors, held, at, lambda group: group - low)
     units = bind(panel.tiles * count)
+    unit.begin()
     with T.serial(i64(0), units) as n:
         unit.multiply(n)
     unit.end(units)
 
 
-def _clear(panel: Panel) -> None:
+def _few_tiles(panel: Panel, codes: Codes, factors: tirx.Buffer) -> None:
+    """The sums of few rows over all of k, group by group, each unpacked while the one before is
+    multiplied: memory is what bounds them, and so weights are read once and in their order.
+    """
+    groups = i64(panel.steps.groups)
+    held = _held(panel, 2)
+    _clear_sums(panel)
+    _unpack(panel, codes, held, i64(0), i64(0))
+
+    def at(n: Expr) -> tuple[Expr, Expr]:
+        return bind(tirx.floormod(n, panel.tiles)), bind(tirx.floordiv(n, panel.tiles))
+
+    unit = _Unit(panel, codes, factors, held, at, lambda group: tirx.floormod(group, i64(2)))
+    unit.begin()
+    with T.serial(i64(0), groups) as g:
+        after = bind(tirx.min(g + i64(1), groups - i64(1)))
+        _unpack(panel, codes, held, after, bind(tirx.floormod(g + i64(1), i64(2))))
+        with T.serial(i64(0), panel.tiles) as tile:
+            unit.multiply(bind(g * panel.tiles + tile))
+    unit.end(bind(groups * panel.tiles))
+
+
+def _held(panel: Panel, groups: int) -> tirx.Buffer:
+    """Room for the unpacked codes of so many groups."""
+    steps = panel.steps
+    shape = (len(panel.vectors), groups, steps.count, steps.size // 4, 4 * LANES)
+    return amx.buffer(shape, "int8")
+
+
+def _clear_sums(panel: Panel) -> None:
     """Sums of zero, for all rows."""
     zero = T.broadcast(const(0, "float32"), LANES)
     with T.serial(i64(0), panel.tiles) as tile:
@@ -94,28 +127,35 @@ def _clear(panel: Panel) -> None:
                 T.buffer_store(panel.sums, zero, at)
 
 
-def _unpack(panel: Panel, codes: Codes, held: tirx.Buffer, vector: int, low: Expr, g: Expr) -> None:
+def _unpack(panel: Panel, codes: Codes, held: tirx.Buffer, group: Expr, slot: Expr) -> None:
+    """A group's codes of all vectors, into a slot."""
     runs = panel.steps.size // 4
+    for v, block in enumerate(panel.stored()):
 
-    def put(run: Expr, value: Expr) -> None:
-        at = [tirx.floordiv(run, i64(runs)), tirx.floormod(run, i64(runs))]
-        T.buffer_store(held, value, [i64(vector), g, *at, T.ramp(i64(0), i64(1), 4 * LANES)])
+        def put(run: Expr, value: Expr, v: int = v) -> None:
+            at = [tirx.floordiv(run, i64(runs)), tirx.floormod(run, i64(runs))]
+            T.buffer_store(held, value, [i64(v), slot, *at, T.ramp(i64(0), i64(1), 4 * LANES)])
 
-    codes.unpack(panel, vector, bind(low + g), put)
+        codes.unpack(panel, block, group, put)
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A row tile and a group at a time, by all vectors of the panel, of a chunk's `count` groups
-    from `low` on. What leaves the tiles lies in the panel's room aside, [turn, vector, 16, 16].
+    """The units of a panel, a row tile and a group each, by all vectors of the panel: `at(n)` are
+    those of unit n; `slot(group)` is where its codes are held. What leaves the tiles lies in the
+    panel's room aside, [turn, vector, 16, 16].
+
+    While the tiles multiply a unit, the sums of the one before leave them and those of the one
+    before that are scaled: a dot product takes 16 cycles and what else is done meanwhile is done
+    beside it.
     """
 
     panel: Panel
     codes: Codes
     factors: tirx.Buffer
     held: tirx.Buffer
-    low: Expr
-    count: Expr
+    at: Callable[[Expr], tuple[Expr, Expr]]
+    slot: Callable[[Expr], Expr]
 
     @property
     def vectors(self) -> range:
@@ -135,20 +175,21 @@ class _Unit:
         scaled.
         """
         turn = bind(tirx.floormod(n, i64(2)))
-        tile, g = bind(tirx.floordiv(n, self.count)), bind(tirx.floormod(n, self.count))
+        tile, group = self.at(n)
+        slot = bind(self.slot(group))
         gather = self._gather(bind(tirx.max(n - i64(2), i64(0))), bind(i64(1) - turn))
-        registers = amx.Registers.one(len(self.vectors))
+        registers = amx.Registers.one(VECTORS)
         (x,), w = registers.x, registers.w
         steps = self.panel.steps.count
         done = 0
         for s in range(steps):
-            step = bind((self.low + g) * i64(steps) + i64(s))
+            step = bind(group * i64(steps) + i64(s))
             first = self.panel.x[(*self.panel.steps.place(tile, step), i64(0), i64(0))]
             amx.load(x, first, self.panel.steps.size)
             for v in self.vectors:
                 number = s * len(self.vectors) + v
                 register = w[number % len(w)]
-                amx.load(register, self.held[i64(v), g, i64(s), i64(0), i64(0)])
+                amx.load(register, self.held[i64(v), slot, i64(s), i64(0), i64(0)])
                 if s == 0:
                     amx.store(v, self._room(turn, v)[i64(0), i64(0)])
                     amx.zero(v)
@@ -171,18 +212,16 @@ class _Unit:
     def _gather(self, n: Expr, turn: Expr) -> Callable[[int], None]:
         """gather(r): a row's sums with those of unit n more, which lie aside at `turn`."""
         panel, lanes = self.panel, T.ramp(i64(0), i64(1), LANES)
-        tile = bind(tirx.floordiv(n, self.count))
-        at = bind(self.low + tirx.floormod(n, self.count))
-        scales = [bind(self.codes.scale(panel, v, at)) for v in self.vectors]
+        tile, group = self.at(n)
+        scales = [bind(self.codes.scale(panel, b, group)) for b in panel.stored()]
 
         def row(r: int) -> None:
-            factor = bind(T.broadcast(self.factors[tile, at, i64(r)], LANES))
+            factor = bind(T.broadcast(self.factors[tile, group, i64(r)], LANES))
             for v, scale in enumerate(scales):
-                place = [*panel.row_of_sums(tile, v, i64(r)), lanes]
+                place = (*panel.row_of_sums(tile, v, i64(r)), lanes)
                 whole = tirx.Cast(f"float32x{LANES}", self._room(turn, v)[i64(r), lanes])
-                T.buffer_store(
-                    panel.sums, panel.sums[tuple(place)] + whole * (scale * factor), place
-                )
+                total = panel.sums[place] + whole * (scale * factor)
+                T.buffer_store(panel.sums, total, list(place))
 
         return row
 

@@ -95,6 +95,10 @@ class Panel:
         """Column vectors for each offset."""
         return len(self.vectors) // len(self.linear.offsets)
 
+    def stored(self) -> list[Expr]:
+        """Where the blocks of its vectors lie among those of all weights."""
+        return [bind(self.linear.stored(block, offset)) for offset, block in self.vectors]
+
     def aside_at(self, number: Expr | int, dtype: str) -> tirx.Buffer:
         """One of the rooms of 16 rows aside, for elements of 4 bytes."""
         place = i64(number) if isinstance(number, int) else number
@@ -134,12 +138,24 @@ class Sums:
     def registers(self, columns: int) -> amx.Registers:
         """The tile registers of x and w beside the sums of a panel's columns."""
         if self.vectors > PANEL:
-            return amx.Registers.one(columns)
+            return amx.Registers.one(self.vectors)
         return amx.Registers.of(1 if columns > PANEL else 2, columns)
 
 
-Body = Callable[[Panel, Expr, bool], None]
-"""body(panel, chunk, last): the sums of one panel with a chunk of k more."""
+@dataclass(frozen=True)
+class Body:
+    """How the sums of a panel are made: `chunk(panel, number, last)` adds a chunk of k; `apart`:
+    the last chunk is not like the others. `few(panel)` makes them of all of k at once, where rows
+    are FEW tiles at most.
+    """
+
+    chunk: Callable[[Panel, Expr, bool], None]
+    apart: bool = False
+    few: Callable[[Panel], None] | None = None
+
+
+FEW = 4
+"""Row tiles whose sums and x stay near whatever comes between."""
 
 
 def emit_panels(
@@ -176,20 +192,39 @@ def emit_panels(
             vectors = _vectors(linear, group, wide)
             return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group)
 
-        def over_panels(chunk: Expr, last: bool) -> None:
-            with T.serial(i64(0), count) as place:
-                body(panel(place), chunk, last)
-
         columns = wide * len(linear.offsets)
         with amx.configured(steps.bytes, roles=sums.registers(columns)):
-            if steps.chunks > 1:
-                with T.serial(i64(0), i64(steps.chunks - 1)) as chunk:
-                    over_panels(chunk, last=False)
-            over_panels(i64(steps.chunks - 1), last=True)
+            _over_panels(steps, body, panel, count, tiles)
         # Row tile by row tile: the columns of a run are a stretch of each row, which is also how a
         # residual is read. Panel by panel each row's line would come from a page of its own.
         with T.serial(i64(0), tiles) as tile, T.serial(i64(0), count) as place:
             _store_tile(panel(place), work.within(place, 0, run), tile, sums.value)
+
+
+def _over_panels(
+    steps: Steps, body: Body, panel: Callable[[Expr], Panel], count: Expr, tiles: Expr
+) -> None:
+    """The sums of a run of `count` panels."""
+
+    def chunk(number: Expr, last: bool) -> None:
+        with T.serial(i64(0), count) as place:
+            body.chunk(panel(place), number, last)
+
+    def chunks() -> None:
+        alike = steps.chunks - body.apart
+        if alike:
+            with T.serial(i64(0), i64(alike)) as number:
+                chunk(number, last=False)
+        if body.apart:
+            chunk(i64(alike), last=True)
+
+    if body.few is None:
+        return chunks()
+    with T.If(tirx.LE(tiles, i64(FEW))):
+        with T.Then(), T.serial(i64(0), count) as place:
+            body.few(panel(place))
+        with T.Else():
+            chunks()
 
 
 def _vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], ...]:
@@ -277,7 +312,7 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
     cut = i64(steps.cut)
     whole, short = divmod(linear.depth, amx.ROWS)
 
-    def body(panel: Panel, chunk: Expr, last: bool) -> None:
+    def add_chunk(panel: Panel, chunk: Expr, last: bool) -> None:
         tail = _tail(panel, whole, short) if last and short else None
         low = bind(chunk * cut)
         span = (low, i64(whole) if last else bind(low + cut))
@@ -291,7 +326,7 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
         over_tiles(panel, block)
 
     dtype = "float32" if kind == "tdpbf16ps" else "int32"
-    emit_panels(linear, rows, steps, Sums(dtype, value), body)
+    emit_panels(linear, rows, steps, Sums(dtype, value), Body(add_chunk, apart=True))
 
 
 def plain(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:

@@ -209,7 +209,7 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
 
 def _unpack(panel: _Panel) -> None:
     """The codes of all of k, as bytes without a sign: of each column vector as they lie."""
-    linear = replace(panel.linear, streams=1)
+    linear = panel.linear
     for v, (offset, b) in enumerate(panel.vectors):
         block = bind(linear.stored(b, offset))
         with T.serial(i64(0), i64(int(operands(linear.node).x.shape[-2]))) as g:
@@ -227,6 +227,7 @@ def unpack_block(
     """A block of groups' codes times their multipliers, as bytes that have `zero` for 0 (the codes
     as they are, without multipliers): put(run, bytes), run of four k after run of four.
     """
+    linear = replace(linear, streams=1)
     per, steps, dot = groups_per_block(linear.node), _steps(linear), Dot("vnni512", "u4")
     for p in range(per):
         times = byte_multipliers(linear, block, g, p, zero)
