@@ -92,8 +92,9 @@ def weigh(
         start = bind(c * i64(LANES))
         with vectorized(LANES) as v:
             score = _score(a, work, item, row, bind(span.base + start), start, v)
-            j = _i(start) + tirx.Cast("int32", v)
-            score = tirx.Select(tirx.And(tirx.GE(j, begin), tirx.LT(j, end)), score, _f(NEVER))
+            j, base = tirx.Cast("int32", v), _i(start)  # lanes stay a constant vector
+            seen = tirx.And(tirx.GE(j, begin - base), tirx.LT(j, end - base))
+            score = tirx.Select(seen, score, _f(NEVER))
             T.buffer_store(row.scores, score, [row.at, start + v])
             T.buffer_store(best, tirx.max(best[v], row.scores[row.at, start + v]), [v])
     largest = across(best, tirx.max, "float32")
@@ -147,15 +148,18 @@ def _put_narrow(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
 
     lanes = lanes_from(start)
     x = bind((row.scores[row.at, lanes] - all_of(level)) * all_of(_f(1.4426950408889634)))
-    low = all_of(_f(-200.0))
-    x = bind(tirx.Select(tirx.GT(low, x), low, x))  # -inf becomes 0, NaN stays
+    # Below is zero, not scaled down to it: an Intel core takes hundreds of cycles for numbers that
+    # are too small for their exponent. NaN stays.
+    low = all_of(_f(-125.0))
+    below = tirx.GT(low, x)
+    x = bind(tirx.Select(below, low, x))
     n = bind(tirx.nearbyint(x))
     f = bind(x - n)
     power = all_of(_f(_POWER[0]))
     for c in _POWER[1:]:
         power = power * f + all_of(_f(c))
     weight = T.call_extern("float32x16", "ferrule_scale", bind(power), n)
-    scaled = weight = bind(weight)
+    scaled = weight = bind(tirx.Select(below, all_of(_f(0.0)), weight))
     if row.scales is not None:
         scaled = weight * row.scales.values[row.scales.row, lanes]
     u = lambda k: all_of(const(k, "uint32"))  # noqa: E731
