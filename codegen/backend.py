@@ -231,7 +231,7 @@ def gpu_backend(target: Target) -> Backend:
         "expert_linear": Template(
             frozenset({"expert_linear", "quantized_expert_linear"}), loads, loads
         ),
-        "attention": Template(frozenset({"paged_attention"}), loads, _RESHAPES),
+        "attention": Template(frozenset({"paged_attention", "ragged_attention"}), loads, _RESHAPES),
         "conv": Template(frozenset({"state_conv"}), loads),
         "scan": Template(frozenset({"state_scan"}), loads),
         "context": Template(frozenset({"token_context", "paged_context"}), loads),

@@ -39,7 +39,7 @@ from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import Imported, import_captured
 from .models import Opened, open_model
-from .parity import Parity, Tolerance, computed_dtype, tolerance_of
+from .parity import Tolerance, computed_dtype, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
 from .records import Records, read_records
 from .report import Clock, build_report, versions
@@ -221,14 +221,14 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             "options": _given(options),
             "parity": parity.to_json() if parity else None,
             "report": build_report(recorder, reports, plan, clock)
-            | {"unquantized": list(kernels.unquantized), "unverified": _unverified(parity, target)},
+            | {"unquantized": list(kernels.unquantized), "unverified": unverified(parity, target)},
         },
     )
 
 
-def _unverified(parity: Parity | None, target: Target) -> str:
+def unverified(compared: object, target: Target) -> str:
     """Why nothing was compared with the eager model; "" where it was."""
-    if parity is not None:
+    if compared is not None:
         return ""
     return "not asked for" if can_run(target) else f"no device here runs {target}: verify on one"
 

@@ -5,15 +5,15 @@ them.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..runtime.artifact import KERNELS, WEIGHTS
-from ..runtime.executor import Executor, context_limit
+from ..runtime.executor import Executor, StepRunner, context_limit
 from ..runtime.library import KernelLibrary
 from ..runtime.pools import Pools
 from ..runtime.text import Text
@@ -35,9 +35,6 @@ from .parity import (
     random_prompts,
     text_prompts,
 )
-
-if TYPE_CHECKING:
-    from ..runtime.cuda.driver import Driver
 
 
 def can_run(target: Target) -> bool:
@@ -101,30 +98,25 @@ def measure_parity(
 
 def built(folder: Path, plan: Plan, sequences: Sequence[Sequence[int]], target: Target) -> Rows:
     """The logits at the compared positions by the kernels in a folder."""
-    weights, blocks = Weights(folder / WEIGHTS), blocks_needed(sequences, plan.block)
+    pools = Pools(blocks_needed(sequences, plan.block), len(sequences))
+    with opened_runner(folder, plan, pools, target) as runner:
+        return built_rows(runner, sequences)
+
+
+@contextmanager
+def opened_runner(folder: Path, plan: Plan, pools: Pools, target: Target) -> Iterator[StepRunner]:
+    """What runs steps by the kernels in a folder, here or on the device at hand."""
+    weights = Weights(folder / WEIGHTS)
     if target.kind == "cpu":
         library = KernelLibrary(folder / KERNELS)
-        executor = Executor(plan, library, weights, blocks, len(sequences))
-        return built_rows(executor, sequences)
-    return on_device(folder, plan, weights, Pools(blocks, len(sequences)), sequences)
-
-
-def on_device(
-    folder: Path,
-    plan: Plan,
-    weights: Weights,
-    pools: Pools,
-    sequences: Sequence[Sequence[int]],
-    driver: Driver | None = None,
-) -> Rows:
-    """The rows that a GPU gives, or the driver that stands for one."""
+        yield Executor(plan, library, weights, pools.blocks, pools.states)
+        return
     from ..runtime.cuda.device import CudaDevice
     from ..runtime.cuda.opening import open_executor
 
-    device = driver or CudaDevice()
-    executor = open_executor(folder, plan, weights, device, pools)
+    executor = open_executor(folder, plan, weights, CudaDevice(), pools)
     try:
-        return built_rows(executor, sequences)
+        yield executor
     finally:
         executor.close()
 

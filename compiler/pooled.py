@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..ir.errors import IRError
-from .build import DEFAULT_CONTEXT, Options, StoppedError, target_of, text_files
+from .build import DEFAULT_CONTEXT, Options, StoppedError, text_files
 from .capture import own_limit
 from .errors import CompileError
 from .models import DTYPES, Opened, check_dtype, checkpoint_folder, open_model
@@ -108,8 +108,6 @@ def _check_options(options: Options) -> None:
     if options.pooling not in (AUTO, *POOLINGS, CLASSIFY):
         known = ", ".join((AUTO, *POOLINGS, CLASSIFY))
         raise CompileError(f"pooling is one of {known}, not {options.pooling!r}")
-    if target_of(options).kind != "cpu":
-        raise CompileError(f"target {options.target!r}: embedders are built for cpu alone")
 
 
 def _read(folder: Path, dtype: str, *, classifies: bool) -> nn.Module:

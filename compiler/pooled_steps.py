@@ -17,15 +17,15 @@ import torch
 
 from ..codegen.backend import backend_of
 from ..ir.graph import Graph
-from ..runtime.artifact import KERNELS, WEIGHTS
+from ..runtime.artifact import WEIGHTS
 from ..runtime.engine import Engine
-from ..runtime.executor import Executor, context_limit
-from ..runtime.library import KernelLibrary
+from ..runtime.executor import StepRunner, context_limit
 from ..runtime.manifest import write_manifest
 from ..runtime.pooling import Pooling
-from ..runtime.weights import Weights as Mapped
-from .build import Kernels, Options, imported_of, limits_of, manifest_fields, target_of
+from ..runtime.pools import Pools
+from .build import Kernels, Options, imported_of, limits_of, manifest_fields, target_of, unverified
 from .capture import prepared
+from .check_parity import can_run, opened_runner
 from .checkpoint import LiveWeights, Weights
 from .console import progress
 from .errors import CompileError
@@ -87,7 +87,7 @@ def write_steps(
         pooled.kind, steps.whole, vocabulary, pooled.labels, pooled.activation, pooled.types
     )
     error = None
-    if options.parity:
+    if options.parity and can_run(target):
         with clock("parity"):
             error = _checked(opened, pooled, kernels, pooling, options, folder)
     report = build_report(recorder, reports, kernels.plan, clock)
@@ -99,7 +99,8 @@ def write_steps(
             "dtype": opened.dtype,
             "limits": limits,
             "pooling": pooling.to_json() | {"relative_error": error},
-            "report": report | {"unquantized": list(kernels.unquantized)},
+            "report": report
+            | {"unquantized": list(kernels.unquantized), "unverified": unverified(error, target)},
         },
     )
 
@@ -118,7 +119,9 @@ def _checked(
     longest = context_limit(kernels.plan)
     prompts = random_prompts(pooling.token_ids, longest, RANDOM_LENGTHS)
     wanted = _eager(opened, pooled, prompts)
-    given = _built(kernels, pooling, prompts, folder)
+    pools = Pools(blocks_needed(prompts, kernels.plan.block), len(prompts))
+    with opened_runner(folder, kernels.plan, pools, target_of(options)) as runner:
+        given = vectors_of(runner, pooling, prompts)
     error = max(relative_error(w, g) for w, g in zip(wanted, given, strict=True))
     limit = options.tolerance(kernels.step, opened.dtype).relative
     if not error <= limit:
@@ -136,12 +139,10 @@ def _eager(
         return [pooled.vector(torch.tensor([list(p)]))[0].numpy() for p in prompts]
 
 
-def _built(
-    kernels: Kernels, pooling: Pooling, prompts: Sequence[Sequence[int]], folder: Path
+def vectors_of(
+    runner: StepRunner, pooling: Pooling, prompts: Sequence[Sequence[int]]
 ) -> list[np.ndarray[Any, Any]]:
-    blocks = blocks_needed(prompts, kernels.plan.block)
-    library, weights = KernelLibrary(folder / KERNELS), Mapped(folder / WEIGHTS)
-    runner = Executor(kernels.plan, library, weights, blocks, len(prompts))
+    """The vectors that a runner gives of prompts, all asked for at once."""
     engine = Engine(runner, pooling=pooling)
     names = [engine.submit(prompt) for prompt in prompts]
     found: dict[str, np.ndarray[Any, Any]] = {}

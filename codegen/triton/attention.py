@@ -9,6 +9,7 @@ from ...ir.dims import Dim, as_dim, product, upper_bound
 from ...ir.errors import IRError
 from ...ir.node import Node
 from ...ir.types import BITS
+from ..errors import CodegenError
 from ..space import Bucket, Choice, Sample
 from .burdens import Burdens, splits_burden, tokens_burden
 from .kernel import Call, Hook, Kernel, cache_of, cache_type, emit_call, floor_by
@@ -113,6 +114,35 @@ def _emit_singles(
     ))  # fmt: skip
 
 
+def emit_ragged(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
+    """Add the launch of a ragged_attention, whose keys and values are its own rows: all sequences
+    go by tiles of tokens.
+    """
+    q, k, v, starts = node.inputs[:4]
+    extras = dict(zip(node["extras"], node.inputs[4:], strict=True))
+    if "selected" in extras:
+        raise CodegenError(
+            f"ragged_attention : {node.type} of selected keys, by rows without pages"
+        )
+    if "distances" in extras:
+        extras["bias"] = extras.pop("distances")
+    result, place = _result(kernel, node, results)
+    shape = _Shape.by_rows(node, extras)
+    choice = ATTEND_TOKENS[shape.d > WIDE].default(kernel.target)
+    heads = rows_of(choice, shape.h // shape.g)
+    sequences = as_dim(starts.shape[0] - 1)
+    places = {e: kernel.places[n].name for e, n in extras.items()}
+    rows = (*(kernel.places[n].name for n in (k, v)), None, kernel.places[starts].name, None)
+    emit_call(kernel, Call(
+        "attention", "attend_tokens", (*rows, *(places.get(e) for e in EXTRAS), sequences, 1),
+        {"LOAD_Q": load_hook(kernel, q), "STORE": store_hook(kernel, node, place)},
+        {**shape.constants, "SINGLES": True, "BOTH": "distances" in node["extras"]},
+        (as_dim(floor_by(node.shape[0], heads["TOKENS"]) + sequences), shape.tiles(heads["HEADS"])),
+        heads | {"BK": choice["BK"]}, choice["WARPS"], choice["STAGES"],
+    ))  # fmt: skip
+    kernel.places[result] = place
+
+
 @dataclass(frozen=True)
 class _Shape:
     """What a template of attention is compiled for."""
@@ -125,22 +155,38 @@ class _Shape:
 
     @staticmethod
     def of(node: Node, extras: Mapping[str, Node]) -> _Shape:
-        q, k_cache, v_cache = node.inputs[:3]
-        h, d, e = int(q.shape[1]), int(q.shape[2]), int(node["value_size"])
-        first = int(node["value_start"])
+        """Of a paged_attention."""
+        k_cache, v_cache = node.inputs[1:3]
+        groups = int(cache_type(k_cache).entry[0])
+        caches = {
+            "BLOCK": cache_type(k_cache).block, "WIDTH": cache_type(v_cache).entry[1],
+            "FIRST": int(node["value_start"]), "SAME": cache_of(k_cache) is cache_of(v_cache),
+        }  # fmt: skip
+        return _Shape._made(node, extras, groups, int(node["value_size"]), caches)
+
+    @staticmethod
+    def by_rows(node: Node, extras: Mapping[str, Node]) -> _Shape:
+        """Of a ragged_attention."""
+        k, v = node.inputs[1:3]
+        wide = int(v.shape[2])
+        rows = {"BLOCK": 1, "WIDTH": wide, "FIRST": 0, "SAME": k is v}
+        return _Shape._made(node, extras, int(k.shape[1]), wide, rows)
+
+    @staticmethod
+    def _made(
+        node: Node, extras: Mapping[str, Node], g: int, e: int, lying: Mapping[str, int | bool]
+    ) -> _Shape:
+        h, d = (int(size) for size in node.inputs[0].shape[1:])
         (da, db), (ea, eb) = split_width(d), split_width(e)
-        same = cache_of(k_cache) is cache_of(v_cache)
         constants = {
-            "H": h, "G": cache_type(k_cache).entry[0], "D": d, "E": e,
-            "BLOCK": cache_type(k_cache).block,
-            "WIDTH": cache_type(v_cache).entry[1], "FIRST": first, "SAME": same,
+            "H": h, "G": g, "D": d, "E": e, **lying,
             "SCALE": float(node["scale"]), "CAUSAL": bool(node["causal"]),
             "WINDOW": int(node["window"]), "CHUNK": int(node["chunk"]),
             "SOFTCAP": float(node["softcap"]),
             "REACH": int(extras["bias"].shape[1]) if "bias" in extras else 0,
             "DA": da, "DB": db, "EA": ea, "EB": eb,
         }  # fmt: skip
-        return _Shape(h, cache_type(k_cache).entry[0], d, e, constants)
+        return _Shape(h, g, d, e, constants)
 
     def tiles(self, heads: int) -> int:
         """Tiles of heads, over all groups."""

@@ -38,6 +38,7 @@ ANCHORS: Mapping[str, Anchor] = {
     "expert_linear": Anchor(expert.needs, expert.emit_expert),
     "quantized_expert_linear": Anchor(expert.needs, expert.emit_expert),
     "paged_attention": Anchor(attention.needs, attention.emit_paged),
+    "ragged_attention": Anchor(attention.needs, attention.emit_ragged),
     "state_conv": Anchor(recurrent.needs, recurrent.emit_conv),
     "state_scan": Anchor(recurrent.needs, recurrent.emit_scan),
     "token_loop": Anchor(loop.needs, loop.emit_loop),

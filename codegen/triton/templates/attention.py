@@ -109,6 +109,7 @@ def take_keys(
     SOFTCAP: tl.constexpr = MASK[1]
     REACH: tl.constexpr = MASK[2]
     PRECISION: tl.constexpr = MASK[3]
+    BOTH: tl.constexpr = MASK[4]
     da, db = tl.arange(0, DA), DA + tl.arange(0, DB if DB else 1)
     ea, eb = tl.arange(0, EA), EA + tl.arange(0, EB if EB else 1)
     for at in range(start, end, BK):
@@ -136,7 +137,10 @@ def take_keys(
             slope = tl.load(slopes + heads).to(tl.float32)
             s += slope[:, None] * (js[None, :] - positions[:, None]).to(tl.float32)
         if bias is not None:
-            back = tl.minimum(tl.maximum(positions[:, None] - js[None, :], 0), REACH - 1)
+            back = positions[:, None] - js[None, :]
+            if BOTH:
+                back += REACH // 2
+            back = tl.minimum(tl.maximum(back, 0), REACH - 1)
             s += tl.load(bias + heads[:, None] * REACH + back).to(tl.float32)
         if SOFTCAP > 0 or slopes is not None or bias is not None:
             s *= LOG2E
@@ -230,7 +234,7 @@ def attend_splits(
     REPEAT: tl.constexpr = H // G
     TILES: tl.constexpr = triton.cdiv(REPEAT, HEADS)
     SIZES: tl.constexpr = (D, E, G, BLOCK, WIDTH, FIRST, DA, DB, EA, EB, SAME)
-    MASK: tl.constexpr = (SCALE, SOFTCAP, REACH, PRECISION)
+    MASK: tl.constexpr = (SCALE, SOFTCAP, REACH, PRECISION, False)
     sequence = tl.program_id(0)
     group = tl.program_id(1) // TILES
     split = tl.program_id(2)
@@ -323,10 +327,11 @@ def attend_tokens(
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr,
     REACH: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, EA: tl.constexpr, EB: tl.constexpr,
     HEADS: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, SINGLES: tl.constexpr,
-    PRECISION: tl.constexpr = IEEE,
+    PRECISION: tl.constexpr = IEEE, BOTH: tl.constexpr = False,
 ):  # fmt: skip
     """Attention of TOKENS tokens and HEADS heads of a group (TOKENS HEADS 16 at least) of a
-    sequence; SINGLES: of sequences with one new token too, which attend_splits does better.
+    sequence; SINGLES: of sequences with one new token too, which attend_splits does better. BOTH:
+    bias[H, REACH] is of distances to both sides, that of 0 in the middle.
 
     Keys that every row sees pass first, without a mask. Grid (T // TOKENS + N, G cdiv(H / G,
     HEADS)).
@@ -335,7 +340,7 @@ def attend_tokens(
     TILES: tl.constexpr = triton.cdiv(REPEAT, HEADS)
     ROWS: tl.constexpr = TOKENS * HEADS
     SIZES: tl.constexpr = (D, E, G, BLOCK, WIDTH, FIRST, DA, DB, EA, EB, SAME)
-    MASK: tl.constexpr = (SCALE, SOFTCAP, REACH, PRECISION)
+    MASK: tl.constexpr = (SCALE, SOFTCAP, REACH, PRECISION, BOTH)
     # The last tiles see the most keys: they go first.
     number = tl.num_programs(0) - 1 - tl.program_id(0)
     sequence, first = ragged_tile(query_start, number, N, TOKENS)
