@@ -22,9 +22,10 @@ from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, widened
 from .loops import Place
+from .panels import Steps
 from .row_tiles import tile_spaces
 from .streams import read_weights
-from .tiles import Steps, emit_whole, plain
+from .tiles import emit_whole, plain
 from .values import Expr, bind, cast, i64
 
 

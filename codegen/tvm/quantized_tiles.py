@@ -19,9 +19,10 @@ from .group_steps import codes_at
 from .isa import LANES
 from .linear import Linear, load_vector
 from .loops import flat_index
+from .panels import Panel, Steps
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
-from .tiles import Panel, Steps, emit_whole
+from .tiles import emit_whole
 from .two_levels import unpack_block
 from .values import Expr, bind, const, i64
 

@@ -16,17 +16,9 @@ from tvm.script.ir_builder import tirx as T
 from . import amx
 from .isa import LANES
 from .linear import Linear
-from .tiles import (
-    Body,
-    Panel,
-    Steps,
-    Sums,
-    add_steps,
-    emit_panels,
-    over_tiles,
-    panels_of,
-    plain,
-)
+from .panels import Panel, Steps
+from .tile_products import Stretch, add_steps, over_tiles
+from .tiles import Body, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, i64, nearest_bf16
 
 PAIR = 2 * LANES
@@ -75,13 +67,15 @@ def _chunk(panel: Panel, wide: Wide, chunk: Expr) -> None:
             _widen_group(panel, wide, held, (v, bind(low + g), g))
     first = bind(low * i64(steps.count))
 
-    span = (first, bind(first + count * i64(steps.count)))
+    high = bind(first + count * i64(steps.count))
 
     def weights(vector: int, step: Expr) -> Expr:
         return held[i64(vector), step - first, i64(0), i64(0)]
 
-    def block(tile: Expr, number: int) -> None:
-        add_steps(panel, "tdpbf16ps", (tile, number), span, tirx.EQ(chunk, i64(0)), weights)
+    stretch = Stretch(first, high, tirx.EQ(chunk, i64(0)), weights)
+
+    def block(tile: Expr, number: int, before: Expr | None) -> None:
+        add_steps(panel, "tdpbf16ps", stretch, tile, number, before)
 
     over_tiles(panel, block)
 

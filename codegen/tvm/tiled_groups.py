@@ -16,7 +16,8 @@ from . import amx
 from .isa import LANES
 from .linear import Linear
 from .loops import flat_index
-from .tiles import PANEL, Body, Panel, Steps, Sums, emit_panels, panels_of, plain
+from .panels import PANEL, Panel, Steps
+from .tiles import Body, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, const, i64
 
 VECTORS = 4

@@ -20,96 +20,14 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from . import amx
+from .fetch import fetch
 from .isa import LANES
 from .linear import Linear, store_rows
 from .loops import Work, flat_index
+from .panels import PANEL, Panel, Steps
 from .row_tiles import MANY, Panels
+from .tile_products import Stretch, Weights, add_steps, over_tiles
 from .values import Expr, bind, const, i64, vectorized
-
-PANEL = 2
-"""Column vectors of a panel whose weights are loaded for two row tiles at once."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """How k is cut: `groups` of `length` elements, each of `count` steps of `size` elements of
-    `width` bytes. `together`: a chunk holds whole groups; `cut`: the steps that it holds else.
-    """
-
-    groups: int
-    length: int
-    size: int
-    width: int
-    together: bool = False
-    cut: int = Panels().chunk
-
-    @property
-    def count(self) -> int:
-        """Steps of a group; the last may be short and is filled with zeros."""
-        return -(-self.length // self.size)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of a step's row."""
-        return self.size * self.width
-
-    @property
-    def chunk(self) -> int:
-        """Steps of a chunk."""
-        if not self.together:
-            return self.cut
-        within = self.cut * amx.ROW_BYTES // (self.count * self.bytes)
-        return self.count * min(self.groups, max(1, within))
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of all of k."""
-        return max(1, -(-self.groups * self.count // self.chunk))
-
-    def place(self, tile: Expr, step: Expr) -> list[Expr]:
-        """Where a tile of x begins, of all groups' steps in a row; but for its rows."""
-        chunk = i64(self.chunk)
-        return [tirx.floordiv(step, chunk), tile, tirx.floormod(step, chunk)]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A panel at work: the linear, steps, tiles of x [chunk, tile, step, 16, size], the column
-    vectors as (offset, block), the sums [place, tile, vector, 16, 16] with its place in them, and
-    room [number, 16, 16] for what leaves tiles.
-    """
-
-    linear: Linear
-    steps: Steps
-    x: tirx.Buffer
-    vectors: tuple[tuple[int, Expr], ...]
-    sums: tirx.Buffer
-    aside: tirx.Buffer
-    place: Expr
-    tiles: Expr
-    rows: Expr
-    group: Expr
-
-    @property
-    def wide(self) -> int:
-        """Column vectors for each offset."""
-        return len(self.vectors) // len(self.linear.offsets)
-
-    def stored(self) -> list[Expr]:
-        """Where the blocks of its vectors lie among those of all weights."""
-        return [bind(self.linear.stored(block, offset)) for offset, block in self.vectors]
-
-    def aside_at(self, number: Expr | int, dtype: str) -> tirx.Buffer:
-        """One of the rooms of 16 rows aside, for elements of 4 bytes."""
-        place = i64(number) if isinstance(number, int) else number
-        start = place * i64(amx.ROWS * LANES)
-        rows = (amx.ROWS, LANES)
-        return T.decl_buffer(rows, dtype, data=self.aside.data, elem_offset=start)
-
-    def row_of_sums(self, tile: Expr, vector: int, r: Expr | int = 0) -> list[Expr]:
-        """The index of a row of sums, but for its lane."""
-        return [self.place, tile, i64(vector), i64(r)]
-
 
 Read = Callable[[list[Expr], Expr, Expr], Expr]
 """read(row, group, elements): elements of x, one or a ramp of them, as their bits in tiles."""
@@ -179,7 +97,8 @@ def emit_panels(
     runs = -(-panels // run)
     with T.parallel(i64(0), i64(runs)) as at:
         work = linear.kernel.work().within(at, 0, runs)
-        shape = (run, tiles, wide * len(linear.offsets), amx.ROWS, LANES)
+        # Two tiles more: what is stored before the first two are done.
+        shape = (run, tiles + i64(2), wide * len(linear.offsets), amx.ROWS, LANES)
         held = amx.buffer(shape, sums.dtype)
         # Made here, not where it is used: at a kilobyte and more the workspace allocates it.
         rooms = max(sums.rooms, len(linear.offsets))
@@ -190,7 +109,8 @@ def emit_panels(
         def panel(place: Expr) -> Panel:
             group = bind(first + place)
             vectors = _vectors(linear, group, wide)
-            return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group)
+            after = (first, bind(place + i64(1)), count)
+            return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group, after)
 
         columns = wide * len(linear.offsets)
         with amx.configured(steps.bytes, roles=sums.registers(columns)):
@@ -306,6 +226,43 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Scaled) -> None:
 # -- whole rows
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """Asks for the weights of what comes after a panel's chunk: the run's next panel, or the first
+    one's next chunk. A panel's chunk is short, and lies apart from the next one: hardware's own
+    fetching begins anew with each.
+    """
+
+    panel: Panel
+    blocks: list[Expr]
+    step: Expr
+    share: Expr
+
+    @staticmethod
+    def of(panel: Panel, chunk: Expr) -> Ahead:
+        """For a chunk of a panel, whose row tiles each ask for a share of the lines."""
+        linear, (first, place, count) = panel.linear, panel.after
+        more = tirx.LT(place, count)
+        group = bind(tirx.Select(more, first + place, first))
+        blocks = [
+            bind(linear.stored(block, offset))
+            for offset, block in _vectors(linear, group, panel.wide)
+        ]
+        cut = i64(panel.steps.cut)
+        step = bind(tirx.Select(more, chunk, chunk + i64(1)) * cut)
+        lines = cut * i64(amx.ROWS) + panel.tiles - i64(1)
+        return Ahead(panel, blocks, step, bind(tirx.floordiv(lines, panel.tiles)))
+
+    def for_tiles(self, first: Expr, count: int) -> None:
+        """The share of some row tiles."""
+        linear = self.panel.linear
+        w = linear.kernel.places[linear.codes].buffer
+        low = bind(self.step * i64(amx.ROWS) + first * self.share)
+        with T.serial(i64(0), self.share * i64(count)) as line:
+            for block in self.blocks:
+                fetch(w, [block, low + line, i64(0), i64(0)], near=2)
+
+
 def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
     """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
     steps = replace(steps, cut=panels_of(linear).chunk)
@@ -314,14 +271,17 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
 
     def add_chunk(panel: Panel, chunk: Expr, last: bool) -> None:
         tail = _tail(panel, whole, short) if last and short else None
-        low = bind(chunk * cut)
-        span = (low, i64(whole) if last else bind(low + cut))
+        low = i64((steps.chunks - 1) * steps.cut) if last else bind(chunk * cut)
+        high = i64(whole) if last else bind(low + cut)
         start: Expr | bool | None = tirx.EQ(chunk, i64(0))
         if last:
             start = True if steps.chunks == 1 else None
+        stretch = Stretch(low, high, start, _packed_weights(panel), tail)
+        ask = Ahead.of(panel, chunk)
 
-        def block(tile: Expr, count: int) -> None:
-            add_steps(panel, kind, (tile, count), span, start, _packed_weights(panel), tail)
+        def block(tile: Expr, count: int, before: Expr | None) -> None:
+            ask.for_tiles(tile, count)
+            add_steps(panel, kind, stretch, tile, count, before)
 
         over_tiles(panel, block)
 
@@ -334,71 +294,6 @@ def plain(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
     return panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
 
 
-def over_tiles(panel: Panel, block: Callable[[Expr, int], None]) -> None:
-    """block(first tile, count) over all row tiles, by twos where registers allow."""
-    if len(panel.vectors) > 2:
-        with T.serial(i64(0), panel.tiles) as t:
-            block(t, 1)
-        return
-    with T.serial(i64(0), tirx.floordiv(panel.tiles, i64(2))) as t:
-        block(bind(t * i64(2)), 2)
-    with T.If(tirx.EQ(tirx.floormod(panel.tiles, i64(2)), i64(1))), T.Then():
-        block(bind(panel.tiles - i64(1)), 1)
-
-
-Weights = Callable[[int, Expr], Expr]
-"""weights(vector, step): the element where a step's tile of w begins."""
-
-
-def add_steps(
-    panel: Panel,
-    kind: str,
-    tiles: tuple[Expr, int],
-    span: tuple[Expr, Expr],
-    start: Expr | bool | None,
-    weights: Weights,
-    tail: tirx.Buffer | None = None,
-) -> None:
-    """Add a span of steps to the sums of `tiles` (the first row tile and how many) by all vectors,
-    and after them a last, short step by the weights of `tail`; `start`: whether the sums begin at
-    zero, True for always and None for never.
-    """
-    first, count = tiles
-    columns = len(panel.vectors)
-    sums = [(i, v, i * columns + v) for i in range(count) for v in range(columns)]
-    register = amx.Registers.of(count, columns)
-    _begin_sums(panel, first, sums, start)
-    with T.serial(*span) as s:
-        _add_products(panel, kind, register, first, s, weights)
-    if tail is not None:
-        at = i64(panel.steps.count - 1)
-        _add_products(panel, kind, register, first, at, lambda v, _: tail[i64(v), i64(0), i64(0)])
-    for i, v, t in sums:
-        amx.store(t, panel.sums[(*panel.row_of_sums(first + i64(i), v), i64(0))])
-
-
-def _begin_sums(
-    panel: Panel, first: Expr, sums: list[tuple[int, int, int]], start: Expr | bool | None
-) -> None:
-    def zero() -> None:
-        for _, _, t in sums:
-            amx.zero(t)
-
-    def load() -> None:
-        for i, v, t in sums:
-            amx.load(t, panel.sums[(*panel.row_of_sums(first + i64(i), v), i64(0))])
-
-    if start is True:
-        return zero()
-    if start is None:
-        return load()
-    with T.If(start):
-        with T.Then():
-            zero()
-        with T.Else():
-            load()
-
-
 def _packed_weights(panel: Panel) -> Weights:
     """Where tiles of weights lie in the packed weight itself."""
     w = panel.linear.kernel.places[panel.linear.codes].buffer
@@ -408,24 +303,6 @@ def _packed_weights(panel: Panel) -> Weights:
         return w[panel.linear.stored(block, offset), step * i64(amx.ROWS), i64(0), i64(0)]
 
     return first
-
-
-def _add_products(
-    panel: Panel,
-    kind: str,
-    register: amx.Registers,
-    first: Expr,
-    step: Expr,
-    weights: Weights,
-) -> None:
-    """Add one step's products to the tiles of sums, of x from the row tile `first` on."""
-    columns = len(panel.vectors)
-    for i, x in enumerate(register.x):
-        amx.load(x, panel.x[(*panel.steps.place(first + i64(i), step), i64(0), i64(0))])
-        for v, w in enumerate(register.w):
-            if i == 0:
-                amx.load(w, weights(v, step))
-            amx.multiply(kind, i * columns + v, x, w)
 
 
 def _tail(panel: Panel, whole: int, short: int) -> tirx.Buffer:
