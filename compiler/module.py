@@ -16,8 +16,9 @@ from ..ir.graph import Graph
 from ..ir.plan import TensorSpec
 from ..runtime.artifact import WEIGHTS, Artifact, load
 from ..runtime.manifest import write_manifest
-from .build import Kernels, Options, graph_name, in_folder, manifest_fields, target_of
+from .build import Kernels, Options, graph_name, in_folder, manifest_fields, target_of, unverified
 from .capture import Captured, capture, prepared
+from .check_parity import can_run
 from .console import progress
 from .errors import CompileError
 from .import_aten import import_captured
@@ -87,11 +88,6 @@ def build_module(
     options: Options,
 ) -> CompiledModule:
     """Compile a module at the shapes of its arguments, and check it against eager on them."""
-    if not options.target.startswith("cpu"):
-        raise CompileError(
-            f"target {options.target!r}: {type(module).__name__} is compiled as a plain module, "
-            "for which kernels are generated for cpu alone"
-        )
     if options.quantize is not None:
         raise CompileError(
             f"quantize={options.quantize!r}: weights are quantized for language models, "
@@ -107,7 +103,7 @@ def build_module(
         build_files(module, args, kwargs, dynamic_shapes, options, folder)
 
     compiled = CompiledModule(in_folder(None, make))
-    if options.parity:
+    if options.parity and can_run(target_of(options)):
         check_module(module, compiled, args, kwargs)
     return compiled
 
@@ -150,6 +146,8 @@ def build_files(
             )
     fields = manifest_fields(name, target, kernels.step)
     report = build_report(recorder, reports, kernels.plan, clock) | dict(reported or {})
+    if not can_run(target):
+        report["unverified"] = unverified(None, target)
     write_manifest(
         folder, fields | {"signature": signature(captured, imported.graph), "report": report}
     )

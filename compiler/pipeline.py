@@ -34,6 +34,7 @@ from ..passes.raise_selections import RaiseSelections
 from ..passes.raise_stacks import RaiseStacks
 from ..passes.scan_regions import Run
 from ..passes.select_logit_rows import SelectLogitRows
+from ..passes.spell_out import SpellOut
 from ..passes.split_masks import SplitMasks
 from ..passes.tabulate_positions import TabulatePositions
 
@@ -188,7 +189,8 @@ def laying_out(backend: Backend) -> tuple[Phase, ...]:
 
 def grouping(backend: Backend) -> tuple[Phase, ...]:
     """From ops to kernels of a backend."""
-    return (Phase("group", (GroupKernels(templates=backend.templates),), leaves=KERNELS),)
+    templates = backend.templates
+    return (Phase("group", (SpellOut(templates), GroupKernels(templates)), leaves=KERNELS),)
 
 
 def language_model(sizes: Sizes, evaluate: Evaluate, run_part: Run) -> tuple[Phase, ...]:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ..ir.errors import IRError
-from .build import DEFAULT_CONTEXT, Options, StoppedError, text_files
+from .build import DEFAULT_CONTEXT, Options, StoppedError, target_of, text_files
 from .capture import own_limit
+from .check_parity import can_run
 from .errors import CompileError
 from .models import DTYPES, Opened, check_dtype, checkpoint_folder, open_model
 from .module import CompiledModule, build_files, check_module
@@ -68,7 +69,7 @@ def _write_alone(
     build_files(
         module, (), {"input_ids": ids}, shapes, options, folder, name=opened.name, reported=reported
     )
-    if options.parity:
+    if options.parity and can_run(target_of(options)):
         relative = tolerance_of(opened.dtype, options.recipe).relative
         check_module(module, CompiledModule.load(folder), (), {"input_ids": ids}, {"f32": relative})
 

@@ -40,13 +40,14 @@ def step_times(
 
 
 def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
-    from ..runtime.executor import Executor
+    from ..runtime.executor import Executor, ModuleExecutor
     from ..runtime.tensors import allocate
 
     if "decode" not in artifact.plan.entries:
-        specs = artifact.module.inputs
-        inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in specs}
-        return artifact.module.prepare(inputs, dims)
+        module = artifact.module
+        assert isinstance(module, ModuleExecutor), f"{artifact} is not timed here"
+        inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in module.inputs}
+        return module.prepare(inputs, dims)
     executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["C"], dims["N"])
     return executor.prepare(example_batch(artifact.plan, dims))
 

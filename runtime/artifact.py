@@ -14,7 +14,7 @@ from ..ir.plan import Plan, PlanError
 from .beam import BeamSearchParams, beam_search
 from .engine import Completion, Delta, Engine
 from .errors import ArtifactError, RequestError
-from .executor import Executor, ModuleExecutor, StepRunner, available_memory
+from .executor import Executor, ModuleExecutor, ModuleRunner, StepRunner, available_memory
 from .front import Front
 from .library import KernelLibrary
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
@@ -143,9 +143,18 @@ class Artifact:
         )
 
     @cached_property
-    def module(self) -> ModuleExecutor:
-        """The executor of a module that is no language model."""
-        return ModuleExecutor(self.plan, self.library, self.weights, next(iter(self.plan.entries)))
+    def module(self) -> ModuleRunner:
+        """What runs a module that is no language model, on the machine that it was built for."""
+        entry = next(iter(self.plan.entries))
+        if self.kind == "cpu":
+            return ModuleExecutor(self.plan, self.library, self.weights, entry)
+        check_machine(self.path, self.manifest)
+        from .cuda.module import CudaModule
+        from .cuda.opening import open_device, read_launches
+
+        device = open_device(str(self.manifest["target"].get("arch")))
+        table = read_launches(self.path)
+        return CudaModule(self.plan, table, self.weights, device, self.path, entry)
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         """Run a module that is no language model: arrays in the order of its signature."""

@@ -338,7 +338,7 @@ class ModuleExecutor:
 
         Callers on several threads take turns.
         """
-        dims = self._dims(inputs)
+        dims = module_dims(self._plan, self.inputs, inputs)
         with self._lock:
             return self._run(inputs, dims)
 
@@ -346,7 +346,7 @@ class ModuleExecutor:
         """The calls for these inputs, filled in; who measures kernels runs them one by one."""
         for spec in self.inputs:
             shape = evaluate_shape(spec.shape, dims)
-            place(self._memory[spec.name], 0, spec.dtype, shape)[...] = _bits(
+            place(self._memory[spec.name], 0, spec.dtype, shape)[...] = as_stored(
                 inputs[spec.name], spec
             )
         self._library.enter_thread()
@@ -361,22 +361,39 @@ class ModuleExecutor:
             for spec in self.results
         }
 
-    def _dims(self, inputs: Mapping[str, Array]) -> dict[str, int]:
-        names = [spec.name for spec in self.inputs]
-        if sorted(inputs) != sorted(names):
-            raise ValueError(f"given inputs {', '.join(inputs)}; wanted {', '.join(names)}")
-        dims: dict[str, int] = {}
-        for spec in self.inputs:
-            _read_dims(spec, inputs[spec.name].shape, dims)
-        for spec in self.inputs:
-            wanted, given = evaluate_shape(spec.shape, dims), inputs[spec.name].shape
-            if wanted != given:
-                raise ValueError(f"input {spec.name!r}: given shape {given}, wanted {wanted}")
-        for name, size in dims.items():
-            least, greatest = self._plan.dims[name]
-            if not least <= size <= greatest:
-                raise ValueError(f"dim {name} = {size}: the plan has {least} to {greatest}")
-        return dims
+
+class ModuleRunner(Protocol):
+    """A compiled module that is no language model, wherever it runs."""
+
+    inputs: tuple[TensorSpec, ...]
+    results: tuple[TensorSpec, ...]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The results, by name; dims are read from the inputs' shapes, which must agree."""
+        ...
+
+
+def module_dims(
+    plan: Plan, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]
+) -> dict[str, int]:
+    """The dims that the shapes of a module's inputs have; raises ValueError where they disagree
+    with one another or with the plan.
+    """
+    names = [spec.name for spec in specs]
+    if sorted(inputs) != sorted(names):
+        raise ValueError(f"given inputs {', '.join(inputs)}; wanted {', '.join(names)}")
+    dims: dict[str, int] = {}
+    for spec in specs:
+        _read_dims(spec, inputs[spec.name].shape, dims)
+    for spec in specs:
+        wanted, given = evaluate_shape(spec.shape, dims), inputs[spec.name].shape
+        if wanted != given:
+            raise ValueError(f"input {spec.name!r}: given shape {given}, wanted {wanted}")
+    for name, size in dims.items():
+        least, greatest = plan.dims[name]
+        if not least <= size <= greatest:
+            raise ValueError(f"dim {name} = {size}: the plan has {least} to {greatest}")
+    return dims
 
 
 def _read_dims(spec: TensorSpec, given: tuple[int, ...], dims: dict[str, int]) -> None:
@@ -387,7 +404,7 @@ def _read_dims(spec: TensorSpec, given: tuple[int, ...], dims: dict[str, int]) -
             dims.setdefault(expr, size)
 
 
-def _bits(array: Array, spec: TensorSpec) -> Array:
+def as_stored(array: Array, spec: TensorSpec) -> Array:
     """The array as stored: bf16 and f8 may come as ml_dtypes or as bits; nothing is converted."""
     storage = STORAGE[spec.dtype]
     if array.dtype == storage:

@@ -8,7 +8,7 @@ A step is begun and collected apart: the next one's inputs are written to page-l
 their own while it runs, and its tokens are copied out behind it, up to a mark that is waited for.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from ..tensors import STORAGE, Array, place, storage_shape
 from ..weights import Weights
 from .binding import Binding
 from .driver import Driver, Prepared
-from .memory import ALIGNMENT, Arena, step_sizes, step_specs
+from .memory import ALIGNMENT, Arena, step_sizes, step_specs, weight_parts
 
 _INPUTS = (
     "tokens", "positions", "query_start", "context_length", "slots", "logit_rows", "state_from",
@@ -102,7 +102,7 @@ class CudaExecutor:
         if folder is not None:
             images = [(n, b, (folder / b.file).read_bytes()) for n, b in table.binaries.items()]
             driver.load(images)
-        self._write_weights(weights)
+        driver.upload(weight_parts(plan, self.arena, self._base, weights))
         scratch = self._base + self.arena.scratch
         self._binding = Binding(plan, table, lambda a: self.arena.address(self._base, a), scratch)
         self.feeds = FEED in table.functions
@@ -123,18 +123,6 @@ class CudaExecutor:
     def _slot(self, argmax: int) -> _Slot:
         inputs = self._results() - self.arena.inputs
         return _Slot(self.driver.host(inputs), self.driver.host(argmax))
-
-    def _write_weights(self, weights: Weights | Mapping[str, Array]) -> None:
-        def parts() -> Iterable[tuple[int, Array]]:
-            for name, argument in self.plan.weights().items():
-                array = (
-                    weights.select(name, argument.dtype, evaluate_shape(argument.shape, {}))
-                    if isinstance(weights, Weights)
-                    else weights[name]
-                )
-                yield self._base + self.arena.weights[name], np.ascontiguousarray(array)
-
-        self.driver.upload(parts())
 
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step; raises `StepError` where the device does."""

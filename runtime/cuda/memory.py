@@ -2,12 +2,16 @@
 results and caches, laid out before anything is allocated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...ir.launches import FED, FEED, LaunchTable
-from ...ir.plan import Argument, Plan, PlanError, TensorSpec, tensor_bytes
+from ...ir.plan import Argument, Plan, PlanError, TensorSpec, evaluate_shape, tensor_bytes
 from ..pools import Pools
+from ..tensors import Array
+from ..weights import Weights
 
 ALIGNMENT = 256
 
@@ -95,3 +99,16 @@ def step_sizes(plan: Plan, table: LaunchTable) -> dict[str, int]:
                 sizes[FED] = sizes["tokens"]
             sizes |= {n: sizes.pop(n) for n in ("block_table",) if n in sizes}
     return sizes
+
+
+def weight_parts(
+    plan: Plan, arena: Arena, base: int, weights: Weights | Mapping[str, Array]
+) -> Iterator[tuple[int, Array]]:
+    """The weights of a plan, each with its place in an arena that begins at `base`."""
+    for name, argument in plan.weights().items():
+        array = (
+            weights.select(name, argument.dtype, evaluate_shape(argument.shape, {}))
+            if isinstance(weights, Weights)
+            else weights[name]
+        )
+        yield base + arena.weights[name], np.ascontiguousarray(array)

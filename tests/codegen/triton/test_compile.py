@@ -12,7 +12,6 @@ from ferrule.codegen.triton.build import build_kernels
 from ferrule.codegen.triton.elf import resources_of
 from ferrule.compiler.build import Options, build_in_temporary
 from ferrule.compiler.devices import binaries_of
-from ferrule.compiler.errors import CompileError
 from ferrule.compiler.explain import explain_artifact
 from ferrule.ir.dims import dim
 from ferrule.ir.graph import Graph
@@ -56,13 +55,6 @@ def test_an_architecture_that_triton_does_not_know_is_refused(tmp_path: Path):
     body = Graph("kernel", (x, w), (m.linear(x, w),), bounds={"T": (1, 8)})
     with pytest.raises(CodegenError, match=r"Triton compiles for sm_80, .* not for cuda:sm_70"):
         build_kernels({"k": KernelBody(body)}, Target.parse("cuda:sm_70"), tmp_path)
-
-
-def test_a_plain_module_is_refused():
-    import ferrule
-
-    with pytest.raises(CompileError, match="kernels are generated for cpu alone"):
-        ferrule.compile(torch.nn.Linear(4, 4), args=(torch.zeros(2, 4),), target="cuda:sm_90")
 
 
 def test_what_is_no_cubin_is_refused():
