@@ -177,20 +177,19 @@ def quantizing(recipe: Recipe | None) -> tuple[Phase, ...]:
 
 
 def laying_out(backend: Backend) -> tuple[Phase, ...]:
-    """Weights in the layouts that kernels read, where a backend has any; what depends on weights
-    alone is split off after it.
+    """Ops that a backend has templates for, and weights in the layouts that kernels read, where it
+    has any; what depends on weights alone is split off after it.
     """
+    spelled: tuple[Pass, ...] = (SpellOut(templates=backend.templates),)
     if not backend.layouts:
-        return ()
-    return (
-        Phase("lay out", (LayoutWeights(layouts=backend.layouts, integer=backend.integer_dots),)),
-    )
+        return (Phase("lay out", spelled),)
+    layouts = LayoutWeights(layouts=backend.layouts, integer=backend.integer_dots)
+    return (Phase("lay out", (*spelled, layouts)),)
 
 
 def grouping(backend: Backend) -> tuple[Phase, ...]:
     """From ops to kernels of a backend."""
-    templates = backend.templates
-    return (Phase("group", (SpellOut(templates), GroupKernels(templates)), leaves=KERNELS),)
+    return (Phase("group", (GroupKernels(templates=backend.templates),), leaves=KERNELS),)
 
 
 def language_model(sizes: Sizes, evaluate: Evaluate, run_part: Run) -> tuple[Phase, ...]:
