@@ -147,7 +147,7 @@ def test_values(target: str, dtype: str) -> None:
     bodies = {f"{b}_{f}": Maker(target, f, dtype, sides.get(b, 1)).body(b) for f, b in wanted}
     library = Kernels(target, {n.replace("-", "_"): g for n, g in bodies.items()})
     for name in library.bodies:
-        for rows in (1, 3, 19, 48):
+        for rows in (1, 3, 19, 90):
             library.check(name, {"z": below(16)}, T=rows)
 
 
@@ -185,7 +185,7 @@ def test_sums_of_whole_numbers_are_exact(target: str) -> None:
         "s": torch.ones,
     }
     for name in library.bodies:
-        for rows in (1, 3, 17, 40):
+        for rows in (1, 3, 6, 40, 77):
             library.check(name, whole, exactly=True, T=rows)
         # The largest sums that sixteen bits may have to hold on the way.
         top = 255 if EXACT[int(name.removeprefix("exact_"))].startswith("int8") else 15
