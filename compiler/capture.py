@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.fx.experimental import _config as _torch_config
 
 from .checkpoint import LiveWeights, Weights
 from .chosen_rows import all_rows_for_chosen
-from .conditions import broken_condition, noted_numbers, tried_conditions
+from .conditions import BecameNumberError, broken_condition, noted_numbers, tried_conditions
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .functional import functional
@@ -39,6 +39,7 @@ from .sources import model_line
 BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
 DEFAULT_CONTEXT = 2048
+IDS = "ids"  # what LogitsOf calls its argument
 A_NUMBER = "specialized it to be a constant"
 TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
@@ -171,13 +172,14 @@ def _capture_language_model(
         raise CompileError(f"max_context is at least 2 tokens, not {max_context}")
     token_argument(model)
     limit = max_context or own_limit(model) or DEFAULT_CONTEXT
-    from .limits import within_tables  # it evaluates what it imports: both build on this module
+    # They evaluate what they import: both build on this module.
+    from .fixed_lengths import capture_by_lengths, chunk_in
+    from .import_aten import import_captured
+    from .limits import within_tables
 
     try:
         program, (low, high) = _export_any_length(model, limit, max_context)
     except CompileError as refusal:
-        from .fixed_lengths import capture_by_lengths  # as above
-
         return within_tables(capture_by_lengths(model, limit, weights, name, refusal), max_context)
     symbols = input_symbols(program)
     if [isinstance(s, str) for s in symbols] != [True, True]:
@@ -187,6 +189,12 @@ def _capture_language_model(
         )
     dims = {str(symbols[0]): "B", str(symbols[1]): "S"}
     captured = of_logits(program, dims, {"S": (low, high)}, weights, name)
+    try:
+        captured = replace(captured, imported=import_captured(captured))
+    except CompileError as refusal:
+        if chunk_in(str(refusal)):  # its sizes are those of chunks
+            joined = capture_by_lengths(model, limit, weights, name, refusal)
+            return within_tables(joined, max_context)
     return within_tables(captured, max_context)
 
 
@@ -205,7 +213,7 @@ def of_logits(
         bounds={"B": (1, MOST_BATCH), **bounds},
         weights=weights,
         prefix="model.",
-        input_names=("ids",),
+        input_names=(IDS,),
         is_language_model=True,
     )
 
@@ -231,7 +239,7 @@ def _export_any_length(
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none
         # was asked for.
-        found = _found_bounds(model, limit)
+        found = None if A_NUMBER in str(refusal) else _found_bounds(model, limit)
         if found is None or (wanted and found[0] == MOST_BATCH):
             raise refusal
     batch, high = found
@@ -264,7 +272,8 @@ def _export_up_to(model: nn.Module, limit: int, batch: int = MOST_BATCH) -> Expo
 def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
     """The program for any batch up to one, and every length up to the limit."""
     try:
-        return export(model, (_ids(limit),), {}, _open_shapes(limit, batch, least=1))
+        shapes = _open_shapes(limit, batch, least=1)
+        return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
     except CompileError as refusal:
         # The least of two sizes is beyond the tracer's algebra.
         if "Constraints violated" in str(refusal) and "min(" in str(refusal):
@@ -276,7 +285,8 @@ def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
             # two apart. Told not to look at sizes for what is decided the same way without, it
             # joins them. It then no longer takes for granted that a size is not 1.
             with TORCH_CONFIG.patch(backed_size_oblivious=True):
-                return export(model, (_ids(limit),), {}, _open_shapes(limit, batch, least=2))
+                shapes = _open_shapes(limit, batch, least=2)
+                return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
         except CompileError:
             raise refusal from None
 
@@ -286,7 +296,7 @@ def _export_proved(
 ) -> ExportedProgram:
     """The program whose conditions on sizes hold at each length, as is found by trying them."""
     shapes = _open_shapes(limit, batch, least=1)
-    program = export(model, (_ids(limit),), {}, shapes, deferred=True)
+    program = export(model, (_ids(limit),), {}, shapes, deferred=True, open_sizes=True)
     sequences, length = (str(s) for s in input_symbols(program))
     broken = broken_condition(program, {sequences: (1, batch), length: (1, limit)})
     if broken is not None:
@@ -303,13 +313,14 @@ def _found_bounds(model: nn.Module, limit: int) -> tuple[int, int] | None:
     bound: a buffer has room for so many sequences, a table ends.
     """
     try:
-        program = export(LogitsOf(model, limit), (_ids(limit),), {}, ({0: Dim.AUTO, 1: Dim.AUTO},))
+        shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
+        program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes, open_sizes=True)
     except CompileError:
         return None
     found = (MOST_BATCH, limit)
     for at, symbol in enumerate(input_symbols(program)):
         for name, bound in program.range_constraints.items():
-            if str(name) == symbol and int(bound.lower) <= 2 and bound.upper < 1 << 31:
+            if str(name) == symbol and int(bound.lower) <= 2 <= bound.upper < 1 << 31:
                 most = min(found[at], int(bound.upper))
                 found = (most, found[1]) if at == 0 else (found[0], most)
     return None if found == (MOST_BATCH, limit) else found
@@ -355,17 +366,19 @@ def export(
     dynamic_shapes: Any,
     *,
     deferred: bool = False,
+    open_sizes: bool = False,
 ) -> ExportedProgram:
     """The functional program of a module; CompileError with the model's line where it has none.
 
-    `deferred`: with conditions on sizes as assertions in it, for the caller to prove.
+    `deferred`: with conditions on sizes as assertions in it, for the caller to prove. `open_sizes`:
+    refused at once where a size of the token ids becomes a number.
     """
     numbers: list[str] = []
     try:
         with (
             torch.no_grad(),
             tried_conditions(),
-            noted_numbers() as numbers,
+            noted_numbers(refused=IDS if open_sizes else "") as numbers,
             _without_refused_graph(),
         ):
             program = torch.export.export(
@@ -379,6 +392,9 @@ def export(
             return functional(program)
     except CompileError:
         raise
+    except BecameNumberError as error:
+        reason = f"the model is for any such size, and its code {A_NUMBER} ({error})"
+        raise CompileError(f"{_name(module)} does not export, at {numbers[0]}: {reason}") from None
     except Exception as error:
         raise CompileError(_refusal(module, error, numbers)) from error
 
@@ -394,17 +410,20 @@ def _without_refused_graph() -> Iterator[None]:
 
 
 def _refusal(module: nn.Module, error: Exception, numbers: Sequence[str]) -> str:
-    model = module.model if isinstance(module, LogitsOf) else module
     where = model_line(error)
     if not where and A_NUMBER in str(error) and numbers:
         where = numbers[0]
     reason = str(error).strip().split("\n\n")[0]
     return (
-        f"{type(model).__name__} does not export"
+        f"{_name(module)} does not export"
         + (f", at {where}" if where else "")
         + f": {type(error).__name__}: {reason}"
-        + (_GIVEN if model is not module and type(error) is RuntimeError else "")
+        + (_GIVEN if isinstance(module, LogitsOf) and type(error) is RuntimeError else "")
     )
+
+
+def _name(module: nn.Module) -> str:
+    return type(module.model if isinstance(module, LogitsOf) else module).__name__
 
 
 # Sizes that do not fit: a model may want several rows a sequence, or values beside the ids.

@@ -91,10 +91,16 @@ def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.B
     return first
 
 
+class BecameNumberError(BaseException):
+    """A size that is to be any became a number: no Exception, which tracers catch and log."""
+
+
 @contextmanager
-def noted_numbers() -> Iterator[list[str]]:
+def noted_numbers(*, refused: str = "") -> Iterator[list[str]]:
     """Where in the model's source sizes became numbers while it was traced, in order: `file.py:12,
-    where s3 becomes 19`, the size by the tracer's symbol.
+    where s3 becomes 19`, the size by the tracer's symbol. Where it is a size of the argument
+    `refused`, that ends the trace: loops over the tokens go on for long, and their program would be
+    refused anyway.
     """
     tracer: Any = ShapeEnv
     known, places = tracer._set_replacement, list[str]()
@@ -103,6 +109,8 @@ def noted_numbers() -> Iterator[list[str]]:
     def replaced(env: Any, symbol: Any, value: Any, *rest: Any) -> None:
         if isinstance(value, sympy.Integer) and symbol not in env.replacements:
             places.append(f"{calling_line()}, where {symbol} becomes {value}")
+            if refused and _is_of(env, symbol, refused):
+                raise BecameNumberError(str(value))
         known(env, symbol, value, *rest)
 
     tracer._set_replacement = replaced
@@ -110,6 +118,12 @@ def noted_numbers() -> Iterator[list[str]]:
         yield places
     finally:
         tracer._set_replacement = known
+
+
+def _is_of(tracer: Any, symbol: Any, argument: str) -> bool:
+    """Whether a symbol is a size of an argument of the traced module."""
+    sources = tracer.var_to_sources.get(symbol, ())
+    return any(str(source.name).startswith(f"L['{argument}']") for source in sources)
 
 
 def broken_condition(program: ExportedProgram, sizes: Sizes) -> str | None:

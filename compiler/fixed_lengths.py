@@ -7,7 +7,8 @@ loops between are recognized as scans (passes/join_lengths.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,7 +40,8 @@ from .pipeline import raising
 from .reference import evaluate
 
 # Short ones for loops over tokens, of no common factor with most sizes; then multiples of chunks.
-LENGTHS = ((19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
+LENGTHS = ((11, 14), (64, 96), (64, 128), (128, 192), (256, 512))
+MOST_CHUNK = 256
 CHECKED = (1,)
 FEW = 8  # token ids below this exist in every vocabulary
 
@@ -53,9 +55,42 @@ def capture_by_lengths(
     where what it computes in loops is no linear scan. What a model decides in Python about lengths
     beyond those that are tried is not seen.
     """
-    captures = _two_captures(model, limit, weights, name)
-    if captures is None:
-        raise refusal
+    size = chunk_in(str(refusal))
+    # Whole chunks first, two of them and three: what fills up the last one is in neither.
+    pairs = [(2 * size, 3 * size)] if size else []
+    for lengths in (*pairs, *(pair for pair in LENGTHS if max(pair) <= limit)):
+        captures = dict(_captures(model, lengths, weights, name))
+        if len(captures) < len(lengths):
+            continue
+        try:
+            return _joined(model, captures, limit, name, refusal)
+        except CompileError:
+            if lengths not in pairs and _grows(captures):
+                raise  # a loop over the tokens, which is the same at greater lengths
+    raise refusal
+
+
+def _grows(captures: Mapping[int, Captured]) -> bool:
+    """Whether the longer program is the larger one."""
+    sizes = [len(captures[n].program.graph.nodes) for n in sorted(captures)]
+    return sizes[-1] > sizes[0]
+
+
+def chunk_in(refusal: str) -> int:
+    """The number that lengths were divided by in a refusal; 0 where there is none."""
+    pairs = re.findall(r"(?://|%) ?(\d+)|Mod\([^,]*, (\d+)\)", refusal)
+    most = max((int(a or b) for a, b in pairs), default=0)
+    return most if 2 <= most <= MOST_CHUNK else 0
+
+
+def _joined(
+    model: nn.Module,
+    captures: Mapping[int, Captured],
+    limit: int,
+    name: str,
+    refusal: CompileError,
+) -> Captured:
+    """Two captures as one for any length up to a limit."""
     imports = {length: import_captured(each) for length, each in captures.items()}
     short, long = imports.values()
     held = OverlaidWeights(short.weights, _constants(long, short))
@@ -75,12 +110,12 @@ def capture_by_lengths(
     if step_of(graph) > 1:
         raise CompileError(
             f"{refusal}\nWhat the model computes at {' and '.join(map(str, graphs))} tokens is the "
-            f"same for every {step}th length alone\n{WHAT_TO_WRITE}"
+            f"same for every {step_of(graph)}th length alone\n{WHAT_TO_WRITE}"
         )
     graph = _within_slices(graph, limit)
     first = captures[min(captures)]
     imported = Imported(graph, held)
-    _check(model, imported, weights, name)
+    _check(model, imported, first.weights, name, min(captures))
     return replace(first, bounds={**first.bounds, "S": graph.bounds["S"]}, imported=imported)
 
 
@@ -101,7 +136,7 @@ def _within_slices(graph: Graph, limit: int) -> Graph:
     return replace(graph, bounds={**graph.bounds, "S": (1, low)})
 
 
-def _check(model: nn.Module, joined: Imported, weights: Weights, name: str) -> None:
+def _check(model: nn.Module, joined: Imported, weights: Weights, name: str, shortest: int) -> None:
     """Refuse a graph that has other values than the model's own program at other lengths, both in
     float64: half-precision sums in another order are no other computation.
     """
@@ -113,7 +148,7 @@ def _check(model: nn.Module, joined: Imported, weights: Weights, name: str) -> N
         if not (wanted - given).abs().max() <= 1e-3 * wanted.abs().max():
             raise CompileError(
                 f"the model computes differently at {length} tokens than at the lengths that it "
-                f"was captured at, {LENGTHS[0][0]} or more"
+                f"was captured at, {shortest} or more"
             )
 
 
@@ -121,25 +156,14 @@ def _raised(graph: Graph) -> Graph:
     return run_passes(graph, raising())
 
 
-def _two_captures(
-    model: nn.Module, limit: int, weights: Weights, name: str
-) -> dict[int, Captured] | None:
-    """Captures at the first two lengths at which the model exports."""
-    for lengths in LENGTHS:
-        found = dict(_captures(model, lengths, weights, name)) if max(lengths) <= limit else {}
-        if len(found) == len(lengths):
-            return found
-    return None
-
-
 def _captures(
-    model: nn.Module, lengths: tuple[int, ...], weights: Weights, name: str
+    model: nn.Module, lengths: Sequence[int], weights: Weights, name: str
 ) -> Iterator[tuple[int, Captured]]:
     for length in lengths:
         ids = torch.zeros(BATCH, length, dtype=torch.int64)
         shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim.STATIC},)
         try:
-            program = export(LogitsOf(model, length), (ids,), {}, shapes)
+            program = export(LogitsOf(model, length), (ids,), {}, shapes, open_sizes=True)
         except CompileError:
             return
         batch, *_ = input_symbols(program)

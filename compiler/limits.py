@@ -34,7 +34,8 @@ def within_tables(captured: Captured, wanted: int | None) -> Captured:
                 f"{place} holds for {limit} tokens at most"
             )
         high = min(high, limit)
-    return replace(captured, bounds={**captured.bounds, "S": (low, high)})
+    bounds = {**captured.bounds, "S": (low, high)}
+    return replace(captured, bounds=bounds, imported=imported)  # that is not to be done twice
 
 
 def _lookups_by_length(graph: Graph) -> list[Node]:

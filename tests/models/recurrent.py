@@ -149,6 +149,25 @@ def by_whole_chunks(model: Mixer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(rows, dim=2).transpose(1, 2)
 
 
+def by_long_chunks(model: Mixer, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """Gated linear attention: a loop over chunks of 16, the last one filled up with zeros."""
+    size, length = 16, v.shape[1]
+    more = (size - length % size) % size
+    q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, more)) for x in (q, k, v))
+    g = F.pad(-F.softplus(g).transpose(1, 2), (0, more))
+    count = (length + more) // size
+    q, k, v = (x.unflatten(2, (count, size)) for x in (q, k, v))
+    g = g.unflatten(2, (count, size)).cumsum(-1)
+    inside = (g[..., :, None] - g[..., None, :]).tril().exp().tril()
+    state, rows = v.new_zeros(v.shape[0], 3, k.shape[-1], v.shape[-1]), []
+    for at in range(count):
+        a, b, c, total = q[:, :, at], k[:, :, at], v[:, :, at], g[:, :, at, :, None]
+        rows.append((a * total.exp()) @ state + (a @ b.mT * inside[:, :, at]) @ c)
+        last = total[:, :, -1:]
+        state = state * last.exp() + (b * (last - total).exp()).mT @ c
+    return torch.cat(rows, dim=2)[:, :, :length].transpose(1, 2)
+
+
 SPELLINGS: dict[str, Callable[[], Mixer]] = {
     "scores": lambda: Mixer(by_scores, q=(5,), k=(5,), v=(3, 4), g=(3,)),
     "running sums": lambda: Mixer(by_running_sums, q=(3, 5), k=(3, 5), v=(3, 4)),
@@ -159,6 +178,7 @@ SPELLINGS: dict[str, Callable[[], Mixer]] = {
 # These export at one length at a time.
 FIXED: dict[str, Callable[[], Mixer]] = {
     "chunks": lambda: Mixer(by_chunks, q=(5,), k=(5,), v=(3, 4), g=(3,)),
+    "long chunks": lambda: Mixer(by_long_chunks, q=(3, 5), k=(3, 5), v=(3, 4), g=(3,)),
     "tokens": lambda: Mixer(by_tokens, q=(5,), k=(5,), v=(3, 4), g=(3,), b=(3,)),
     "in place": lambda: Mixer(in_place, v=(6,), a=(6,)),
     "average": lambda: Mixer(by_average, v=(6,)),

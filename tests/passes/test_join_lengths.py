@@ -7,6 +7,7 @@ import torch
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.evaluator import part_runner
+from ferrule.compiler.fixed_lengths import CHECKED, LENGTHS
 from ferrule.compiler.import_aten import import_captured
 from ferrule.compiler.reference import evaluate
 from ferrule.ir.errors import IRError
@@ -108,6 +109,23 @@ def test_spellings(name: str):
         (given,) = evaluate(imported.graph, [ids], weights)
         torch.testing.assert_close(given, model(ids), rtol=1e-5, atol=1e-5)
     evaluate(imported.graph, [torch.randint(0, 31, (2, 7))], weights)
+
+
+def test_no_more_steps_are_traced_than_two_lengths_have():
+    steps: list[int] = []
+
+    def in_turn(model: Mixer, v: Tensor) -> Tensor:
+        state, rows = v[:, 0] * 0, []
+        for at in range(v.shape[1]):
+            steps.append(at)
+            state = torch.tanh(state + v[:, at])
+            rows.append(state)
+        return torch.stack(rows, dim=1)
+
+    model = Mixer(in_turn, v=(6,)).eval()
+    steps.clear()
+    capture(model, max_context=64)
+    assert len(steps) == sum(LENGTHS[0]) + sum(CHECKED)
 
 
 def test_a_spelling_in_half_precision():
