@@ -39,8 +39,9 @@ from .import_aten import Imported, import_captured
 from .pipeline import raising
 from .reference import evaluate
 
-# Short ones for loops over tokens, of no common factor with most sizes; then multiples of chunks.
-LENGTHS = ((11, 14), (64, 96), (64, 128), (128, 192), (256, 512))
+# Short ones for loops over tokens, of no common factor with most sizes, the first of them without
+# a second chunk in most; then multiples of chunks.
+LENGTHS = ((11, 14), (19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
 MOST_CHUNK = 256
 CHECKED = (1,)
 FEW = 8  # token ids below this exist in every vocabulary
@@ -77,9 +78,11 @@ def _grows(captures: Mapping[int, Captured]) -> bool:
 
 
 def chunk_in(refusal: str) -> int:
-    """The number that lengths were divided by in a refusal; 0 where there is none."""
-    pairs = re.findall(r"(?://|%) ?(\d+)|Mod\([^,]*, (\d+)\)", refusal)
-    most = max((int(a or b) for a, b in pairs), default=0)
+    """The number that lengths were divided by in a refusal, or that they had to reach; 0 where
+    there is none.
+    """
+    found = re.findall(r"(?://|%) ?(\d+)|Mod\([^,]*, (\d+)\)|\b(\d+) <= L\[", refusal)
+    most = max((int("".join(each)) for each in found), default=0)
     return most if 2 <= most <= MOST_CHUNK else 0
 
 
