@@ -41,7 +41,8 @@ class Registers:
         if columns <= 2:
             return Registers(X[:rows], W[:columns])
         assert rows == 1, f"{rows} x {columns} sums do not fit"
-        return Registers.one(columns)
+        row = Registers.one(columns)
+        return Registers(row.x, row.w[:columns])
 
     @staticmethod
     def one(columns: int) -> Registers:
