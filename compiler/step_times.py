@@ -40,7 +40,7 @@ def step_times(
 
 
 def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
-    from ..runtime.executor import Executor, ModuleExecutor
+    from ..runtime.executor import Executor, ModuleExecutor, available_memory
     from ..runtime.tensors import allocate
 
     if "decode" not in artifact.plan.entries:
@@ -48,6 +48,7 @@ def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
         assert isinstance(module, ModuleExecutor), f"{artifact} is not timed here"
         inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in module.inputs}
         return module.prepare(inputs, dims)
+    artifact.weights.settle(available_memory() // 2, wait=True)
     executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["C"], dims["N"])
     return executor.prepare(example_batch(artifact.plan, dims))
 

@@ -132,8 +132,10 @@ class Artifact:
     def _executor(self) -> StepRunner:
         """A new executor with its own cache, on the machine that the artifact was built for."""
         if self.kind == "cpu":
-            blocks, states = pools_for(self.plan, self.cache_bytes, available_memory())
-            return Executor(self.plan, self.library, self.weights, blocks, states)
+            available = available_memory()
+            pools = pools_for(self.plan, self.cache_bytes, available)
+            self.weights.settle((available - pools.nbytes(self.plan)) // 2)
+            return Executor(self.plan, self.library, self.weights, *pools)
         check_machine(self.path, self.manifest)
         from .cuda.opening import open_device, open_executor
 
@@ -147,6 +149,7 @@ class Artifact:
         """What runs a module that is no language model, on the machine that it was built for."""
         entry = next(iter(self.plan.entries))
         if self.kind == "cpu":
+            self.weights.settle(available_memory() // 2)
             return ModuleExecutor(self.plan, self.library, self.weights, entry)
         check_machine(self.path, self.manifest)
         from .cuda.module import CudaModule

@@ -1,4 +1,4 @@
-"""Weights on disk and in memory: one safetensors file, mapped, never copied.
+"""Weights on disk and in memory: one safetensors file, mapped.
 
 The file is plain safetensors with two habits of ours: every tensor begins at a multiple of 64
 bytes, and the gaps are tensors themselves (`__pad.N`, u8), because the format allows no holes.
@@ -6,6 +6,7 @@ bytes, and the gaps are tensors themselves (`__pad.N`, u8), because the format a
 
 import json
 import mmap
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ import numpy as np
 
 from ..ir.plan import ALIGNMENT, TensorSpec, tensor_bytes
 from .errors import ArtifactError
+from .large_pages import has_large_pages, move_in_background
 from .tensors import STORAGE, Array, aligned_bytes, place, storage_shape
 
 PADDING = "__pad."
+DELAY = 1.0
+"""Seconds after which weights begin to move to large pages."""
 STRETCH = 16 << 20
 """Bytes that are written at a time: the file's pages in memory are then large ones (2 MiB) where
 the file system has such, and weights are read faster: 4-bit ones of a 1B model by a sixth (Zen 5).
@@ -48,8 +52,8 @@ class StoredTensor:
 class Weights(Mapping[str, Array]):
     """The tensors of a mapped file, by name: bf16 and f8 as bits, every array aligned.
 
-    The mapping is read-only and shared by all who open the file. `moved` names tensors that a
-    foreign file did not align: those are copied.
+    The mapping is read-only and shared by all who open the file, until it is to `settle`. `moved`
+    names tensors that a foreign file did not align: those are copied.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +65,7 @@ class Weights(Mapping[str, Array]):
         with suppress(OSError):  # a kernel without large pages
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._memory = np.frombuffer(self._map, np.uint8)
+        self._mover: threading.Thread | None = None
         self.moved: list[str] = []
         self._arrays = {n: self._view(n, t) for n, t in self.stored.items() if not _is_padding(n)}
 
@@ -85,6 +90,17 @@ class Weights(Mapping[str, Array]):
     def nbytes(self) -> int:
         """Bytes of all tensors, without header and padding."""
         return sum(a.nbytes for a in self._arrays.values())
+
+    def settle(self, room: int, *, wait: bool = False) -> None:
+        """Move what lies on small pages to large ones, where `room` bytes of memory hold all of it.
+
+        On a thread beside the kernels that read it, unless it is to `wait`; once for all callers.
+        """
+        if self._mover is None and self._memory.nbytes <= room and has_large_pages():
+            delay = 0 if wait else DELAY
+            self._mover = move_in_background(self._memory, self.path.name, delay)
+        if wait and self._mover is not None:
+            self._mover.join()
 
     def select(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """The array called `name`, which must have this dtype (by its width) and shape."""
