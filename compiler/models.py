@@ -113,13 +113,13 @@ def _downloaded(name: str) -> Path:
 
 def skeleton(folder: Path, dtype: str = "auto") -> nn.Module:
     """The model of a checkpoint with its buffers computed and its parameters on the meta device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
         wanted = DTYPES[dtype] if dtype != "auto" else _own_dtype(config, folder)
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=wanted)
+            model = language_model(config, wanted)
             model.tie_weights()
             _keep_wide(model, wanted)
     except Exception as error:
@@ -128,6 +128,30 @@ def skeleton(folder: Path, dtype: str = "auto") -> nn.Module:
     if empty:
         raise CompileError(f"{folder}: buffers without a value: {', '.join(empty)}")
     return model.eval()
+
+
+def language_model(config: Any, dtype: torch.dtype) -> Any:
+    """The causal language model of a Hugging Face config, with new weights.
+
+    A config of several models, such as encoders of images beside a language model, gives the whole;
+    the language model alone where the type's class is of that, or where the whole takes libraries
+    that are not installed. Its weights are named in checkpoints as those of the whole.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    part = config.get_text_config(decoder=True)
+    if part is config:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    wanted = getattr(family, "config_class", None)
+    if wanted is not None and not isinstance(config, wanted) and isinstance(part, wanted):
+        return family._from_config(part, dtype=dtype)
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ImportError:
+        if type(part) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise
+        return AutoModelForCausalLM.from_config(part, dtype=dtype)
 
 
 def _keep_wide(model: Any, dtype: torch.dtype) -> None:

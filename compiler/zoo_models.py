@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from .models import language_model
 from .zoo_configs import VOCABULARY, tiny_config
 
 LENGTHS = (5, 13, 1, 22, 8, 17, 3, 30)
@@ -20,18 +20,8 @@ def tiny_model(kind: str, seed: int = 0) -> nn.Module:
     """The tiny model of a Hugging Face type, float32, in evaluation mode, the same for the same
     seed.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
     torch.manual_seed(seed)
-    config = tiny_config(kind)
-    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    wanted = getattr(family, "config_class", None)
-    decoder = config.get_text_config(decoder=True)
-    if wanted is not None and not isinstance(config, wanted) and isinstance(decoder, wanted):
-        # The type is that of several models, and its language model is of one of them.
-        model = family._from_config(decoder, dtype=torch.float32)
-    else:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = language_model(tiny_config(kind), torch.float32)
     return randomize(model.eval(), seed)
 
 

@@ -23,6 +23,13 @@ _LATENT = {
     "first_k_dense_replace": 1,
     "num_hidden_layers": 3,
 }
+_GEMMA3N = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "intermediate_size": 72,
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+}
 _GEMMA4 = {
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -218,14 +225,22 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "block_multiple_of": 8,
         "block_auto_adjust_ff_dim": False,
     },
-    "reformer": {"axial_pos_embds_dim": [16, 32], "axial_pos_shape": [8, 12]},
-    "gemma3n_text": {
-        "num_hidden_layers": 4,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "num_kv_shared_layers": 2,
-        "intermediate_size": 72,
-        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+    # A window of each rate is within the tiny models' lengths, and more of them than are chosen.
+    "deepseek_v4": {
+        "num_hidden_layers": 3,
+        "layer_types": [
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ],
+        "mlp_layer_types": ["hash_moe", "moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "index_topk": 3,
+        "o_groups": 2,
     },
+    "reformer": {"axial_pos_embds_dim": [16, 32], "axial_pos_shape": [8, 12]},
+    "gemma3n_text": _GEMMA3N,
+    "gemma3n": {"text_config": _GEMMA3N},
     "gemma4_text": _GEMMA4,
     "gemma4_unified_text": _GEMMA4,
     "falcon_h1": {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_ssm": 96},

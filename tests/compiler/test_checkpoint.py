@@ -118,3 +118,30 @@ def test_what_a_type_keeps_in_float32_stays_wide(tmp_path: Path):
     bias = [t for name, t in state.items() if "e_score_correction_bias" in name]
     assert bias and all(t.dtype == torch.float32 for t in bias)
     assert opened.dtype == "bf16"
+
+
+def test_a_language_model_is_read_alone_where_the_whole_takes_missing_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Beside an encoder of images that is timm's, which need not be installed."""
+    from ferrule.compiler.zoo_configs import tiny_config
+    from transformers import Gemma3nForCausalLM, Gemma3nForConditionalGeneration
+
+    def refused(*_: object, **__: object) -> None:
+        raise ImportError("timm")
+
+    monkeypatch.setattr(Gemma3nForConditionalGeneration, "__init__", refused)
+    config = tiny_config("gemma3n")
+    model = Gemma3nForCausalLM(config.text_config)
+    model.save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.", "model.language_model.", 1)] = tensors.pop(name)
+        tensors["model.vision_tower.weight"] = torch.zeros(3)
+
+    rewritten(tmp_path, change)
+    weights, live = open_model(tmp_path).weights, LiveWeights(model)
+    for key, _ in model.named_parameters(remove_duplicate=False):
+        assert weights[key].equal(live[key]), key
