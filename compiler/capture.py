@@ -8,6 +8,7 @@ called with.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -40,6 +41,7 @@ BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
 DEFAULT_CONTEXT = 2048
 IDS = "ids"  # what LogitsOf calls its argument
+STRIDES = 3  # what the tracer takes for granted of strides holds from so many tokens on, or fewer
 A_NUMBER = "specialized it to be a constant"
 TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
@@ -176,10 +178,14 @@ def _capture_language_model(
     from .fixed_lengths import capture_by_lengths, chunk_in
     from .import_aten import import_captured
     from .limits import within_tables
+    from .longer_lengths import capture_longer
 
     try:
         program, (low, high) = _export_any_length(model, limit, max_context)
     except CompileError as refusal:
+        longer = capture_longer(model, limit, weights, name, refusal)
+        if longer is not None:
+            return within_tables(longer, max_context)
         return within_tables(capture_by_lengths(model, limit, weights, name, refusal), max_context)
     symbols = input_symbols(program)
     if [isinstance(s, str) for s in symbols] != [True, True]:
@@ -239,7 +245,8 @@ def _export_any_length(
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none
         # was asked for.
-        found = None if A_NUMBER in str(refusal) else _found_bounds(model, limit)
+        known = A_NUMBER in str(refusal) or least_length(str(refusal)) > STRIDES
+        found = None if known else _found_bounds(model, limit)
         if found is None or (wanted and found[0] == MOST_BATCH):
             raise refusal
     batch, high = found
@@ -249,6 +256,14 @@ def _export_any_length(
     except CompileError:
         # The whole of a table is a case of its own to the tracer: its full length is not shared.
         return _export_up_to(model, high - 1, batch), (1, high - 1)
+
+
+def least_length(refusal: str) -> int:
+    """The length from which on the tracer would have a model, in place of all; 0 where it names
+    none.
+    """
+    found = re.search(r"S = Dim\('S', min=(\d+)", refusal)
+    return int(found[1]) if found else 0
 
 
 def _ids(limit: int) -> torch.Tensor:
@@ -278,7 +293,7 @@ def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
         # The least of two sizes is beyond the tracer's algebra.
         if "Constraints violated" in str(refusal) and "min(" in str(refusal):
             return _export_proved(model, limit, batch, refusal)
-        if A_NUMBER in str(refusal):
+        if A_NUMBER in str(refusal) or least_length(str(refusal)) > STRIDES:
             raise  # the model counts by it: sizes that are not looked at are no help
         try:
             # Where a part of a table is all of it, its strides are others, and the tracer keeps the

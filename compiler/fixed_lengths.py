@@ -60,7 +60,7 @@ def capture_by_lengths(
     # Whole chunks first, two of them and three: what fills up the last one is in neither.
     pairs = [(2 * size, 3 * size)] if size else []
     for lengths in (*pairs, *(pair for pair in LENGTHS if max(pair) <= limit)):
-        captures = dict(_captures(model, lengths, weights, name))
+        captures = dict(captures_at(model, lengths, weights, name))
         if len(captures) < len(lengths):
             continue
         try:
@@ -143,25 +143,31 @@ def _check(model: nn.Module, joined: Imported, weights: Weights, name: str, shor
     """Refuse a graph that has other values than the model's own program at other lengths, both in
     float64: half-precision sums in another order are no other computation.
     """
-    for length, captured in _captures(model, CHECKED, weights, name):
+    for length, captured in captures_at(model, CHECKED, weights, name):
         own = import_captured(captured)
         ids = torch.randint(0, FEW, (2, length))
         both = (evaluate(i.graph, [ids], i.weights, wide=True) for i in (own, joined))
         (wanted,), (given,) = both
-        if not (wanted - given).abs().max() <= 1e-3 * wanted.abs().max():
+        if far_apart(wanted, given):
             raise CompileError(
                 f"the model computes differently at {length} tokens than at the lengths that it "
                 f"was captured at, {shortest} or more"
             )
 
 
+def far_apart(wanted: torch.Tensor, given: torch.Tensor) -> bool:
+    """Whether logits of one model are no longer the same but for rounding."""
+    return not (wanted - given).abs().max() <= 1e-3 * wanted.abs().max()
+
+
 def _raised(graph: Graph) -> Graph:
     return run_passes(graph, raising())
 
 
-def _captures(
+def captures_at(
     model: nn.Module, lengths: Sequence[int], weights: Weights, name: str
 ) -> Iterator[tuple[int, Captured]]:
+    """The captures at fixed lengths, any batch; none from the first on at which there is none."""
     for length in lengths:
         ids = torch.zeros(BATCH, length, dtype=torch.int64)
         shapes = ({0: Dim("B", min=1, max=MOST_BATCH), 1: Dim.STATIC},)

@@ -236,6 +236,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "mlp_layer_types": ["hash_moe", "moe", "moe"],
         "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
         "index_topk": 3,
+        "hc_sinkhorn_iters": 3,
         "o_groups": 2,
     },
     "reformer": {"axial_pos_embds_dim": [16, 32], "axial_pos_shape": [8, 12]},

@@ -22,15 +22,21 @@ from .token_values import Axis, B, S, numbers_of
 L = contexts.LENGTH
 
 
-def context_of(node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]]) -> Node | None:
+def context_of(
+    node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]], least: int = 1
+) -> Node | None:
     """A value of each token as a context op over the values of each token that it is made of, whose
     axes are given; None where a row of it takes the square of the tokens.
+
+    What the value is made of has these sizes from `least` tokens on. Where there are fewer, the
+    last stands for those behind it as well, which a token's own value does not depend on.
     """
     axes = token_axes(node)
     assert axes is not None, f"{node} is no value of each token"
     rows = [_floats(tokens_first(x, own)) for x, own in zip(inputs, each, strict=True)]
-    last = _last_row(node, axes, rows, inputs, each)
-    body = _Body(last, rows)
+    length = L if least == 1 else sympy.Max(L, least)
+    last = _last_row(node, axes, rows, inputs, each, length)
+    body = _Body(last, rows, length)
     if any(_is_square(n) for n in walk((body.output,))):
         return None
     own, seen = (tuple(rows[at] for at in places) for places in (body.own, body.seen))
@@ -63,8 +69,9 @@ def _last_row(
     rows: Sequence[Node],
     inputs: Sequence[Node],
     each: Sequence[Sequence[Axis]],
+    length: sympy.Expr,
 ) -> Node:
-    """The row [1, 1, numbers...] of the last of L tokens, over inputs x0, x1, ... [1, L,
+    """The row [1, 1, numbers...] of token L - 1, over inputs x0, x1, ... [1, length,
     numbers...].
     """
     fresh = [_fresh(at, x) for at, x in enumerate(rows)]
@@ -74,7 +81,7 @@ def _last_row(
     }
     rebuild(node, done)
     whole = Graph("region", tuple(fresh), (tokens_first(done[node], axes),))
-    whole = whole.substitute({str(B): 1, str(S): L})
+    whole = whole.substitute({str(B): 1, str(S): length})
     slices = TokenSlices()
     return slices.of(slices.at(whole.outputs[0], 1, L - 1))
 
@@ -88,8 +95,8 @@ class _Body:
     reads all of, constants.
     """
 
-    def __init__(self, last: Node, rows: Sequence[Node]) -> None:
-        self.rows = rows
+    def __init__(self, last: Node, rows: Sequence[Node], length: sympy.Expr) -> None:
+        self.rows, self.length = rows, length
         self.names = {f"x{at}": at for at in range(len(rows))}
         self.own: list[int] = []
         self.seen: list[int] = []
@@ -116,6 +123,9 @@ class _Body:
         places.append(at)
         numbers = node.shape[2:] or (1,)
         made = self._input(kind, at, (lead, *numbers), node.dtype)
+        if kind == "seen" and self.length is not L:
+            last = t.dim_value(dim=L - 1, dtype="i64")
+            made = t.take(made, t.minimum(t.iota(size=self.length, dtype="i64"), last), axis=0)
         done[node] = reshaped(made, node.shape)
 
     def _input(self, kind: str, at: int, shape: tuple[Dim, ...], dtype: str) -> Node:

@@ -57,8 +57,8 @@ class RaiseContexts:
         masked = [n for n in graph.nodes() if _is_masked(n)]
         plain = {n: s for n in masked if (s := spelled_attention(n)) is not None}
         spelled = graph.replace(plain) if plain else graph
-        longest = graph.bounds["S"][1] if "S" in graph.bounds else LENGTHS[-1]
-        while found := _Finder(spelled, self.run_part, longest).found():
+        ends = graph.bounds.get("S", (1, LENGTHS[-1]))
+        while found := _Finder(spelled, self.run_part, ends).found():
             spelled = spelled.replace(found)
         if any(_is_left(n) for n in spelled.nodes()):
             self._refused(graph)
@@ -98,7 +98,7 @@ class _Finder:
 
     graph: Graph
     run: Run
-    longest: int
+    ends: tuple[int, int]  # the least and the most tokens that the graph is for
     tried: set[Node] = field(default_factory=set[Node])
 
     def found(self) -> dict[Node, Node]:
@@ -134,9 +134,9 @@ class _Finder:
             return None
         region = Region.cut(node, inputs, each)
         counts = [not i.tensor.is_float for i in inputs]
-        if not _is_causal(region, counts, self.run, self.longest):
+        if not _is_causal(region, counts, self.run, self.ends):
             return None
-        return context_of(node, inputs, each)
+        return context_of(node, inputs, each, self.ends[0])
 
 
 def _is_held(node: Node) -> bool:
@@ -159,16 +159,16 @@ def _before_moves(node: Node, walk: TokenWalk) -> Node:
 _MOVES = (t.transpose, t.reshape, t.broadcast)
 
 
-def _is_causal(region: Region, counts: Sequence[bool], run: Run, longest: int) -> bool:
+def _is_causal(region: Region, counts: Sequence[bool], run: Run, ends: tuple[int, int]) -> bool:
     """Whether a token's value is made of tokens up to it, of others than itself too, and is the
     same whatever the length.
     """
-    mixes = False
-    for length in sorted({min(n, longest) for n in LENGTHS}):
+    mixes, (least, most) = False, ends
+    for length in sorted({min(n + least - 1, most) for n in LENGTHS}):
         given = _random(region, counts, length)
         try:
             (whole,) = region.values(given, run)
-            for count in (n for n in PLACES if n <= length):
+            for count in (n + least - 1 for n in PLACES if n + least - 1 <= length):
                 (part,) = region.values([x[:, :count] for x in given], run)
                 if not _close(part[:, -1], whole[:, count - 1]):
                     return False

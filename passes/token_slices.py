@@ -228,6 +228,13 @@ def _take_along(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | 
     return t.take_along(source, part, axis=node["axis"])
 
 
+def _scatter(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
+    """Where it writes along another axis."""
+    if axis == node["axis"]:
+        return None
+    return node.with_inputs(tuple(self.at(i, axis, place) for i in node.inputs))
+
+
 def _matmul(self: TokenSlices, node: Node, axis: int, place: Dim) -> Node | None:
     x, y = node.inputs
     rank = len(node.shape)
@@ -278,6 +285,7 @@ _RULES: Mapping[str, Rule] = {
     "iota": _iota,
     "take": _take,
     "take_along": _take_along,
+    "scatter": _scatter,
     "matmul": _matmul,
     "item": _item,
     "argmax": _largest,

@@ -282,7 +282,7 @@ def order(
     inner_axis = axis - len(prefix)
     others = tuple(d if i != inner_axis else 1 for i, d in enumerate(rest))
     size = work.dims.expr(x.shape[axis])
-    limit = i64(node["k"]) if node.op.name == "topk" else size
+    limit = work.dims.expr(node["k"]) if node.op.name == "topk" else size
     with nest(work, others) as (inside, at):
 
         def point(j: Expr) -> list[Expr]:

@@ -94,3 +94,37 @@ def test_what_is_no_condition_at_some_size_is_left_to_the_tracer() -> None:
     assert conditions._at_each(sympy.Le(4 * fours, size), size, 40) is sympy.true
     assert conditions._at_each(sympy.Eq(Mod(size, 4), 0), size, 40) is None
     assert conditions._at_each(sympy.Eq(Mod(size, fours), 0), size, 40) is None  # nothing below 4
+
+
+class Windows(nn.Module):
+    """Adds to each token the mean of the windows of four that ended with it or before; one too many
+    for `short` texts.
+    """
+
+    def __init__(self, *, short: int = 0) -> None:
+        super().__init__()
+        self.words, self.out, self.short = nn.Embedding(31, 8), nn.Linear(8, 31), short
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x, length = self.words(ids), ids.shape[1]
+        count = length // 4
+        if count > 1:
+            windows = x[:, : 4 * count].view(ids.shape[0], count, 4, 8).mean(2)
+            ended = (torch.arange(length)[:, None] + 1) // 4 > torch.arange(count)
+            x = x + ended.float() @ windows
+        elif count > 0:
+            x = (
+                x
+                + (torch.arange(length) > 2 - bool(self.short))[:, None] * x[:, :4].mean(1)[:, None]
+            )
+        return self.out(x)
+
+
+def test_what_is_otherwise_where_there_are_few_tokens_is_captured_from_there_on() -> None:
+    captured = capture(Windows().eval(), max_context=40)
+    assert captured.bounds["S"] == (8, 40)
+
+
+def test_what_has_other_values_where_there_are_few_tokens_is_refused() -> None:
+    with pytest.raises(CompileError, match="computes differently at 4 tokens than at 8 or more"):
+        capture(Windows(short=1).eval(), max_context=40)

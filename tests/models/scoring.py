@@ -95,6 +95,26 @@ def forgetting(model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x:
     return F.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1) @ v
 
 
+def windowed(model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor) -> Tensor:
+    """Means of whole windows of four beside the tokens of a window (DeepSeek-V4's, in the main),
+    the two best of them.
+    """
+    batch, length = q.shape[0], q.shape[2]
+    count = length // 4
+    place = torch.arange(length)
+    near = mask & (place[:, None] - place[None, :] < 4)
+    scores = scores_of(q, k).masked_fill(~near, -torch.inf)
+    if count > 0:
+        parts = [y[:, :, : 4 * count].reshape(batch, HEADS, count, 4, SIZE) for y in (k, v)]
+        keys, values = (y.mean(3) for y in parts)
+        ended = torch.arange(count)[None, :] < (place[:, None] + 1) // 4
+        far = scores_of(q, keys).masked_fill(~ended, -torch.inf)
+        best = far.topk(min(2, count), dim=-1).indices
+        chosen = torch.full_like(far, -torch.inf).scatter(-1, best, 0.0)
+        scores, v = torch.cat([scores, far + chosen], dim=-1), torch.cat([v, values], dim=2)
+    return F.softmax(scores, dim=-1) @ v
+
+
 def by_distance(model: Scoring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor) -> Tensor:
     """Scores that are distances of queries and keys."""
     scores = -(q[:, :, :, None] - k[:, :, None]).square().sum(-1)
@@ -136,6 +156,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "relative": lambda: Scoring(relative),
     "strided": lambda: Scoring(strided),
     "forgetting": lambda: Scoring(forgetting),
+    "windowed": lambda: Scoring(windowed),
     "distance": lambda: Scoring(by_distance),
     "memory": lambda: Scoring(with_memory),
     "place": lambda: Scoring(by_place),

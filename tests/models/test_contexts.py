@@ -10,7 +10,7 @@ import torch
 from .schedules import check_served
 from .scoring import MODELS, VOCABULARY
 
-FEW = ("talking", "relative", "forgetting")
+FEW = ("talking", "relative", "forgetting", "windowed")
 KINDS = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 
 

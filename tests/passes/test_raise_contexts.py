@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from check import check_pass
 from ferrule.compiler.evaluator import evaluator, part_runner
+from ferrule.compiler.reference import evaluate
 from ferrule.ir.errors import IRError
 from ferrule.ir.graph import Graph
-from ferrule.ir.text import parse_graph
+from ferrule.ir.text import parse_graph, print_graph
 from ferrule.passes.raise_contexts import RaiseContexts
 
 BEFORE = """
@@ -47,6 +49,36 @@ graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
   return %13 as y
 }
 """
+WINDOWS = """
+graph m(%ids: i64[B, S]) where B in [1, 3], S in [4, 9] {
+  %0 = parameter {name = "x"} : f32[11, 3]
+  %1 = take %0 %ids {axis = 0} : f32[B, S, 3]
+  %2 = slice %1 {axis = 1, start = 0, stop = 2*floor(S/2)} : f32[B, 2*floor(S/2), 3]
+  %3 = reshape %2 {shape = (B, floor(S/2), 2, 3)} : f32[B, floor(S/2), 2, 3]
+  %4 = reduce_sum %3 {axes = (2,)} : f32[B, floor(S/2), 3]
+  %5 = transpose %4 {permutation = (0, 2, 1)} : f32[B, 3, floor(S/2)]
+  %6 = matmul %1 %5 : f32[B, S, floor(S/2)]
+  %7 = iota {size = floor(S/2), dtype = "i64"} : i64[floor(S/2)]
+  %8 = iota {size = S, dtype = "i64"} : i64[S]
+  %9 = constant {value = 1, dtype = "i64"} : i64[]
+  %10 = add %8 %9 : i64[S]
+  %11 = constant {value = 2, dtype = "i64"} : i64[]
+  %12 = floordiv %10 %11 : i64[S]
+  %13 = reshape %12 {shape = (S, 1)} : i64[S, 1]
+  %14 = lt %7 %13 : bool[S, floor(S/2)]
+  %15 = constant {value = 0.0, dtype = "f32"} : f32[]
+  %16 = where %14 %6 %15 : f32[B, S, floor(S/2)]
+  %17 = constant {value = -10000.0, dtype = "f32"} : f32[]
+  %18 = where %14 %6 %17 : f32[B, S, floor(S/2)]
+  %19 = topk %18 {k = K, axis = 2} : (f32[B, S, K], i64[B, S, K])
+  %20 = item %19 {index = 1} : i64[B, S, K]
+  %21 = broadcast %15 {shape = (B, S, K)} : f32[B, S, K]
+  %22 = scatter %16 %20 %21 {axis = 2} : f32[B, S, floor(S/2)]
+  %23 = matmul %22 %4 : f32[B, S, 3]
+  return %23 as y
+}
+"""
+WINDOWS = WINDOWS.replace("K", "Min(2, floor(S/2))")
 PASS = RaiseContexts(part_runner({}), 64, evaluator({}))
 
 
@@ -62,6 +94,19 @@ def test_a_causal_region_becomes_its_last_row(text: str):
     (made,) = (n for n in after.nodes() if n.op.name == "token_context")
     # Queries are read of the token alone, keys and values of all up to it.
     assert (made["own"], made["seen"]) == (1, 1)
+
+
+def test_sizes_that_hold_from_some_length_on_hold_for_fewer_tokens():
+    """The last token stands for those behind it, which no token's own value depends on."""
+    after = check_pass(PASS, WINDOWS)
+    (made,) = (n for n in after.nodes() if n.op.name == "token_context")
+    assert made["seen"] == 1 and "Max(4, L)" in str(print_graph(made["body"]))
+    values = {"x": torch.randn(11, 3, generator=torch.Generator().manual_seed(0))}
+    ids = torch.tensor([[7, 3, 9, 2, 5]])
+    (wanted,) = evaluate(parse_graph(WINDOWS), [ids], values, wide=True)
+    for length in range(1, 6):
+        (given,) = evaluate(after, [ids[:, :length]], values, wide=True)
+        torch.testing.assert_close(given, wanted[:, :length])
 
 
 @pytest.mark.parametrize(
