@@ -24,13 +24,15 @@ class Template:
 
     An op in `prologue` or `epilogue` is always correct there; whether it costs a pass over
     memory is the template's affair. Those in `redone` are done anew at each read of what is larger
-    than its parts.
+    than its parts. Those in `before`, which go over whole rows, are taken in as the anchor's first
+    operand, where nothing else reads them and another anchor has made what they read.
     """
 
     anchors: frozenset[str]
     prologue: frozenset[str] = frozenset()
     epilogue: frozenset[str] = frozenset()
     redone: frozenset[str] = frozenset()
+    before: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,9 @@ def gpu_backend(target: Target) -> Backend:
     loads = frozenset(n for n in rows if OPS[n].traits & {"elementwise", "movement", "index"})
     templates = {
         "rows": Template(rows - {"conv1d"}, rows, rows),
-        "linear": Template(frozenset({"linear", "quantized_linear"}), loads, loads),
+        "linear": Template(
+            frozenset({"linear", "quantized_linear"}), loads, loads, before=frozenset({"rms_norm"})
+        ),
         "expert_linear": Template(
             frozenset({"expert_linear", "quantized_expert_linear"}), loads, loads
         ),

@@ -1,5 +1,5 @@
-"""Anchored groups: an op with a template of its own, and the elementwise ops behind it that the
-template takes in.
+"""Anchored groups: an op with a template of its own, the elementwise ops behind it that the
+template takes in, and what it takes in before it that goes over whole rows.
 
 Order keeps the groups free of cycles. The key of a value is the greatest (depth, place) of the
 anchors that it depends on, where depth counts anchors on the longest way to it. An op joins a group
@@ -9,7 +9,7 @@ whatever a group reads has a smaller key than the group, and no group reads itse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.dims import equal_shapes
 from ..ir.errors import IRError
@@ -27,8 +27,8 @@ GIVEN = frozenset({"input", "parameter"})
 
 @dataclass(frozen=True)
 class AnchorGroup:
-    """An anchor, what follows it in the same kernel (in topological order), and the one value that
-    leaves.
+    """An anchor, what is before it and follows it in the same kernel (in topological order), and
+    the one value that leaves.
     """
 
     template: str
@@ -90,8 +90,22 @@ class Anchors:
                 inside[node] = None
                 waiting.update(self.graph.users(node))
         group = self._closed(anchor, inside)
+        group = replace(group, members=(*self._before(anchor), *group.members))
         self.group.update(dict.fromkeys(group.members, group))
         return group
+
+    def _before(self, anchor: Node) -> tuple[Node, ...]:
+        """What of the anchor's first operand its template takes in. What rows make is theirs: they
+        do it on the way.
+        """
+        node = anchor.inputs[0]
+        alone = set(self.graph.users(node)) == {anchor} and node not in self.graph.outputs
+        if node.op.name not in self.templates[self.template[anchor] or ROWS].before or not alone:
+            return ()
+        made = node.inputs[0]
+        while made.op.name == "reshape":
+            made = made.inputs[0]
+        return (node,) if made in self.group and made is self.group[made].result else ()
 
     def _may_follow(self, anchor: Node, inside: dict[Node, None], node: Node) -> bool:
         template = self.templates[self.template[anchor] or ROWS]

@@ -73,6 +73,13 @@ class Template(Protocol):
         ...
 
     @property
+    def before(self) -> frozenset[str]:
+        """Ops over whole rows that the template takes in as the anchor's first operand, where
+        nothing else reads them and another anchor has made what they read.
+        """
+        ...
+
+    @property
     def redone(self) -> frozenset[str]:
         """Ops of the prologue that are cheap enough to be done anew at each read, where their
         results take more memory than what they are made of.

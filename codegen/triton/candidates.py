@@ -53,6 +53,9 @@ DENSE: Mapping[str, Tiles] = {
     "gemm_tma": GEMM,
 }
 CODES: Mapping[str, Tiles] = {"gemv_codes": GEMV_CODES, "gemm_codes": GEMM_CODES}
+ONE = ("gemv", "gemv_codes")
+"""The templates that serve one row alone."""
+
 LIBRARY = "cublas"
 """The vendor's library in the place of a template: it is never taken but where it was measured."""
 
@@ -102,7 +105,7 @@ def templates(problem: Problem, rows: int | None, target: Target) -> Mapping[str
 
 
 def _serves(name: str, problem: Problem, rows: int | None, target: Target) -> bool:
-    if name in ("gemv", "gemv_codes"):
+    if name in ONE:
         return rows == 1
     many = rows is None or rows > LADDER[1]
     if name == "gemm_few":
@@ -134,6 +137,10 @@ def choices(
     ROUNDED, its own first; with `all_` every combination.
     """
     own = dict(tiles.default(target).values)
+    if name in ONE:  # of all parts together
+        own["BN"] = max(1, own["BN"] // problem.parts)
+    if name == "gemv_codes":  # as many bytes of codes of 8 bits
+        own["BK"] = own["BK"] * 4 // problem.bits
     open_ = [n for n in tiles.values if all_ or n in ("BM", "BN", "SPLIT", "ROUNDED")]
     ranges = [sorted(tiles.values[n], key=lambda v, at=own[n]: (v != at, v)) for n in open_]
     seen: set[Choice] = set()
@@ -147,7 +154,7 @@ def choices(
 
 def _fitted(name: str, values: dict[str, int], problem: Problem) -> Choice | None:
     """Values no larger than the linear needs; None where they do not go with it."""
-    one = name in ("gemv", "gemv_codes")
+    one = name in ONE
     values = values | {"BN": min(values["BN"], _at_least(problem.wide, 1 if one else 16))}
     values["BK"] = min(values["BK"], _at_least(problem.k, 16))
     # A split is no shorter than a step.
@@ -158,6 +165,8 @@ def _fitted(name: str, values: dict[str, int], problem: Problem) -> Choice | Non
     codes = 8 // problem.bits
     if one:
         pack = min(values["PACK"], 32 // problem.bits)
+        while problem.group % pack:  # a word lies in one group
+            pack //= 2
         return Choice.of(values | {"BK": max(values["BK"], pack), "PACK": max(codes, pack)})
     if values["ROUNDED"]:
         deep = deep_codes(values["BK"], problem.bits, problem.group, problem.k)

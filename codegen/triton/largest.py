@@ -45,7 +45,7 @@ def emit_argmax(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     checked = bool(node["checked"])
     emit_call(kernel, Call(
         "logits", "top_of_chunk", (values, columns, rows, count), {"VALUE": _value(kernel, x)},
-        {"TOP": 1, "BLOCK": CHUNK, "CHECKED": checked}, (chunks, rows),
+        {"TOP": 1, "BLOCK": CHUNK, "CHECKED": checked}, (rows, chunks),
     ))  # fmt: skip
     sizes = {"CHUNKS": chunks, "TOP": 1, "BLOCK": power_of_two(chunks), "CHECKED": checked}
     given = (values, columns, best, place.name)

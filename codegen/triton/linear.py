@@ -11,6 +11,7 @@ from ..errors import CodegenError, NotRowwise
 from .kernel import Hook, Kernel
 from .loops import TooDear, unflattened
 from .pull import Place, Pull, as_index
+from .rows import has_loops
 from .text import ZERO, Index, Mask, Point, Test, Writer, axes_of
 from .values import is_float
 
@@ -147,7 +148,11 @@ def bias_of(node: Node) -> Node | None:
 
 
 def dear(kernel: Kernel, x: Node) -> list[Node]:
-    """The operand, where a load cannot make it."""
+    """The operand, where a load cannot make it: what needs its whole row, each load would go
+    through anew.
+    """
+    if x not in kernel.places and has_loops(kernel, x):
+        return [x]
     try:
         load_hook(kernel, x)
     except TooDear:

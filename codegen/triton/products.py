@@ -5,7 +5,7 @@ taken for a form's rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import sympy
 
@@ -15,7 +15,9 @@ from ...ir.ops.quantized import operands
 from ...ir.types import BITS
 from ..space import DEFAULT, Choice
 from .burdens import processors
-from .candidates import LADDER, LIBRARY, Problem, default, template_of, tile_of
+from .candidates import LADDER, LIBRARY, ONE, Problem, default, template_of, tile_of
+from .factored import Factored, factor_hook, factored
+from .factored import load_hook as factored_load
 from .kernel import Call, Hook, Kernel, Start, ceiling, emit_call
 from .linear import Epilogue, behind, bias_of, dear, is_float8, load_hook, store_hook
 from .pull import Place
@@ -37,8 +39,8 @@ class Linear:
     rows: Dim
     epilogue: Epilogue
     weight: tuple[str | None, ...]
-    hooks: Mapping[str, Hook]
     form: Mapping[str, int | float | bool]
+    hooks: Mapping[str, Hook] = field(default_factory=dict[str, Hook])
     tile: Choice = DEFAULT
 
     @property
@@ -53,13 +55,21 @@ class Linear:
 
 
 def needs(kernel: Kernel, node: Node) -> list[Node]:
-    """What a linear wants whole: its weight or its codes, and an x that a load cannot make."""
+    """What a linear wants whole: its weight or its codes, and an x that a load cannot make, but for
+    what a template of one row sums up on its way.
+    """
     if node.op.name == "quantized_linear":
         given = operands(node)
         weight = [n for n in (given.codes, given.scale, given.zeros) if n is not None]
     else:
         weight = [node.inputs[1]]
-    return [*weight, *dear(kernel, node.inputs[0])]
+    x = node.inputs[0]
+    return weight if _summed(kernel, x) else [*weight, *dear(kernel, x)]
+
+
+def _summed(kernel: Kernel, x: Node) -> Factored | None:
+    """x as a product by a factor of its row, where the form is for one row."""
+    return factored(kernel, x) if kernel.bucket == 1 and dear(kernel, x) else None
 
 
 def emit_linear(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
@@ -71,22 +81,37 @@ def emit_linear(kernel: Kernel, node: Node, results: dict[Node, Place]) -> None:
     own = default(made.problem, kernel.bucket, most, kernel.target, refused)
     space = linear_space(made.problem, kernel.rows, made.rows, kernel.target, own)
     taken = kernel.choose(space)
-    made = replace(made, tile=tile_of(taken))
-    _EMIT[template_of(taken)[0]](kernel, node, made, *template_of(taken))
+    name, values = template_of(taken)
+    hooks = _loads(kernel, node, name) | {"STORE": store_hook(kernel, node, epilogue)}
+    made = replace(made, tile=tile_of(taken), hooks=hooks)
+    _EMIT[name](kernel, node, made, name, values)
     kernel.places.update(placed)
+
+
+def _loads(kernel: Kernel, node: Node, template: str) -> dict[str, Hook]:
+    """How a template reads x: by what makes it, or, where it needs its whole row and the template
+    does not go through it first, from memory, to which a launch before brings it.
+    """
+    x = node.inputs[0]
+    found = _summed(kernel, x)
+    if found is None:
+        return {"LOAD_X": load_hook(kernel, x)}
+    if template in ONE:
+        return {"LOAD_X": factored_load(kernel, found), "FACTOR": factor_hook(kernel, found)}
+    _whole(kernel, x)
+    return {"LOAD_X": load_hook(kernel, x)}
 
 
 def _linear(kernel: Kernel, node: Node, epilogue: Epilogue) -> Linear:
     x = node.inputs[0]
-    hooks = {"LOAD_X": load_hook(kernel, x), "STORE": store_hook(kernel, node, epilogue)}
     n, k = int(node.shape[-1]), int(x.shape[-1])
     rows, item = product(node.shape[:-1]), BITS[x.dtype] // 8
     if node.op.name == "quantized_linear" and not is_float8(node):
         problem, pointers, form = coded(kernel, node, epilogue.parts)
-        return Linear(problem, rows, epilogue, pointers, hooks, form)
+        return Linear(problem, rows, epilogue, pointers, form)
     w = node.inputs[1]  # of float8 as it is: its scales are the hook's
     problem = Problem(n, k, epilogue.parts, item, BITS[w.dtype])
-    return Linear(problem, rows, epilogue, (kernel.places[w].name,), hooks, {})
+    return Linear(problem, rows, epilogue, (kernel.places[w].name,), {})
 
 
 def coded(
@@ -124,9 +149,8 @@ def _call(
 
 
 def _one(kernel: Kernel, node: Node, made: Linear, template: str, values: dict[str, int]) -> None:
-    file = "codes" if made.problem.group else "gemm"
     grid = (ceiling(made.epilogue.width, values["BN"]), made.rows)
-    emit_call(kernel, _call(made, file, template, (), grid, values))
+    emit_call(kernel, _call(made, template, template, (), grid, values))
 
 
 def _many(kernel: Kernel, node: Node, made: Linear, template: str, values: dict[str, int]) -> None:
@@ -154,7 +178,7 @@ def _split(kernel: Kernel, node: Node, made: Linear, template: str, values: dict
     emit_call(kernel, call)
     if partial is not None:
         store = {"STORE": store_hook(kernel, node, made.epilogue)}
-        grid = (ceiling(made.epilogue.width, 256), rows)
+        grid = (rows, ceiling(made.epilogue.width, 256))
         parts = {"PARTS": made.problem.parts}
         emit_call(kernel, Call("gemm", "gather_splits", (partial, rows, n), store, parts, grid,
                                {"SPLIT": split}))  # fmt: skip
@@ -173,7 +197,7 @@ def _by_library(
     if plain is not None:
         return
     store = {"STORE": store_hook(kernel, node, made.epilogue)}
-    grid, parts = (ceiling(made.epilogue.width, 256), made.rows), {"PARTS": made.problem.parts}
+    grid, parts = (made.rows, ceiling(made.epilogue.width, 256)), {"PARTS": made.problem.parts}
     emit_call(kernel, Call("gemm", "gather_splits", (y.name, made.rows, made.problem.n), store,
                            parts, grid, {"SPLIT": 1}))  # fmt: skip
 

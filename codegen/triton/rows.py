@@ -78,7 +78,7 @@ Cuts = dict[Cut, dict[Node, Place]]
 def _cuts(kernel: Kernel, wanted: Wanted) -> Cuts:
     """How each wanted node is cut, tried on text that is thrown away."""
     cuts: Cuts = {}
-    loops = {n: _has_loops(kernel, n) for n in wanted}
+    loops = {n: has_loops(kernel, n) for n in wanted}
     # Those that can be cut in more ways follow those that cannot, and share their loads.
     for node in sorted(wanted, key=lambda n: not loops[n]):
         alike = [c for c in cuts if equal_shapes((*c.rows, *c.lanes), _space(node))]
@@ -117,7 +117,8 @@ def _space(node: Node) -> Shape:
     return node.inputs[1].shape if isinstance(node.type, CacheType) else node.shape
 
 
-def _has_loops(kernel: Kernel, node: Node) -> bool:
+def has_loops(kernel: Kernel, node: Node) -> bool:
+    """Whether making a value takes a loop along an axis, of what is not in memory."""
     stack, seen = [node], set[Node]()
     while stack:
         each = stack.pop()

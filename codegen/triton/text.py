@@ -72,9 +72,7 @@ def axes_of(at: Sequence[Index]) -> Axes:
 
 def narrowed(mask: Mask, axes: Axes) -> Mask:
     """The conditions on these axes alone: the others are nothing to what lies along these."""
-    kept = dict.fromkeys(t for t in mask if t.axes <= axes)
-    names = {t.name for t in kept}
-    return tuple(t for t in kept if t.part_of not in names)
+    return tuple(dict.fromkeys(t for t in mask if t.axes <= axes))
 
 
 @dataclass
@@ -208,5 +206,6 @@ def divided(index: Index, by: Dim, writer: Writer, *, rest: bool) -> Index:
 
 
 def joined(mask: Mask) -> str:
-    """The conjunction as an expression; "" for none."""
-    return " & ".join(dict.fromkeys(t.name for t in mask))
+    """The conjunction as an expression, without what is part of another one; "" for none."""
+    names = {t.name for t in mask}
+    return " & ".join(dict.fromkeys(t.name for t in mask if t.part_of not in names))

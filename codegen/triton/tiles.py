@@ -118,9 +118,11 @@ GEMV = Tiles(
     {"BN": (1, 2, 4, 8, 16), "BK": (256, 512, 1024, 2048), "STAGES": (1,)} | _WARPS,
     {"": {"BN": 4, "BK": 1024, "WARPS": 4, "STAGES": 1}},
     lambda c, s: 0,
-    lambda c, s: 2 * s.parts * c["BN"] * c["BK"],
+    lambda c, s: s.parts * c["BN"] * c["BK"] * s.item // 2 + 2 * c["BK"],
 )
-"""gemv: one row. A sum and what is added to it at the same time count twice."""
+"""gemv: one row; BN of the default is for one part. What is held are two steps of weights, one on
+its way, and of x in float32.
+"""
 
 
 def split_width(width: int) -> tuple[int, int]:
@@ -222,12 +224,14 @@ it is not ROUNDED."""
 
 GEMV_CODES = Tiles(
     {"BN": (1, 2, 4, 8, 16), "BK": (512, 1024, 2048, 4096), "PACK": (1, 2, 4, 8), "STAGES": (1,)}
-    | _WARPS,
-    {"": {"BN": 4, "BK": 2048, "PACK": 8, "WARPS": 4, "STAGES": 1}},
+    | {"WARPS": (2, 4, 8)},
+    {"": {"BN": 4, "BK": 2048, "PACK": 8, "WARPS": 2, "STAGES": 1}},
     lambda c, s: 0,
-    lambda c, s: 4 * s.parts * c["BN"] * c["BK"] // c["PACK"],
+    lambda c, s: 2 * s.parts * c["BN"] * c["BK"] // c["PACK"] + c["BK"],
 )
-"""gemv_codes: one row."""
+"""gemv_codes: one row; BN of the default is for one part. What is held are two steps of words, one
+on its way, and x in float32.
+"""
 
 
 def deep_codes(deep: int, bits: int, group: int, k: int) -> int:

@@ -6,6 +6,9 @@ from ...ir.launches import Function, Launch, LaunchTable
 from ...ir.plan import Argument, Call, Plan, PlanError, evaluate_dim, evaluate_shape
 from .driver import Given, Prepared
 
+MOST_ACROSS, MOST_DOWN = 1 << 31, 1 << 16
+"""What the axes of a grid have fewer programs than (CUDA C++ Programming Guide, compute
+capabilities)."""
 Address = Callable[[Argument], int]
 
 
@@ -67,6 +70,11 @@ class Binding:
         given += [Given(dims[name], "") for name in launch.dims]
         sizes = [evaluate_dim(e, dims) for e in launch.grid]
         x, y, z = (*sizes, *(1,) * (3 - len(sizes)))
+        if x >= MOST_ACROSS or max(y, z) >= MOST_DOWN:
+            raise PlanError(
+                f"{call.kernel}: {launch.entry} would take {x} x {y} x {z} programs for {dims}; "
+                f"a GPU has fewer than {MOST_ACROSS} x {MOST_DOWN} x {MOST_DOWN}"
+            )
         workspace = scratch[launch.workspace.number] if launch.workspace else 0
         product = launch.product and (evaluate_dim(launch.product[0], dims), *launch.product[1:])
         return Prepared(function.source, launch, (x, y, z), tuple(given), workspace, product)

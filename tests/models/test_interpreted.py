@@ -54,9 +54,10 @@ def test_a_whole_engine_on_a_driver_that_holds_to_the_rules(tmp_path: Path):
     double.close()
 
 
-def test_one_sequence_alone(tmp_path: Path):
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_one_sequence_alone(name: str, tmp_path: Path):
     # The launches for one row are many small programs, which the interpreter takes long over.
-    model, prompts = zoo.build("gpt2"), prompts_of(1)
+    model, prompts = zoo.build(name), prompts_of(1)
     assert tokens(model, OPTIONS, prompts, tmp_path, 3) == greedy(model, prompts, 3)
 
 

@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from check import check_pass
-from ferrule.codegen.backend import Backend, Template, cpu_backend
+from ferrule.codegen.backend import Backend, Template, cpu_backend, gpu_backend
 from ferrule.ir.errors import IRError
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node
@@ -60,6 +60,31 @@ def test_a_decoder_layer_is_eight_kernels():
         ("linear", ["packed_linear", "silu", "mul"]),
         ("linear", ["packed_linear", "add"]),
     ]
+
+
+def test_norms_behind_linears_are_those_of_the_linears_that_alone_read_them():
+    step = SelectLogitRows().run(CacheAttention(block=4).run(llama(3)))
+    found = kernels(grouped(step, gpu_backend(Target.parse("cuda:sm_90"))))
+    linears = [ops(k) for k in found if k["template"] == "linear"]
+    # The first norm reads embeddings, which rows look up.
+    assert linears[0] == ["linear"] and ops(found[0])[-1] == "rms_norm"
+    assert linears[4] == ["rms_norm", "linear"]
+    assert linears[2] == ["rms_norm", "linear", "silu", "mul"]
+    assert not [k for k in found[3:] if k["template"] == "rows" and "rms_norm" in ops(k)]
+
+
+def test_a_norm_that_two_read_stays_with_rows():
+    text = """graph g(%x: f32[T, 4]) where T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %a = linear %x %u : f32[T, 4]
+  %n = rms_norm %a {eps = 1e-05, offset = 0.0} : f32[T, 4]
+  %b = linear %n %u : f32[T, 4]
+  %c = mul %b %n : f32[T, 4]
+  return %c as c
+}
+"""
+    graph = GroupKernels(gpu_backend(Target.parse("cuda:sm_90")).templates).run(parse_graph(text))
+    assert [ops(k) for k in kernels(graph)] == [["linear"], ["rms_norm"], ["linear", "mul"]]
 
 
 def test_equal_layers_have_equal_kernels():

@@ -2,7 +2,8 @@
 
 import triton
 import triton.language as tl
-from ferrule.codegen.triton.templates.codes import gemm_codes, gemm_integers, gemv_codes
+from ferrule.codegen.triton.templates.codes import gemm_codes, gemm_integers
+from ferrule.codegen.triton.templates.gemv_codes import gemv_codes
 from triton_entries.gemm import load_plain, store_all
 
 

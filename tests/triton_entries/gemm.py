@@ -2,8 +2,9 @@
 
 import triton
 import triton.language as tl
-from ferrule.codegen.triton.templates.gemm import gather_splits, gemm, gemm_few, gemv
+from ferrule.codegen.triton.templates.gemm import gather_splits, gemm, gemm_few
 from ferrule.codegen.triton.templates.gemm_persistent import gemm_persistent
+from ferrule.codegen.triton.templates.gemv import gemv
 
 
 @triton.jit

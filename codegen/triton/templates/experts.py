@@ -7,8 +7,10 @@ program multiplies a tile of rows of one expert. Only experts that have rows are
 import triton
 import triton.language as tl
 
-from .codes import row_of_codes, tile_of_codes
-from .gemm import IEEE, row_of_sums, rows_of_weights
+from .codes import tile_of_codes
+from .gemm import IEEE, rows_of_weights
+from .gemv import row_of_sums
+from .gemv_codes import row_of_codes
 from .ragged import ragged_tile
 
 
@@ -97,16 +99,10 @@ def expert_gemv_codes(
     own = codes + expert * (N * (J * G * BITS // 8))
     scales = scale + expert * (N * J)
     offsets = zeros + expert * (N * J) if zeros is not None else None
-    first = row_of_codes(
-        env, own, scales, offsets, row, cols, LOAD_X, WIDE, K, BITS, G, OFFSET, PACK, BN, BK
-    )
-    second = first
-    if PARTS == 2:
-        beside = offsets + WIDE * J if zeros is not None else None
-        second = row_of_codes(
-            env, own + WIDE * (J * G * BITS // 8), scales + WIDE * J, beside, row, cols, LOAD_X,
-            WIDE, K, BITS, G, OFFSET, PACK, BN, BK,
-        )  # fmt: skip
+    first, second = row_of_codes(
+        env, own, scales, offsets, M, row, cols, LOAD_X, PARTS, WIDE, K, BITS, G, OFFSET, PACK, BN,
+        BK,
+    )  # fmt: skip
     store_parts(env, first, second, bias, expert, row, cols, cols < WIDE, STORE, PARTS, N)
 
 

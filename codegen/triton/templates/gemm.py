@@ -155,11 +155,11 @@ def gather_splits(
 ):
     """sums[p][n] = sum over s of partial[s, m, p N / PARTS + n], in the order of s.
 
-    partial f32[SPLIT, M, N]; grid (cdiv(N / PARTS, BN), M).
+    partial f32[SPLIT, M, N]; grid (M, cdiv(N / PARTS, BN)): a grid is longest along its first axis.
     """
     WIDE: tl.constexpr = N // PARTS
-    cols = tl.program_id(0) * BN + tl.arange(0, BN)
-    row = tl.program_id(1)
+    row = tl.program_id(0)
+    cols = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = cols < WIDE
 
     first = tl.zeros((BN,), tl.float32)
@@ -171,57 +171,3 @@ def gather_splits(
             second += tl.load(at + WIDE, mask=inside, other=0.0)
 
     STORE(env, (first,) if PARTS == 1 else (first, second), row, cols, inside)
-
-
-@triton.jit
-def row_of_sums(
-    env, w, row, cols, LOAD_X: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
-    K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """The sums of one part or two over all k for columns cols[BN], of which WIDE are there; the
-    first twice where there is one part.
-    """
-    EVEN_K: tl.constexpr = K % BK == 0
-    first = tl.zeros((BN, BK), tl.float32)
-    second = tl.zeros((BN, BK), tl.float32)
-    for k in range(0, K, BK):
-        ks = (k + tl.arange(0, BK))[None, :]
-        x = LOAD_X(env, row, ks, ks < K).to(tl.float32)
-        a = rows_of_weights(w, cols[:, None], ks, WIDE, K, BN, EVEN_K)
-        first += a.to(tl.float32) * x
-        if PARTS == 2:
-            beside = w + WIDE * K
-            b = rows_of_weights(beside, cols[:, None], ks, WIDE, K, BN, EVEN_K)
-            second += b.to(tl.float32) * x
-    one = tl.sum(first, axis=1)
-    other = one
-    if PARTS == 2:
-        other = tl.sum(second, axis=1)
-    return one, other
-
-
-@triton.jit
-def gemv(
-    env,
-    w,
-    M,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    LOAD_X: tl.constexpr,
-    STORE: tl.constexpr,
-    PARTS: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """sums[p][n] = sum over k of x[m, k] w[p N / PARTS + n, k] for one row m.
-
-    Products of whole rows of weights as they lie in memory, no matrix units.
-
-    Grid (cdiv(N / PARTS, BN), M).
-    """
-    tl.static_assert(PARTS == 1 or PARTS == 2, "one part or two")
-    WIDE: tl.constexpr = N // PARTS
-    cols = tl.program_id(0) * BN + tl.arange(0, BN)
-    row = tl.program_id(1)
-    first, second = row_of_sums(env, w, row, cols, LOAD_X, PARTS, WIDE, K, BN, BK)
-    STORE(env, (first,) if PARTS == 1 else (first, second), row, cols, cols < WIDE)

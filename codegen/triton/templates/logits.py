@@ -15,16 +15,16 @@ def top_of_chunk(
     equal ones the first: f32 values[M, cdiv(N, BLOCK), TOP], i32 columns likewise; -inf and 0 where
     there are no more. CHECKED: a NaN counts as an infinity.
 
-    Grid (cdiv(N, BLOCK), M).
+    Grid (M, cdiv(N, BLOCK)).
     """
-    chunk, row = tl.program_id(0), tl.program_id(1)
+    row, chunk = tl.program_id(0), tl.program_id(1)
     lanes = tl.arange(0, BLOCK)
     cols = chunk * BLOCK + lanes
     held = VALUE(env, row, cols, cols < N).to(tl.float32)
     held = tl.where(cols < N, held, float("-inf"))
     if CHECKED:
         held = tl.where(held == held, held, float("inf"))
-    at = (row * tl.num_programs(0) + chunk) * TOP
+    at = (row * tl.num_programs(1) + chunk) * TOP
     for i in range(TOP):
         largest, place = tl.max(held, axis=0, return_indices=True)
         tl.store(values + at + i, largest)

@@ -102,7 +102,7 @@ def test_splits_of_k_are_gathered(interpreter: Interpreter, parts: int) -> None:
     )
     assert not back[2].isnan().any()
     values = (back[2], case.y, case.bias, case.residual, m)
-    y = interpreter.run(f"{MODULE}:gathered", (ceil(n / 32), m), *values, **sizes, **store, BN=32)
+    y = interpreter.run(f"{MODULE}:gathered", (m, ceil(n / 32)), *values, **sizes, **store, BN=32)
     case.check(y[1])
 
 

@@ -19,7 +19,7 @@ def test_the_top_of_a_row(interpreter: Interpreter, n: int, top: int) -> None:
     values = torch.full((m, chunks, top), torch.nan)
     columns = torch.full((m, chunks, top), -1, dtype=torch.int32)
     given = (x, values, columns, m, n)
-    _, values, columns = interpreter.run(f"{MODULE}:top", (chunks, m), *given, TOP=top, BLOCK=block)
+    _, values, columns = interpreter.run(f"{MODULE}:top", (m, chunks), *given, TOP=top, BLOCK=block)
     wide = 1 << (chunks * top - 1).bit_length()
     results = torch.full((m, top), torch.nan), torch.full((m, top), -1, dtype=torch.int64)
     choices = {"CHUNKS": chunks, "TOP": top, "BLOCK": wide}

@@ -23,6 +23,7 @@ from ferrule.ir.launches import (
     Solve,
 )
 from ferrule.ir.plan import Argument, CacheSpec, Call, Entry, Plan, PlanError, TensorSpec
+from ferrule.runtime.cuda.binding import Binding
 from ferrule.runtime.cuda.device import CudaDevice
 from ferrule.runtime.cuda.executor import CudaExecutor, filled_up, pools_that_fit
 from ferrule.runtime.cuda.memory import Arena
@@ -348,6 +349,17 @@ def test_errors_name_the_call_the_kernel_and_the_reason(fake, executor):
 def test_a_step_beyond_the_plan_is_refused(executor):
     with pytest.raises(PlanError, match="a step with T = 17: the plan has 1 to 16"):
         executor.step(batch(17, 2))
+
+
+def test_a_grid_that_no_gpu_has_is_refused_before_it_is_launched():
+    grid = Launch("e", (Pointer("argument", 0, "bf16"),), ("T",), (4, "T"), entry="deep")
+    function = Function("e.py", "T", {"T": Solve(0, 0)}, (), (Form(None, (grid,)),))
+    made = LaunchTable({"embed": function}, {"e": Binary("e.cubin", "e", 32)})
+    binding = Binding(Plan({"main": Entry(())}, {}), made, lambda a: 0, 0)
+    call = Call("embed", (HIDDEN,))
+    assert binding.of_call(call, {"T": (1 << 16) - 1})[0].grid == (4, (1 << 16) - 1, 1)
+    with pytest.raises(PlanError, match=r"embed: deep would take 4 x 65536 x 1 programs"):
+        binding.of_call(call, {"T": 1 << 16})
 
 
 @pytest.mark.parametrize(
