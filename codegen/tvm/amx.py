@@ -52,7 +52,7 @@ class Registers:
 
 @contextmanager
 def configured(
-    depth: int = ROW_BYTES, rows: int = ROWS, roles: Registers = Registers(X, W)
+    depth: int = ROW_BYTES, rows: int | Expr = ROWS, roles: Registers = Registers(X, W)
 ) -> Iterator[None]:
     """Statements that may use tiles in their `roles`, whose products go over `depth` bytes of k, up
     to 64, for so many rows of x, up to 16.
@@ -65,7 +65,8 @@ def configured(
         width = depth if tile in roles.x else ROW_BYTES
         T.buffer_store(configuration, _byte(width), [i64(16 + 2 * tile)])
         height = depth // 4 if tile in roles.w else rows
-        T.buffer_store(configuration, _byte(height), [i64(48 + tile)])
+        count = _byte(height) if isinstance(height, int) else tirx.Cast("uint8", height)
+        T.buffer_store(configuration, count, [i64(48 + tile)])
     _statement("ldtilecfg", T.address_of(configuration[i64(0)]))
     yield
     _statement("tilerelease")

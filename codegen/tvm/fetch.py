@@ -30,7 +30,11 @@ _LOADS = {64: ("vmovdqu64", "v"), 32: ("vmovdqu", "x")}
 
 
 def in_turn(
-    kernel: Kernel, buffer: tirx.Buffer, at: Sequence[Expr], lanes: int, ahead: int = 0
+    kernel: Kernel,
+    buffer: tirx.Buffer,
+    at: Sequence[Expr],
+    lanes: int,
+    ahead: int | Sequence[Expr] = 0,
 ) -> Expr:
     """So many elements side by side from `at` on, read in the order in which the kernel asks for
     them, where they fill one of the target's registers.
@@ -41,24 +45,29 @@ def in_turn(
     One core (Zen 5, pages of 2 MiB or 4 KiB) so read 4-bit codes at 59% of the rate that memory
     has for it; with nothing asked for, in LLVM's order, at 89%; in their own at 99%. Where there is
     much to compute between reads the hardware falls behind: with `ahead` the line so many bytes
-    behind what is read is asked for with it.
+    behind what is read, or that of another element, is asked for with it.
     """
     *outer, first = at
     dtype, size = str(buffer.dtype), lanes * tvm.DataType(buffer.dtype).bits // 8
     if size != kernel.isa.vector_bytes or size not in _LOADS or dtype not in _TYPES:
+        if not isinstance(ahead, int):
+            fetch(buffer, ahead)
         return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
     name, read, vector = f"ferrule_read_{dtype}", f"<{size} x i8>", f"<{lanes} x {_TYPES[dtype]}>"
     load, register = _LOADS[size]
     code = f"{load} $1, $0"
-    if ahead:
-        name, code = f"{name}_{ahead}", f"{code}\\0A\\09prefetcht0 $2"
+    where = T.address_of(buffer[tuple(at)])
+    other = where if isinstance(ahead, int) else T.address_of(buffer[tuple(ahead)])
+    behind = ahead if isinstance(ahead, int) else 0
+    if other is not where or behind:
+        name, code = f"{name}_{behind}", f"{code}\\0A\\09prefetcht0 $2"
     kernel.snippets.add(f"""
-define {vector} @{name}(ptr %at) alwaysinline {{
-  %behind = getelementptr i8, ptr %at, i64 {ahead}
+define {vector} @{name}(ptr %at, ptr %other) alwaysinline {{
+  %behind = getelementptr i8, ptr %other, i64 {behind}
   %r = call {read} asm sideeffect "{code}", "={register},*m,*m"(
     ptr elementtype({read}) %at, ptr elementtype(i8) %behind)
   %v = bitcast {read} %r to {vector}
   ret {vector} %v
 }}
 """)
-    return bind(T.call_extern(f"{dtype}x{lanes}", name, T.address_of(buffer[tuple(at)])))
+    return bind(T.call_extern(f"{dtype}x{lanes}", name, where, other))

@@ -72,6 +72,7 @@ class Linear:
     `columns` is the width of the results. With a `route` rows are taken in its order, by one of
     many weights; `x_row` is where x has what belongs to a row of the result. Weights that are
     read once, in the order in which they lie in memory, pass `streams` rows each; 0: they are not.
+    With `after` each read of a group asks for another block's, so many groups further on.
     """
 
     kernel: Kernel
@@ -85,6 +86,7 @@ class Linear:
     route: Route | None = None
     x_row: Callable[[list[Expr]], list[Expr]] = _same
     streams: int = 0
+    after: tuple[Expr, Expr] | None = None
 
     def row(self, number: Expr) -> Expr:
         """A row by its number in the order in which rows are taken."""

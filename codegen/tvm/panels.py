@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -12,6 +13,9 @@ from .isa import LANES
 from .linear import Linear
 from .row_tiles import Panels
 from .values import Expr, bind, i64
+
+Put = Callable[[Expr, Expr], None]
+"""put(run, bytes): takes a run of four k of sixteen columns, 64 bytes."""
 
 PANEL = 2
 """Column vectors of a panel whose weights are loaded for two row tiles at once."""

@@ -4,7 +4,7 @@ and what a group's codes are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from tvm import tirx
@@ -19,12 +19,15 @@ from .group_steps import codes_at
 from .isa import LANES
 from .linear import Linear, load_vector
 from .loops import flat_index
-from .panels import Panel, Steps
+from .panels import Panel, Put, Steps
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
 from .tiles import emit_whole
 from .two_levels import unpack_block
 from .values import Expr, bind, const, i64
+
+_TURNS = 16
+"""Parts at most in which a group's codes are unpacked."""
 
 Vectors = Mapping[tuple[int, int], Expr]  # by (offset, column vector)
 
@@ -87,20 +90,25 @@ def _tile_factor(linear: Linear) -> Callable[[list[Expr], Expr], Expr]:
     return lambda row, group: place.read([*row, group])
 
 
-def _runs(panel: Panel, block: Expr, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """A group's codes as bytes, run of four k after run of four."""
+def _runs(panel: Panel, block: Expr, group: Expr, put: Put) -> Iterator[None]:
+    """A group's codes as bytes, run of four k after run of four, in _TURNS turns of the iterator at
+    most.
+    """
     linear = replace(panel.linear, streams=1)
     pairs, dot = linear.layout.pairs, Dot("vnni512", linear.codes.dtype)
     steps = panel.steps.length // (4 * pairs)
-    with T.serial(i64(0), i64(steps)) as s:
-        step = bind(group * i64(steps) + s)
-        (codes,) = codes_at(linear, dot, block, step)
-        for half in range(pairs):
-            part = codes if pairs == 1 else dot.nibbles(codes, half)
-            put(bind(s * i64(pairs) + i64(half)), part)
+    share = -(-steps // _TURNS)
+    for low in range(0, steps, share):
+        with T.serial(i64(low), i64(min(low + share, steps))) as s:
+            step = bind(group * i64(steps) + s)
+            (codes,) = codes_at(linear, dot, block, step)
+            for half in range(pairs):
+                part = codes if pairs == 1 else dot.nibbles(codes, half)
+                put(bind(s * i64(pairs) + i64(half)), part)
+        yield
 
 
-def _unpacked(panel: Panel, block: Expr, group: Expr, put: Callable[[Expr, Expr], None]) -> None:
+def _unpacked(panel: Panel, block: Expr, group: Expr, put: Put) -> Iterator[None]:
     """A group's codes less their zeros, as signed bytes, run of four k after run of four; those of
     a block of groups times their multipliers.
     """
@@ -111,7 +119,7 @@ def _unpacked(panel: Panel, block: Expr, group: Expr, put: Callable[[Expr, Expr]
     if operands(panel.linear.node).multipliers is not None:
         return unpack_block(panel.linear, block, group, 0, signed)
     less = _zero_bytes(panel.linear, block, group)
-    _runs(panel, block, group, lambda run, codes: signed(run, codes - less))
+    return _runs(panel, block, group, lambda run, codes: signed(run, codes - less))
 
 
 def _zero_columns(panel: Panel, block: Expr, group: Expr) -> Expr:

@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.dims import product
+from ...ir.ops.quantized import operands
 from .fetch import LINE, fetch, in_turn
 from .linear import Linear
 from .values import Expr, bind, i64
@@ -26,6 +27,8 @@ def read_weights(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lanes:
     read in turn all the same; of those that pass as they lie LLVM may keep some for later (eight
     rows of int8: 38 GB/s, in turn 31; of 4-bit codes 19, in turn 22).
     """
+    if linear.after is not None:
+        return in_turn(linear.kernel, buffer, at, lanes, read_after(linear, buffer, at))
     unpacked = linear.layout.pairs > 1
     if linear.streams == 1 or (linear.streams and unpacked):
         ahead = AHEAD if linear.streams > 1 else linear.kernel.isa.read_ahead
@@ -34,6 +37,15 @@ def read_weights(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lanes:
         _ask_ahead(buffer, at)
     *outer, first = at
     return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
+
+
+def read_after(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr]) -> list[Expr]:
+    """Which element to ask for with one of a block's groups."""
+    assert linear.after is not None
+    _, number, *rest = at
+    block, further = linear.after
+    rows = int(buffer.shape[1]) // int(operands(linear.node).scale.shape[-2])
+    return [block, number + further * i64(rows), *rest]
 
 
 def _ask_ahead(buffer: tirx.Buffer, at: Sequence[Expr]) -> None:

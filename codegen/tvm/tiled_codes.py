@@ -7,7 +7,7 @@ everywhere else; sums stay in their tiles over all of k, which is what makes thi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from . import amx
 from .isa import LANES
 from .linear import Linear
-from .panels import Panel, Steps
+from .panels import Panel, Put, Steps
 from .tile_products import Stretch, add_steps, over_tiles
 from .tiles import Body, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, i64, nearest_bf16
@@ -28,11 +28,11 @@ PAIR = 2 * LANES
 @dataclass(frozen=True)
 class Wide:
     """Where values come from: `runs(panel, block, group, put)` gives put(run, codes) for every
-    run of four k of a group of a stored block of columns, 64 bytes; `zero` and `scale` are a
+    run of four k of a group of a stored block of columns, turn by turn; `zero` and `scale` are a
     group's for sixteen columns, i32 and f32; `factor(row, group)` is the scale of x.
     """
 
-    runs: Callable[[Panel, Expr, Expr, Callable[[Expr, Expr], None]], None]
+    runs: Callable[[Panel, Expr, Expr, Put], Iterator[None]]
     zero: Callable[[Panel, Expr, Expr], Expr]
     scale: Callable[[Panel, Expr, Expr], Expr]
     factor: Callable[[list[Expr], Expr], Expr]
@@ -102,7 +102,8 @@ def _widen_group(
             lanes = T.ramp(i64(0), i64(1), PAIR)
             T.buffer_store(held, bits, [i64(v), step, row + i64(half), lanes])
 
-    wide.runs(panel, block, group, put)
+    for _ in wide.runs(panel, block, group, put):
+        pass
 
 
 def _scaled(words: Expr, shift: int, zero: Expr, scale: Expr) -> Expr:

@@ -6,17 +6,21 @@ tile and are scaled. Sums are exact in each group, whatever the model computes i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ...ir.ops.quantized import operands
 from . import amx
+from .fetch import fetch
 from .isa import LANES
 from .linear import Linear
 from .loops import flat_index
-from .panels import PANEL, Panel, Steps
+from .panels import PANEL, Panel, Put, Steps
+from .streams import read_after
 from .tiles import Body, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, const, i64
 
@@ -27,12 +31,12 @@ VECTORS = 4
 @dataclass(frozen=True)
 class Codes:
     """What groups hold: `unpack(panel, block, group, put)` gives put(run, bytes) for the signed
-    bytes of a group of a stored block of columns, run of four k by run, 64 bytes each;
+    bytes of a group of a stored block of columns, run of four k by run, some for each turn;
     `scale(panel, block, group)` is its columns' scales; `factor(row, group)` the scale of a row
     of x.
     """
 
-    unpack: Callable[[Panel, Expr, Expr, Callable[[Expr, Expr], None]], None]
+    unpack: Callable[[Panel, Expr, Expr, Put], Iterator[None]]
     scale: Callable[[Panel, Expr, Expr], Expr]
     factor: Callable[[list[Expr], Expr], Expr]
 
@@ -48,8 +52,8 @@ def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
 
     sums = Sums("float32", plain, VECTORS, rooms=2 * VECTORS)
 
-    def few(panel: Panel) -> None:
-        _few_tiles(panel, codes, factors)
+    def few(panel: Callable[[Expr], Panel], count: Expr, height: int) -> None:
+        _few_tiles(panel, count, codes, factors, height)
 
     emit_panels(linear, rows, steps, sums, Body(chunk, few=few))
 
@@ -74,14 +78,14 @@ def _chunk(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, 
     count = bind(tirx.min(i64(panel.steps.groups) - low, i64(groups)))
     held = _held(panel, groups)
     with T.serial(i64(0), count) as g:
-        _unpack(panel, codes, held, bind(low + g), g)
+        _emit(_unpack(panel, codes, held, bind(low + g), g))
     with T.If(tirx.EQ(number, i64(0))), T.Then():
         _clear_sums(panel)
 
-    def at(n: Expr) -> tuple[Expr, Expr]:
-        return bind(tirx.floordiv(n, count)), bind(low + tirx.floormod(n, count))
+    def at(n: Expr) -> tuple[Panel, Expr, Expr]:
+        return panel, bind(tirx.floordiv(n, count)), bind(low + tirx.floormod(n, count))
 
-    unit = _Unit(panel, codes, factors, held, at, lambda group: group - low)
+    unit = _Unit(panel, codes, factors, held, at, lambda n: bind(tirx.floormod(n, count)))
     units = bind(panel.tiles * count)
     unit.begin()
     with T.serial(i64(0), units) as n:
@@ -89,26 +93,52 @@ def _chunk(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, 
     unit.end(units)
 
 
-def _few_tiles(panel: Panel, codes: Codes, factors: tirx.Buffer) -> None:
-    """The sums of few rows over all of k, group by group, each unpacked while the one before is
-    multiplied: memory is what bounds them, and so weights are read once and in their order.
+def _few_tiles(
+    panel: Callable[[Expr], Panel],
+    count: Expr,
+    codes: Codes,
+    factors: tirx.Buffer,
+    height: int = amx.ROWS,
+) -> None:
+    """The sums of few rows over all of k in a run of `count` panels, group by group, each unpacked
+    and the one after it asked for while the one before is multiplied: memory is what bounds them,
+    and so weights are read once and in their order. `height`: rows of a tile that there are.
     """
-    groups = i64(panel.steps.groups)
-    held = _held(panel, 2)
-    _clear_sums(panel)
-    _unpack(panel, codes, held, i64(0), i64(0))
+    first = panel(i64(0))
+    groups, tiles = i64(first.steps.groups), first.tiles
+    held, steps = _held(first, 2), bind(count * groups)
+    with T.serial(i64(0), count) as place:
+        _clear_sums(panel(place))
+    _emit(_unpack(first, codes, held, i64(0), i64(0)))
 
-    def at(n: Expr) -> tuple[Expr, Expr]:
-        return bind(tirx.floormod(n, panel.tiles)), bind(tirx.floordiv(n, panel.tiles))
+    def step(number: Expr) -> tuple[Panel, Expr]:
+        at = bind(tirx.min(number, steps - i64(1)))
+        return panel(bind(tirx.floordiv(at, groups))), bind(tirx.floormod(at, groups))
 
-    unit = _Unit(panel, codes, factors, held, at, lambda group: tirx.floormod(group, i64(2)))
+    def at(n: Expr) -> tuple[Panel, Expr, Expr]:
+        part, group = step(tirx.floordiv(n, tiles))
+        return part, bind(tirx.floormod(n, tiles)), group
+
+    def slot(n: Expr) -> Expr:
+        return bind(tirx.floormod(tirx.floordiv(n, tiles), i64(2)))
+
+    unit = _Unit(first, codes, factors, held, at, slot, height)
     unit.begin()
-    with T.serial(i64(0), groups) as g:
-        after = bind(tirx.min(g + i64(1), groups - i64(1)))
-        _unpack(panel, codes, held, after, bind(tirx.floormod(g + i64(1), i64(2))))
-        with T.serial(i64(0), panel.tiles) as tile:
-            unit.multiply(bind(g * panel.tiles + tile))
-    unit.end(bind(groups * panel.tiles))
+    with T.serial(i64(0), steps) as m:
+        (part, group), (later, behind) = step(m + i64(1)), step(m + i64(2))
+        after = [(block, behind - group) for block in later.stored()]
+        free = bind(tirx.floormod(m + i64(1), i64(2)))
+        unit.multiply(bind(m * tiles), _unpack(part, codes, held, group, free, after))
+        if height == amx.ROWS:
+            with T.serial(i64(1), tiles) as tile:
+                unit.multiply(bind(m * tiles + tile))
+    unit.end(bind(steps * tiles))
+
+
+def _emit(turns: Iterator[None]) -> None:
+    """All of what an iterator emits."""
+    for _ in turns:
+        pass
 
 
 def _held(panel: Panel, groups: int) -> tirx.Buffer:
@@ -128,23 +158,47 @@ def _clear_sums(panel: Panel) -> None:
                 T.buffer_store(panel.sums, zero, at)
 
 
-def _unpack(panel: Panel, codes: Codes, held: tirx.Buffer, group: Expr, slot: Expr) -> None:
-    """A group's codes of all vectors, into a slot."""
+def _unpack(
+    panel: Panel,
+    codes: Codes,
+    held: tirx.Buffer,
+    group: Expr,
+    slot: Expr,
+    after: list[tuple[Expr, Expr]] | None = None,
+) -> Iterator[None]:
+    """A group's codes of all vectors, into a slot, a part for each turn; `after`: what to ask for
+    meanwhile.
+    """
     runs = panel.steps.size // 4
     for v, block in enumerate(panel.stored()):
+        part = panel
+        if after is not None:
+            part = replace(panel, linear=replace(panel.linear, after=after[v]))
+            _ask_scales(part.linear, block, group)
 
         def put(run: Expr, value: Expr, v: int = v) -> None:
             at = [tirx.floordiv(run, i64(runs)), tirx.floormod(run, i64(runs))]
             T.buffer_store(held, value, [i64(v), slot, *at, T.ramp(i64(0), i64(1), 4 * LANES)])
 
-        codes.unpack(panel, block, group, put)
+        yield from codes.unpack(part, block, group, put)
+
+
+def _ask_scales(linear: Linear, block: Expr, group: Expr) -> None:
+    """Ask for what scales a group's codes, as for them."""
+    found = operands(linear.node)
+    for weight in (found.multipliers, found.zeros, found.scale):
+        if weight is not None:
+            buffer = linear.kernel.places[weight].buffer
+            rows = int(buffer.shape[1]) // int(found.scale.shape[-2])
+            inner = (i64(0),) * (len(buffer.shape) - 2)
+            fetch(buffer, read_after(linear, buffer, [block, group * i64(rows), *inner]))
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """The units of a panel, a row tile and a group each, by all vectors of the panel: `at(n)` are
-    those of unit n; `slot(group)` is where its codes are held. What leaves the tiles lies in the
-    panel's room aside, [turn, vector, 16, 16].
+    """Units of work, a row tile and a group of a panel each, by all vectors of the panel: `at(n)`
+    are the panel, tile and group of unit n; `slot(n)` is where its codes are held. What leaves the
+    tiles lies in the room aside, [turn, vector, 16, 16]. Of a tile's rows there are `height`.
 
     While the tiles multiply a unit, the sums of the one before leave them and those of the one
     before that are scaled: a dot product takes 16 cycles and what else is done meanwhile is done
@@ -155,38 +209,40 @@ class _Unit:
     codes: Codes
     factors: tirx.Buffer
     held: tirx.Buffer
-    at: Callable[[Expr], tuple[Expr, Expr]]
+    at: Callable[[Expr], tuple[Panel, Expr, Expr]]
     slot: Callable[[Expr], Expr]
+    height: int = amx.ROWS
 
     @property
     def vectors(self) -> range:
-        """The column vectors of the panel, a tile of sums each."""
+        """The column vectors of a panel, a tile of sums each."""
         return range(len(self.panel.vectors))
 
     def begin(self) -> None:
         """Nothing lies aside, and the tiles hold nothing."""
         zero = T.broadcast(tirx.IntImm("int32", 0), LANES)
         for v in self.vectors:
-            with T.serial(i64(0), i64(amx.ROWS)) as r:
+            with T.serial(i64(0), i64(self.height)) as r:
                 T.buffer_store(self._room(1, v), zero, [r, T.ramp(i64(0), i64(1), LANES)])
             amx.zero(v)
 
-    def multiply(self, n: Expr) -> None:
+    def multiply(self, n: Expr, beside: Iterator[None] | None = None) -> None:
         """The products of unit n; the sums of unit n - 1 leave their tiles, those of n - 2 are
-        scaled.
+        scaled, and what is `beside` is emitted.
         """
         turn = bind(tirx.floormod(n, i64(2)))
-        tile, group = self.at(n)
-        slot = bind(self.slot(group))
+        panel, tile, group = self.at(n)
+        slot = self.slot(n)
         gather = self._gather(bind(tirx.max(n - i64(2), i64(0))), bind(i64(1) - turn))
         registers = amx.Registers.one(VECTORS)
         (x,), w = registers.x, registers.w
-        steps = self.panel.steps.count
-        done = 0
+        steps = panel.steps.count
+        share = -(-panel.steps.length // (4 * steps * panel.linear.layout.pairs))
+        turns, done = beside or iter(()), 0
         for s in range(steps):
             step = bind(group * i64(steps) + i64(s))
-            first = self.panel.x[(*self.panel.steps.place(tile, step), i64(0), i64(0))]
-            amx.load(x, first, self.panel.steps.size)
+            first = panel.x[(*panel.steps.place(tile, step), i64(0), i64(0))]
+            amx.load(x, first, panel.steps.size)
             for v in self.vectors:
                 number = s * len(self.vectors) + v
                 register = w[number % len(w)]
@@ -195,10 +251,12 @@ class _Unit:
                     amx.store(v, self._room(turn, v)[i64(0), i64(0)])
                     amx.zero(v)
                 amx.multiply("tdpbssd", v, x, register)
-                until = amx.ROWS * (number + 1) // (steps * len(self.vectors))
+                until = self.height * (number + 1) // (steps * len(self.vectors))
+                _emit(islice(turns, share))
                 for r in range(done, until):
                     gather(r)
                 done = until
+        _emit(turns)
 
     def end(self, units: Expr) -> None:
         """What the last two units have left."""
@@ -207,13 +265,13 @@ class _Unit:
             amx.store(v, self._room(turn, v)[i64(0), i64(0)])
         for before, place in ((2, i64(1) - turn), (1, turn)):
             gather = self._gather(bind(tirx.max(units - i64(before), i64(0))), bind(place))
-            for r in range(amx.ROWS):
+            for r in range(self.height):
                 gather(r)
 
     def _gather(self, n: Expr, turn: Expr) -> Callable[[int], None]:
         """gather(r): a row's sums with those of unit n more, which lie aside at `turn`."""
-        panel, lanes = self.panel, T.ramp(i64(0), i64(1), LANES)
-        tile, group = self.at(n)
+        lanes = T.ramp(i64(0), i64(1), LANES)
+        panel, tile, group = self.at(n)
         scales = [bind(self.codes.scale(panel, b, group)) for b in panel.stored()]
 
         def row(r: int) -> None:

@@ -63,17 +63,19 @@ class Sums:
 @dataclass(frozen=True)
 class Body:
     """How the sums of a panel are made: `chunk(panel, number, last)` adds a chunk of k; `apart`:
-    the last chunk is not like the others. `few(panel)` makes them of all of k at once, where rows
-    are FEW tiles at most.
+    the last chunk is not like the others. `few(panel, count, height)` makes those of a run of
+    panels of all of k at once, where rows are FEW tiles at most; tiles have `height` rows.
     """
 
     chunk: Callable[[Panel, Expr, bool], None]
     apart: bool = False
-    few: Callable[[Panel], None] | None = None
+    few: Callable[[Callable[[Expr], Panel], Expr, int], None] | None = None
 
 
 FEW = 4
 """Row tiles whose sums and x stay near whatever comes between."""
+LOW = amx.ROWS // 2
+"""Rows for which tiles are made half as high: products, stores and scaling take half the time."""
 
 
 def emit_panels(
@@ -113,8 +115,10 @@ def emit_panels(
             return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group, after)
 
         columns = wide * len(linear.offsets)
-        with amx.configured(steps.bytes, roles=sums.registers(columns)):
-            _over_panels(steps, body, panel, count, tiles)
+        low = i64(LOW if body.few else 0)
+        height = bind(tirx.Select(tirx.LE(rows, low), low, i64(amx.ROWS)))
+        with amx.configured(steps.bytes, height, sums.registers(columns)):
+            _over_panels(steps, body, panel, count, (tiles, rows))
         # Row tile by row tile: the columns of a run are a stretch of each row, which is also how a
         # residual is read. Panel by panel each row's line would come from a page of its own.
         with T.serial(i64(0), tiles) as tile, T.serial(i64(0), count) as place:
@@ -122,9 +126,14 @@ def emit_panels(
 
 
 def _over_panels(
-    steps: Steps, body: Body, panel: Callable[[Expr], Panel], count: Expr, tiles: Expr
+    steps: Steps,
+    body: Body,
+    panel: Callable[[Expr], Panel],
+    count: Expr,
+    size: tuple[Expr, Expr],
 ) -> None:
-    """The sums of a run of `count` panels."""
+    """The sums of a run of `count` panels, of so many row tiles and rows."""
+    tiles, rows = size
 
     def chunk(number: Expr, last: bool) -> None:
         with T.serial(i64(0), count) as place:
@@ -140,11 +149,14 @@ def _over_panels(
 
     if body.few is None:
         return chunks()
-    with T.If(tirx.LE(tiles, i64(FEW))):
-        with T.Then(), T.serial(i64(0), count) as place:
-            body.few(panel(place))
-        with T.Else():
-            chunks()
+    with T.If(tirx.LE(rows, i64(LOW))):
+        with T.Then():
+            body.few(panel, count, LOW)
+        with T.Else(), T.If(tirx.LE(tiles, i64(FEW))):
+            with T.Then():
+                body.few(panel, count, amx.ROWS)
+            with T.Else():
+                chunks()
 
 
 def _vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], ...]:

@@ -8,7 +8,7 @@ by is taken off with the sum of x.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -218,14 +218,16 @@ def _unpack(panel: _Panel) -> None:
                 at = [g * i64(panel.fours) + run, i64(v), T.ramp(i64(0), i64(1), BYTES)]
                 T.buffer_store(panel.held, value, at)
 
-            unpack_block(linear, block, g, MIDDLE, put)
+            for _ in unpack_block(linear, block, g, MIDDLE, put):
+                pass
 
 
 def unpack_block(
     linear: Linear, block: Expr, g: Expr, zero: int, put: Callable[[Expr, Expr], None]
-) -> None:
+) -> Iterator[None]:
     """A block of groups' codes times their multipliers, as bytes that have `zero` for 0 (the codes
-    as they are, without multipliers): put(run, bytes), run of four k after run of four.
+    as they are, without multipliers): put(run, bytes), run of four k after run of four, two of them
+    for each turn of the iterator.
     """
     linear = replace(linear, streams=1)
     per, steps, dot = groups_per_block(linear.node), _steps(linear), Dot("vnni512", "u4")
@@ -236,6 +238,7 @@ def unpack_block(
             (codes,) = codes_at(linear, dot, block, bind(g * i64(per * steps) + i64(run)))
             for half in range(2):
                 put(i64(run * 2 + half), bind(multiplied(dot.nibbles(codes, half), times)))
+            yield
 
 
 def byte_multipliers(

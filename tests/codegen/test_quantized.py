@@ -152,7 +152,7 @@ def test_values(target: str, dtype: str) -> None:
     bodies = {f"{b}_{f}": Maker(target, f, dtype, sides.get(b, 1)).body(b) for f, b in wanted}
     library = Kernels(target, {n.replace("-", "_"): g for n, g in bodies.items()})
     for name in library.bodies:
-        for rows in (1, 3, 19, 90):
+        for rows in (1, 3, 7, 19, 90):
             library.check(name, {"z": below(16)}, T=rows)
 
 
