@@ -25,7 +25,8 @@ from .loops import Place
 from .panels import Steps
 from .row_tiles import tile_spaces
 from .streams import read_weights
-from .tiles import emit_whole, plain
+from .tiled_rows import emit_whole
+from .tiles import plain
 from .values import Expr, bind, cast, i64
 
 

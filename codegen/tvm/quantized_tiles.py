@@ -22,7 +22,7 @@ from .loops import flat_index
 from .panels import Panel, Put, Steps
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
-from .tiles import emit_whole
+from .tiled_rows import emit_whole
 from .two_levels import unpack_block
 from .values import Expr, bind, const, i64
 

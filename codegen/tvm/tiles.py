@@ -5,7 +5,8 @@ vectors of columns; k goes in chunks. The weights of a panel's chunk stay in the
 all rows pass; the rows' chunk stays in the second while the panels of a run pass; the sums of a
 run wait there between chunks. Threads take runs. Three forms:
 
-- whole: a tile of sums runs over all of k. bfloat16, and bytes with one scale a row of w.
+- whole (tiled_rows.py): a tile of sums runs over all of k. bfloat16, and bytes with one scale a
+  row of w.
 - groups (tiled_groups.py): codes with a scale for each group of k, multiplied as whole numbers; a
   group's sums leave the tile and are scaled.
 - widened (tiled_codes.py): the same, multiplied as bfloat16 with their scales.
@@ -14,19 +15,17 @@ run wait there between chunks. Threads take runs. Three forms:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from . import amx
-from .fetch import fetch
 from .isa import LANES
 from .linear import Linear, store_rows
 from .loops import Work, flat_index
 from .panels import PANEL, Panel, Steps
 from .row_tiles import MANY, Panels
-from .tile_products import Stretch, Weights, add_steps, over_tiles
 from .values import Expr, bind, const, i64, vectorized
 
 Read = Callable[[list[Expr], Expr, Expr], Expr]
@@ -60,22 +59,23 @@ class Sums:
         return amx.Registers.of(1 if columns > PANEL else 2, columns)
 
 
+FEW = 4
+"""Row tiles whose sums and x stay near whatever comes between."""
+LOW = amx.ROWS // 2
+"""Rows for which tiles are made half as high: products, stores and scaling take half the time."""
+
+
 @dataclass(frozen=True)
 class Body:
     """How the sums of a panel are made: `chunk(panel, number, last)` adds a chunk of k; `apart`:
     the last chunk is not like the others. `few(panel, count, height)` makes those of a run of
-    panels of all of k at once, where rows are FEW tiles at most; tiles have `height` rows.
+    panels of all of k at once, where rows are `most` tiles at most; tiles have `height` rows.
     """
 
     chunk: Callable[[Panel, Expr, bool], None]
     apart: bool = False
     few: Callable[[Callable[[Expr], Panel], Expr, int], None] | None = None
-
-
-FEW = 4
-"""Row tiles whose sums and x stay near whatever comes between."""
-LOW = amx.ROWS // 2
-"""Rows for which tiles are made half as high: products, stores and scaling take half the time."""
+    most: int = FEW
 
 
 def emit_panels(
@@ -110,7 +110,7 @@ def emit_panels(
 
         def panel(place: Expr) -> Panel:
             group = bind(first + place)
-            vectors = _vectors(linear, group, wide)
+            vectors = column_vectors(linear, group, wide)
             after = (first, bind(place + i64(1)), count)
             return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group, after)
 
@@ -152,14 +152,15 @@ def _over_panels(
     with T.If(tirx.LE(rows, i64(LOW))):
         with T.Then():
             body.few(panel, count, LOW)
-        with T.Else(), T.If(tirx.LE(tiles, i64(FEW))):
+        with T.Else(), T.If(tirx.LE(tiles, i64(body.most))):
             with T.Then():
                 body.few(panel, count, amx.ROWS)
             with T.Else():
                 chunks()
 
 
-def _vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], ...]:
+def column_vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, Expr], ...]:
+    """The column vectors of a panel by its number, as (offset, block)."""
     last = i64(-(-linear.columns // LANES) - 1)
     return tuple(
         (o, bind(tirx.min(group * i64(wide) + i64(c), last)))
@@ -235,100 +236,6 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Scaled) -> None:
         )
 
 
-# -- whole rows
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """Asks for the weights of what comes after a panel's chunk: the run's next panel, or the first
-    one's next chunk. A panel's chunk is short, and lies apart from the next one: hardware's own
-    fetching begins anew with each.
-    """
-
-    panel: Panel
-    blocks: list[Expr]
-    step: Expr
-    share: Expr
-
-    @staticmethod
-    def of(panel: Panel, chunk: Expr) -> Ahead:
-        """For a chunk of a panel, whose row tiles each ask for a share of the lines."""
-        linear, (first, place, count) = panel.linear, panel.after
-        more = tirx.LT(place, count)
-        group = bind(tirx.Select(more, first + place, first))
-        blocks = [
-            bind(linear.stored(block, offset))
-            for offset, block in _vectors(linear, group, panel.wide)
-        ]
-        cut = i64(panel.steps.cut)
-        step = bind(tirx.Select(more, chunk, chunk + i64(1)) * cut)
-        lines = cut * i64(amx.ROWS) + panel.tiles - i64(1)
-        return Ahead(panel, blocks, step, bind(tirx.floordiv(lines, panel.tiles)))
-
-    def for_tiles(self, first: Expr, count: int) -> None:
-        """The share of some row tiles."""
-        linear = self.panel.linear
-        w = linear.kernel.places[linear.codes].buffer
-        low = bind(self.step * i64(amx.ROWS) + first * self.share)
-        with T.serial(i64(0), self.share * i64(count)) as line:
-            for block in self.blocks:
-                fetch(w, [block, low + line, i64(0), i64(0)], near=2)
-
-
-def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
-    """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
-    steps = replace(steps, cut=panels_of(linear).chunk)
-    cut = i64(steps.cut)
-    whole, short = divmod(linear.depth, amx.ROWS)
-
-    def add_chunk(panel: Panel, chunk: Expr, last: bool) -> None:
-        tail = _tail(panel, whole, short) if last and short else None
-        low = i64((steps.chunks - 1) * steps.cut) if last else bind(chunk * cut)
-        high = i64(whole) if last else bind(low + cut)
-        start: Expr | bool | None = tirx.EQ(chunk, i64(0))
-        if last:
-            start = True if steps.chunks == 1 else None
-        stretch = Stretch(low, high, start, _packed_weights(panel), tail)
-        ask = Ahead.of(panel, chunk)
-
-        def block(tile: Expr, count: int, before: Expr | None) -> None:
-            ask.for_tiles(tile, count)
-            add_steps(panel, kind, stretch, tile, count, before)
-
-        over_tiles(panel, block)
-
-    dtype = "float32" if kind == "tdpbf16ps" else "int32"
-    emit_panels(linear, rows, steps, Sums(dtype, value), Body(add_chunk, apart=True))
-
-
 def plain(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
     """A sum as it is."""
     return panel.sums[(*panel.row_of_sums(tile, vector, r), lane)]
-
-
-def _packed_weights(panel: Panel) -> Weights:
-    """Where tiles of weights lie in the packed weight itself."""
-    w = panel.linear.kernel.places[panel.linear.codes].buffer
-
-    def first(vector: int, step: Expr) -> Expr:
-        offset, block = panel.vectors[vector]
-        return w[panel.linear.stored(block, offset), step * i64(amx.ROWS), i64(0), i64(0)]
-
-    return first
-
-
-def _tail(panel: Panel, whole: int, short: int) -> tirx.Buffer:
-    """The last, short step of each vector's weights, filled up with zeros."""
-    linear = panel.linear
-    w = linear.kernel.places[linear.codes].buffer
-    width = LANES * linear.layout.depth
-    buffer = amx.buffer((len(panel.vectors), amx.ROWS, width), str(w.dtype))
-    lanes, zero = T.ramp(i64(0), i64(1), width), const(0, str(w.dtype))
-    for v, (offset, block) in enumerate(panel.vectors):
-        for r in range(amx.ROWS):
-            value = T.broadcast(zero, width)
-            if r < short:
-                at = (linear.stored(block, offset), i64(whole * amx.ROWS + r))
-                value = w[(*at, i64(0), T.ramp(i64(0), i64(1), width))]
-            T.buffer_store(buffer, value, [i64(v), i64(r), lanes])
-    return buffer
