@@ -44,6 +44,8 @@ their common shape, and where it is false a load gives 0 and a store does nothin
 
 - `LOAD_X(env, rows, ks, mask)`: operand x at [row, k], in the dtype that is multiplied. Axes before
   the last are one: a row is the number of a row of x[..., K].
+  Beside a `FACTOR(env, row, total)` (templates of one row) it gives two float32 values, what is
+  multiplied and what `total` is the sum of over the row: the row's sums are multiplied by FACTOR's.
 - `STORE(env, sums, rows, cols, mask)`: `sums` is a tuple of PARTS float32 tensors; part p belongs
   to column p N / PARTS + cols of the anchor's result (a gate beside what it gates arrives as two
   parts with the same cols), and cols are below N / PARTS. The hook adds the bias, does everything
