@@ -8,7 +8,6 @@ called with.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -31,6 +30,7 @@ from .grad_mode import WithoutGradients
 from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
+from .refusals import A_NUMBER, is_settled
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
 
@@ -41,8 +41,6 @@ BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
 DEFAULT_CONTEXT = 2048
 IDS = "ids"  # what LogitsOf calls its argument
-STRIDES = 3  # what the tracer takes for granted of strides holds from so many tokens on, or fewer
-A_NUMBER = "specialized it to be a constant"
 TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
 
@@ -245,8 +243,7 @@ def _export_any_length(
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none
         # was asked for.
-        known = A_NUMBER in str(refusal) or least_length(str(refusal)) > STRIDES
-        found = None if known else _found_bounds(model, limit)
+        found = None if is_settled(str(refusal)) else _found_bounds(model, limit)
         if found is None or (wanted and found[0] == MOST_BATCH):
             raise refusal
     batch, high = found
@@ -256,14 +253,6 @@ def _export_any_length(
     except CompileError:
         # The whole of a table is a case of its own to the tracer: its full length is not shared.
         return _export_up_to(model, high - 1, batch), (1, high - 1)
-
-
-def least_length(refusal: str) -> int:
-    """The length from which on the tracer would have a model, in place of all; 0 where it names
-    none.
-    """
-    found = re.search(r"S = Dim\('S', min=(\d+)", refusal)
-    return int(found[1]) if found else 0
 
 
 def _ids(limit: int) -> torch.Tensor:
@@ -290,11 +279,11 @@ def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
         shapes = _open_shapes(limit, batch, least=1)
         return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
     except CompileError as refusal:
+        if is_settled(str(refusal)):
+            raise
         # The least of two sizes is beyond the tracer's algebra.
         if "Constraints violated" in str(refusal) and "min(" in str(refusal):
             return _export_proved(model, limit, batch, refusal)
-        if A_NUMBER in str(refusal) or least_length(str(refusal)) > STRIDES:
-            raise  # the model counts by it: sizes that are not looked at are no help
         try:
             # Where a part of a table is all of it, its strides are others, and the tracer keeps the
             # two apart. Told not to look at sizes for what is decided the same way without, it

@@ -23,7 +23,6 @@ from ..passes.lift_steps import lift_steps
 from ..passes.raise_scans import RaiseScans
 from ..passes.token_values import WHAT_TO_WRITE
 from .capture import (
-    A_NUMBER,
     BATCH,
     MOST_BATCH,
     Captured,
@@ -38,6 +37,7 @@ from .evaluator import part_runner
 from .import_aten import Imported, import_captured
 from .pipeline import raising
 from .reference import evaluate
+from .refusals import A_NUMBER
 
 # Short ones for loops over tokens, of no common factor with most sizes, the first of them without
 # a second chunk in most; then multiples of chunks.

@@ -8,7 +8,6 @@ that is so is tried against the model's own programs for shorter lengths.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -26,7 +25,6 @@ from .capture import (
     LogitsOf,
     export,
     input_symbols,
-    least_length,
     of_logits,
 )
 from .checkpoint import Weights
@@ -34,6 +32,7 @@ from .errors import CompileError
 from .fixed_lengths import FEW, captures_at, far_apart
 from .import_aten import Imported, import_captured
 from .reference import evaluate
+from .refusals import least_length, most_length, second_window
 
 WIDE = (torch.float32, torch.float64)
 MOST_TRIES = 3
@@ -44,16 +43,16 @@ def capture_longer(
     model: nn.Module, limit: int, weights: Weights, name: str, refusal: CompileError
 ) -> Captured | None:
     """The capture for lengths from the least on that a refusal of all lengths names, up to a limit;
-    None where it names none, or where the model does not export so.
+    None where it names none, or where the model does not export so. Where it names a greatest one
+    the least is that of a longer trace.
 
     Raises CompileError where the model computes differently at fewer tokens.
     """
     reason, traced = str(refusal), LENGTH
     for _ in range(MOST_TRIES):
-        low = least_length(reason)
-        most = re.search(r"S = Dim\('S', .*max=(\d+)", reason)
-        if most and int(most[1]) < limit:  # it takes another way from there on
-            traced = min(limit, WINDOWS * (int(most[1]) + 1) + LENGTH)
+        low, most = max(least_length(reason), second_window(reason)), most_length(reason, limit)
+        if most < limit:  # it takes another way from there on
+            traced, low = min(limit, WINDOWS * (most + 1) + LENGTH), max(low, 2)
         if not 1 < low <= min(traced, limit):
             return None
         try:

@@ -97,32 +97,34 @@ def test_what_is_no_condition_at_some_size_is_left_to_the_tracer() -> None:
 
 
 class Windows(nn.Module):
-    """Adds to each token the mean of the windows of four that ended with it or before; one too many
-    for `short` texts.
+    """Adds to each token the means of the windows of `size` that ended with it or before; one too
+    many where there is one window, with `short`.
     """
 
-    def __init__(self, *, short: int = 0) -> None:
+    def __init__(self, size: int = 4, *, short: int = 0) -> None:
         super().__init__()
-        self.words, self.out, self.short = nn.Embedding(31, 8), nn.Linear(8, 31), short
+        self.words, self.out = nn.Embedding(31, 8), nn.Linear(8, 31)
+        self.size, self.short = size, short
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x, length = self.words(ids), ids.shape[1]
-        count = length // 4
+        x, length, size = self.words(ids), ids.shape[1], self.size
+        count, ended = length // size, (torch.arange(length)[:, None] + 1 + self.short) // size
         if count > 1:
-            windows = x[:, : 4 * count].view(ids.shape[0], count, 4, 8).mean(2)
-            ended = (torch.arange(length)[:, None] + 1) // 4 > torch.arange(count)
-            x = x + ended.float() @ windows
+            windows = x[:, : size * count].view(ids.shape[0], count, size, 8).mean(2)
+            ended = (torch.arange(length)[:, None] + 1) // size
+            x = x + (ended > torch.arange(count)).float() @ windows
         elif count > 0:
-            x = (
-                x
-                + (torch.arange(length) > 2 - bool(self.short))[:, None] * x[:, :4].mean(1)[:, None]
-            )
+            x = x + (ended > 0) * x[:, :size].mean(1)[:, None]
         return self.out(x)
 
 
-def test_what_is_otherwise_where_there_are_few_tokens_is_captured_from_there_on() -> None:
-    captured = capture(Windows().eval(), max_context=40)
-    assert captured.bounds["S"] == (8, 40)
+@pytest.mark.parametrize(("size", "most"), [(4, 40), (24, 200)])
+def test_what_is_otherwise_where_there_are_few_tokens_is_captured_from_there_on(
+    size: int, most: int
+) -> None:
+    """With windows that a trace of few tokens has several of, or none."""
+    captured = capture(Windows(size).eval(), max_context=most)
+    assert captured.bounds["S"] == (2 * size, most)
 
 
 def test_what_has_other_values_where_there_are_few_tokens_is_refused() -> None:
