@@ -50,6 +50,7 @@ def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
         return module.prepare(inputs, dims)
     artifact.weights.settle(available_memory() // 2, wait=True)
     executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["C"], dims["N"])
+    executor.fill_caches()
     return executor.prepare(example_batch(artifact.plan, dims))
 
 

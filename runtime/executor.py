@@ -12,7 +12,7 @@ import numpy as np
 from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
 from .binding import Binder, Bound, Kernels, run_bound, run_timed
 from .kernel_times import StepSample
-from .tensors import STORAGE, Array, aligned_bytes, allocate, place, release
+from .tensors import STORAGE, Array, aligned_bytes, allocate_together, place, release
 from .weights import Weights
 
 
@@ -163,9 +163,9 @@ class Executor:
         self.samples = False
         self.sample: StepSample | None = None
         self._library = library
-        self._caches = {
-            c.name: allocate(c.dtype, c.array(blocks, plan.block, self.states)) for c in plan.caches
-        }
+        shapes = [(c.dtype, c.array(blocks, plan.block, self.states)) for c in plan.caches]
+        names = (c.name for c in plan.caches)
+        self._caches = dict(zip(names, allocate_together(shapes), strict=True))
         self._paged = [self._caches[c.name] for c in plan.caches if not c.state]
         self._states = [self._caches[c.name] for c in plan.caches if c.state]
         self._signature: dict[str, TensorSpec] = {}
@@ -218,6 +218,11 @@ class Executor:
         """Put what `read_state` gave into a state."""
         for states, entry in zip(self._states, content, strict=True):
             states[state] = entry
+
+    def fill_caches(self) -> None:
+        """Write all of caches and states, zeros: what was never written is read from one page."""
+        for cache in self._caches.values():
+            cache.fill(0)
 
     def release_caches(self) -> None:
         """Give the memory of caches and states back to the machine; they hold zeros after it."""

@@ -15,11 +15,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .tensors import Array
+from .tensors import LARGE_PAGE, Array
 
-LARGE = 2 << 20
-"""Bytes of a large page (x86-64)."""
-_STRETCH = 8 * LARGE  # moved at a time: what memory holds twice
+_STRETCH = 8 * LARGE_PAGE  # moved at a time: what memory holds twice
 _NICE = 10  # a tenth of a core where requests want it, all of it where nothing runs
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _NODES = Path("/sys/devices/system/node/online")
@@ -82,7 +80,10 @@ def move_to_large_pages(memory: Array) -> int:
     where the machine gives no more memory.
     """
     base = memory.ctypes.data
-    first, end = -(-base // LARGE) * LARGE, (base + memory.nbytes) // LARGE * LARGE
+    first, end = (
+        -(-base // LARGE_PAGE) * LARGE_PAGE,
+        (base + memory.nbytes) // LARGE_PAGE * LARGE_PAGE,
+    )
     moved = 0
     for begin in range(first, end, _STRETCH):
         stop = min(begin + _STRETCH, end)
@@ -96,7 +97,7 @@ def move_to_large_pages(memory: Array) -> int:
 
 def _small(begin: int, end: int) -> Iterator[tuple[int, int]]:
     """The parts of a range that no large page maps; all of it where the kernel can't tell."""
-    regions = (ctypes.c_uint64 * (3 * ((end - begin) // LARGE)))()
+    regions = (ctypes.c_uint64 * (3 * ((end - begin) // LARGE_PAGE)))()
     arguments = (ctypes.c_uint64 * 12)(
         96, 0, begin, end, 0, ctypes.addressof(regions), len(regions) // 3, 0,
         0, _PAGE_IS_HUGE, 0, _PAGE_IS_HUGE,
@@ -115,8 +116,8 @@ def _small(begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _move(begin: int, size: int) -> None:
     """Put a copy of `size` bytes at `begin`, on new pages, in their place."""
-    taken = _map_anonymous(size + LARGE)
-    copy = -(-taken // LARGE) * LARGE
+    taken = _map_anonymous(size + LARGE_PAGE)
+    copy = -(-taken // LARGE_PAGE) * LARGE_PAGE
     _libc.madvise(copy, size, mmap.MADV_HUGEPAGE)
     ctypes.memmove(copy, begin, size)
     if _libc.mprotect(copy, size, mmap.PROT_READ):
@@ -125,8 +126,8 @@ def _move(begin: int, size: int) -> None:
         raise OSError(ctypes.get_errno(), f"mremap of {size} bytes")
     if copy > taken:
         _libc.munmap(taken, copy - taken)
-    if taken + LARGE > copy:
-        _libc.munmap(copy + size, taken + LARGE - copy)
+    if taken + LARGE_PAGE > copy:
+        _libc.munmap(copy + size, taken + LARGE_PAGE - copy)
 
 
 def _map_anonymous(size: int) -> int:

@@ -3,6 +3,8 @@
 import ctypes
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from ..ir.plan import ALIGNMENT, DTYPE_BITS, tensor_bytes
 from .ffi import tvm_ffi
 
 Array = np.ndarray[Any, np.dtype[Any]]
+LARGE_PAGE = 2 << 20
+"""Bytes of a large page (x86-64)."""
 
 # What a kernel's buffer is declared as. bf16 and f8 cross the border as bits, packed integers as
 # bytes.
@@ -47,6 +51,26 @@ def place(memory: Array, offset: int, dtype: str, shape: Sequence[int]) -> Array
 def allocate(dtype: str, shape: Sequence[int]) -> Array:
     """A new aligned array of zeros."""
     return place(aligned_bytes(tensor_bytes(dtype, shape)), 0, dtype, shape)
+
+
+def allocate_together(specs: Sequence[tuple[str, Sequence[int]]]) -> list[Array]:
+    """New aligned arrays of zeros, (dtype, shape) each, side by side in memory of large pages where
+    the machine has them: apart, each begins and ends with small ones.
+    """
+    sizes = [-(-tensor_bytes(dtype, shape) // ALIGNMENT) * ALIGNMENT for dtype, shape in specs]
+    memory = _large_bytes(sum(sizes))
+    offsets = accumulate(sizes, initial=0)
+    return [place(memory, at, *spec) for at, spec in zip(offsets, specs, strict=False)]
+
+
+def _large_bytes(size: int) -> Array:
+    """`size` zero bytes that begin at a large page."""
+    raw = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without large pages
+        raw.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(raw, np.uint8)
+    start = -memory.ctypes.data % LARGE_PAGE
+    return memory[start : start + size]
 
 
 def release(array: Array) -> None:

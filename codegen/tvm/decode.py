@@ -12,11 +12,11 @@ from .ahead import Ahead, Notes
 from .attention import Attention, Item, Span
 from .isa import LANES
 from .loops import Work
-from .pairs import Pairs, products_of
+from .pairs import Pairs, products_of_one, streams
 from .scales import Scales
 from .scores import Floats, Rows
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
-from .streamed import MOST_ROWS, accumulate_streamed, runs_of, score_streamed
+from .streamed import accumulate_streamed, runs_of, score_streamed
 from .values import Expr, bind, i64
 
 
@@ -112,7 +112,7 @@ def emit_split(
     turn: Turn,
 ) -> None:
     """Split `split` of an item's keys, for a range of groups, into the partials."""
-    products = products_of(a)
+    products = products_of_one(a)
     size = products.tile_of(a.repeat)
     scores = products.matrix(a.heads, a.space.keys)
     own = _Split(
@@ -123,7 +123,7 @@ def emit_split(
     low, high = (bind(g * i64(a.repeat)) for g in groups)
     with T.serial(low, high) as h:
         products.put_query(work, item, own.q, h, (i64(0), h))
-    if _streams(a, products):
+    if type(products) is Pairs and streams(a):
         return _stream(a, work, item, span, groups, own, turn)
     with products.ready(size):
         _score(a, products, work, item, span, groups, own.q, scores)
@@ -268,13 +268,6 @@ def emit_fold(
             fold_values(padded(a), Rows(totals.values, h, 1), part, factors, lane)
     with T.serial(i64(0), i64(a.heads)) as h:
         totals.finish(a, work, item, h, (i64(0), h))
-
-
-def _streams(a: Attention, products: Floats) -> bool:
-    """Whether keys and values go into products as they lie in memory."""
-    fits = a.repeat <= MOST_ROWS and a.in_runs
-    known = a.factors is None or a.kernel.isa.has_byte_table
-    return fits and known and type(products) is Pairs
 
 
 def _stream(

@@ -16,7 +16,7 @@ from .attention import Attention, Item, Memory, attention_spaces, pulled_once, r
 from .decode import Partials, Turn, emit_fold, emit_split
 from .function import Anchor, Kernel, cache_of
 from .loops import Place, Work
-from .pairs import products_of
+from .pairs import products_of_one
 from .prefill import emit_tokens
 from .pull import CodegenError
 from .schedule import Schedule, Share
@@ -192,7 +192,7 @@ def _over_items(batch: Batch, a: Attention, longest: Expr) -> None:
     # By the shapes alone: TVM moves allocations in front of what is computed.
     keys = a.space.keys
     count = batch.sequences * tirx.floordiv(longest + i64(keys - 1), i64(keys))
-    partials = Partials.scratch(products_of(a), count)
+    partials = Partials.scratch(products_of_one(a), count)
 
     def one(n: Expr, number: Expr, notes: Notes) -> None:
         at = bind(number - schedule.items[n])

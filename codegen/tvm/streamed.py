@@ -22,8 +22,6 @@ from .scores import Rows
 from .values import Expr, bind, bytes_of, i64
 from .vectors import ALL, filled, lanes_from, shuffled, shuffled_alone, turned_in_quarters
 
-MOST_ROWS = 8
-"""Rows whose sums of two vectors stay in registers beside the keys."""
 _SUMS = 24
 """Vectors of sums of weighted values that stay in registers beside the values."""
 QUARTER = 16

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from ferrule.ir.plan import TensorSpec
 from ferrule.runtime import large_pages
-from ferrule.runtime.large_pages import LARGE, has_large_pages, move_to_large_pages
-from ferrule.runtime.tensors import Array
+from ferrule.runtime.large_pages import has_large_pages, move_to_large_pages
+from ferrule.runtime.tensors import LARGE_PAGE, Array, allocate_together, release
 from ferrule.runtime.weights import Weights, WeightsWriter
 
-SIZE = 11 * LARGE + 12_345
+SIZE = 11 * LARGE_PAGE + 12_345
 PIECE = 1 << 16
 
 
@@ -29,7 +29,7 @@ def weights(tmp_path: Path, content: Array) -> Weights:
 
 def _all_small(begin: int, end: int) -> list[tuple[int, int]]:
     """As a machine that can't tell: in two parts, of which one is not of whole stretches."""
-    middle = begin + LARGE
+    middle = begin + LARGE_PAGE
     return [(begin, middle), (middle, end)] if middle < end else [(begin, end)]
 
 
@@ -49,10 +49,13 @@ def test_what_moves_keeps_bytes_address_and_protection(weights, content, monkeyp
     array = weights["a"]
     address = array.ctypes.data
     assert {path for _, path in _mappings(address, address + SIZE)} == {str(weights.path)}
-    assert move_to_large_pages(array) in range(SIZE - 2 * LARGE, SIZE + 1, 1)
+    assert move_to_large_pages(array) in range(SIZE - 2 * LARGE_PAGE, SIZE + 1, 1)
     assert array.ctypes.data == address
     np.testing.assert_array_equal(array, content)
-    first, last = -(-address // LARGE) * LARGE, (address + SIZE) // LARGE * LARGE
+    first, last = (
+        -(-address // LARGE_PAGE) * LARGE_PAGE,
+        (address + SIZE) // LARGE_PAGE * LARGE_PAGE,
+    )
     moved = _mappings(first, last)
     assert {path for _, path in moved} == {""}
     assert all(protection.startswith("r--") for protection, _ in moved)
@@ -83,7 +86,7 @@ def test_others_read_the_same_bytes_while_they_move(weights, content, monkeypatc
 
 def test_a_second_time_moves_only_what_got_no_large_page(weights, content):
     first = move_to_large_pages(weights["a"])
-    assert first % LARGE == 0
+    assert first % LARGE_PAGE == 0
     assert move_to_large_pages(weights["a"]) <= first
     np.testing.assert_array_equal(weights["a"], content)
 
@@ -112,3 +115,16 @@ def test_a_machine_without_large_pages_or_of_several_nodes(tmp_path, setting, no
     (tmp_path / "online").write_text(nodes + "\n")
     assert has_large_pages(tmp_path / "enabled", tmp_path / "online") is expected
     assert has_large_pages(tmp_path / "none", tmp_path / "online") is False
+
+
+def test_arrays_that_are_allocated_together_lie_side_by_side_and_are_given_back():
+    first, second, none = allocate_together(
+        [("bf16", (3, 7)), ("u8", (LARGE_PAGE,)), ("f32", (0,))]
+    )
+    assert first.ctypes.data % LARGE_PAGE == 0 and first.shape == (3, 7)
+    assert second.ctypes.data == first.ctypes.data + 64 and none.size == 0
+    assert not first.any() and not second.any()
+    first.fill(1)
+    second.fill(2)
+    release(second)
+    assert (first == 1).all() and not second.any()
