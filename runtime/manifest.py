@@ -1,8 +1,10 @@
 """manifest.json: what an artifact is, whom it was built for, and the hash of every file.
 
-A file's hash is the SHA-256 of the SHA-256 digests of its 16 MiB pieces, in order, so that all
-cores hash one big file (3.5 GB/s on two Zen 4 cores: a 2.4 GB artifact in 0.7 s). The manifest
-carries its own hash. Nothing is sampled: one altered bit anywhere is found.
+A file's hash is the XXH3 (128 bits) of the XXH3 digests of its 16 MiB pieces, in order, so that all
+cores hash one big file, as fast as memory gives it (660 MB on two cores of Granite Rapids in 0.04
+s, where SHA-256 took 0.31: half of what a process took up to its first token). It finds damage, and
+nothing is sampled: one altered bit anywhere is found. It is no seal: who can change a file can also
+change the manifest, which carries its own hash.
 """
 
 import hashlib
@@ -14,14 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import xxhash
+
 from .errors import ArtifactError
 from .library import available_cores
 from .tiles import allow_tiles, tiles_refused
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PIECE = 16 << 20
-_DIGEST = "digest"
+_DIGEST, _HASH = "digest", "xxh3"
 
 Manifest = dict[str, Any]
 
@@ -37,7 +41,7 @@ def write_manifest(directory: Path, fields: Mapping[str, Any]) -> Manifest:
     names = [p.relative_to(directory).as_posix() for p in paths]
     manifest: Manifest = {"format": FORMAT, **fields}
     manifest["files"] = {
-        name: {"bytes": path.stat().st_size, "sha256": digest}
+        name: {"bytes": path.stat().st_size, _HASH: digest}
         for name, path, digest in zip(names, paths, hash_files(paths), strict=True)
     }
     manifest[_DIGEST] = _own_digest(manifest)
@@ -82,10 +86,9 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     for path, wanted in zip(paths, files.values(), strict=True):
         _check_size(path, wanted["bytes"])
     for path, wanted, digest in zip(paths, files.values(), hash_files(paths), strict=True):
-        if digest != wanted["sha256"]:
+        if digest != wanted.get(_HASH):
             raise ArtifactError(
-                f"{path}: altered: sha256 is {digest[:16]}..., the manifest has"
-                f" {wanted['sha256'][:16]}..."
+                f"{path}: altered: {_HASH} is {digest}, the manifest has {wanted.get(_HASH)}"
             )
 
 
@@ -155,7 +158,7 @@ def hash_files(paths: Iterable[Path]) -> list[str]:
             for path in paths
         ]
         return [
-            hashlib.sha256(b"".join(p.result() for p in pieces)).hexdigest() for pieces in pending
+            xxhash.xxh3_128_hexdigest(b"".join(p.result() for p in pieces)) for pieces in pending
         ]
 
 
@@ -163,10 +166,10 @@ def _hash_piece(path: Path, offset: int) -> bytes:
     with path.open("rb") as file:
         length = min(PIECE, os.fstat(file.fileno()).st_size - offset)
         if length <= 0:
-            return hashlib.sha256().digest()
+            return xxhash.xxh3_128_digest(b"")
         # Mapped, not read: hashing is all that touches the bytes.
         with mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_READ) as piece:
-            return hashlib.sha256(piece).digest()
+            return xxhash.xxh3_128_digest(piece)
 
 
 def _own_digest(manifest: Manifest) -> str:

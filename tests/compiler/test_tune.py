@@ -209,7 +209,7 @@ def test_an_artifact_is_built_anew_with_what_won(copy: Path, tmp_path: Path):
     tune_artifact(copy, 1e9, path, show_progress=False, measurers=stub)
     after = load(copy)  # checks every file
     files = after.manifest["files"]
-    assert files["kernels.so"]["sha256"] != had["kernels.so"]["sha256"]
+    assert files["kernels.so"]["xxh3"] != had["kernels.so"]["xxh3"]
     assert files["weights.safetensors"] == had["weights.safetensors"]
     choices = {n: k["choices"] for n, k in after.manifest["report"]["kernels"].items()}
     for task in stub.tasks:

@@ -186,8 +186,8 @@ def test_a_truncated_or_missing_file_is_found(toy, name):
 
 def test_another_format_and_another_machine_are_refused(toy, tmp_path, toy_kernels):
     manifest = json.loads((toy / "manifest.json").read_text())
-    (toy / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(ArtifactError, match="format 2, this version of ferrule reads 1"):
+    (toy / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(ArtifactError, match="format 1, this version of ferrule reads 2"):
         load(toy)
     other = write_toy(tmp_path / "other", toy_kernels, features=["sse2", "avx9000", "amx9"])
     with pytest.raises(
@@ -199,7 +199,7 @@ def test_another_format_and_another_machine_are_refused(toy, tmp_path, toy_kerne
         load(other)
     with pytest.raises(ArtifactError, match="no artifact here"):
         load(tmp_path)
-    manifest["files"]["../thesis.tex"] = {"bytes": 1, "sha256": ""}
+    manifest["files"]["../thesis.tex"] = {"bytes": 1, "xxh3": ""}
     manifest.pop("digest")
     manifest["digest"] = manifest_module._own_digest(manifest)
     (toy / "manifest.json").write_text(json.dumps(manifest))
