@@ -30,7 +30,7 @@ THIRD_PARTIES = {
     "codegen/": SYMBOLS | ARRAYS,
     "codegen/tvm/": SYMBOLS | ARRAYS | {"tvm", "tvm_ffi"},
     "codegen/triton/": SYMBOLS | ARRAYS | {"triton"},
-    "runtime/": ARRAYS | {"tvm_ffi", "tokenizers", "jinja2", "safetensors"},
+    "runtime/": ARRAYS | {"tvm_ffi", "tokenizers", "jinja2", "safetensors", "xxhash"},
     "runtime/server/": ARRAYS | SERVING | {"tokenizers", "jinja2"},
     "runtime/cuda/": ARRAYS | {"torch", "tvm_ffi"},
     "runtime/distributed/": ARRAYS | {"torch", "ray"},
