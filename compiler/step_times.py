@@ -43,12 +43,12 @@ def _bound(artifact: Artifact, entry: str, dims: Mapping[str, int]) -> Bound:
     from ..runtime.executor import Executor, ModuleExecutor, available_memory
     from ..runtime.tensors import allocate
 
+    artifact.weights.settle(available_memory() // 2, wait=True)
     if "decode" not in artifact.plan.entries:
         module = artifact.module
         assert isinstance(module, ModuleExecutor), f"{artifact} is not timed here"
         inputs = {s.name: allocate(s.dtype, evaluate_shape(s.shape, dims)) for s in module.inputs}
         return module.prepare(inputs, dims)
-    artifact.weights.settle(available_memory() // 2, wait=True)
     executor = Executor(artifact.plan, artifact.library, artifact.weights, dims["C"], dims["N"])
     executor.fill_caches()
     return executor.prepare(example_batch(artifact.plan, dims))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .tensors import LARGE_PAGE, Array
+from .tensors import LARGE_PAGE, Array, advise
 
 _STRETCH = 8 * LARGE_PAGE  # moved at a time: what memory holds twice
 _NICE = 10  # a tenth of a core where requests want it, all of it where nothing runs
@@ -35,7 +35,6 @@ _libc.mremap.restype = ctypes.c_void_p
 _libc.mremap.argtypes = (
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p,
 )  # fmt: skip
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _FAILED = ctypes.c_void_p(-1).value
@@ -80,15 +79,14 @@ def move_to_large_pages(memory: Array) -> int:
     where the machine gives no more memory.
     """
     base = memory.ctypes.data
-    first, end = (
-        -(-base // LARGE_PAGE) * LARGE_PAGE,
-        (base + memory.nbytes) // LARGE_PAGE * LARGE_PAGE,
-    )
+    first = -(-base // LARGE_PAGE) * LARGE_PAGE
+    end = (base + memory.nbytes) // LARGE_PAGE * LARGE_PAGE
     moved = 0
     for begin in range(first, end, _STRETCH):
         stop = min(begin + _STRETCH, end)
         # A page that was never read is not mapped yet, by either size.
-        _libc.madvise(begin, stop - begin, _MADV_POPULATE_READ)
+        with suppress(OSError):  # an older kernel
+            advise(begin, stop - begin, _MADV_POPULATE_READ)
         for start, finish in _small(begin, stop):
             _move(start, finish - start)
             moved += finish - start
@@ -118,7 +116,8 @@ def _move(begin: int, size: int) -> None:
     """Put a copy of `size` bytes at `begin`, on new pages, in their place."""
     taken = _map_anonymous(size + LARGE_PAGE)
     copy = -(-taken // LARGE_PAGE) * LARGE_PAGE
-    _libc.madvise(copy, size, mmap.MADV_HUGEPAGE)
+    with suppress(OSError):
+        advise(copy, size, mmap.MADV_HUGEPAGE)
     ctypes.memmove(copy, begin, size)
     if _libc.mprotect(copy, size, mmap.PROT_READ):
         raise OSError(ctypes.get_errno(), f"mprotect of {size} bytes")

@@ -84,10 +84,15 @@ def release(array: Array) -> None:
         return
     flat = array.reshape(-1).view(np.uint8)
     flat[: first - address] = flat[end - address :] = 0
-    advise = ctypes.CDLL(None, use_errno=True).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    if advise(first, end - first, mmap.MADV_DONTNEED) != 0:
-        raise OSError(ctypes.get_errno(), f"madvise of {end - first} bytes")
+    advise(first, end - first, mmap.MADV_DONTNEED)
+
+
+def advise(address: int, size: int, advice: int) -> None:
+    """madvise(2) of some pages. Raises OSError where the machine does not take the advice."""
+    call = ctypes.CDLL(None, use_errno=True).madvise
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    if call(address, size, advice) != 0:
+        raise OSError(ctypes.get_errno(), f"madvise of {size} bytes")
 
 
 class _Lent:

@@ -56,10 +56,8 @@ def in_turn(
     name, read, vector = f"ferrule_read_{dtype}", f"<{size} x i8>", f"<{lanes} x {_TYPES[dtype]}>"
     load, register = _LOADS[size]
     code = f"{load} $1, $0"
-    where = T.address_of(buffer[tuple(at)])
-    other = where if isinstance(ahead, int) else T.address_of(buffer[tuple(ahead)])
-    behind = ahead if isinstance(ahead, int) else 0
-    if other is not where or behind:
+    element, behind = (at, ahead) if isinstance(ahead, int) else (ahead, 0)
+    if ahead:
         name, code = f"{name}_{behind}", f"{code}\\0A\\09prefetcht0 $2"
     kernel.snippets.add(f"""
 define {vector} @{name}(ptr %at, ptr %other) alwaysinline {{
@@ -70,4 +68,8 @@ define {vector} @{name}(ptr %at, ptr %other) alwaysinline {{
   ret {vector} %v
 }}
 """)
-    return bind(T.call_extern(f"{dtype}x{lanes}", name, where, other))
+    return bind(
+        T.call_extern(
+            f"{dtype}x{lanes}", name, *(T.address_of(buffer[tuple(e)]) for e in (at, element))
+        )
+    )

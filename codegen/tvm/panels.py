@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -17,8 +17,15 @@ from .values import Expr, bind, i64
 Put = Callable[[Expr, Expr], None]
 """put(run, bytes): takes a run of four k of sixteen columns, 64 bytes."""
 
+
 PANEL = 2
 """Column vectors of a panel whose weights are loaded for two row tiles at once."""
+
+
+def emit_all(turns: Iterator[None]) -> None:
+    """All of what an iterator emits turn by turn."""
+    for _ in turns:
+        pass
 
 
 @dataclass(frozen=True)

@@ -94,28 +94,6 @@ def add_steps(
         _store_sums(panel, first, count)
 
 
-def add_stream(panel: Panel, kind: str, stretch: Stretch, ask: Callable[[int, Expr], None]) -> None:
-    """The sums of the first row tile by all vectors over a whole stretch, with ask(vector, step)
-    before each tile of weights is read.
-    """
-    registers, columns = amx.Registers.of(1, len(panel.vectors)), range(len(panel.vectors))
-    tile = i64(0)
-    for v in columns:
-        amx.zero(v)
-
-    def asked(vector: int, step: Expr) -> Expr:
-        ask(vector, step)
-        return stretch.weights(vector, step)
-
-    with T.serial(stretch.low, stretch.high) as s:
-        _add_products(panel, kind, registers, (tile, s), asked, None)
-    if (tail := stretch.tail) is not None:
-        last = i64(panel.steps.count - 1)
-        short: Weights = lambda v, _: tail[i64(v), i64(0), i64(0)]  # noqa: E731
-        _add_products(panel, kind, registers, (tile, last), short, None)
-    _store_sums(panel, tile, 1)
-
-
 def _store_sums(panel: Panel, first: Expr, count: int) -> None:
     """The sums of row tiles, out of the registers."""
     columns = len(panel.vectors)

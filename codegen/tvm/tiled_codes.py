@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from . import amx
 from .isa import LANES
 from .linear import Linear
-from .panels import Panel, Put, Steps
+from .panels import Panel, Put, Steps, emit_all
 from .tile_products import Stretch, add_steps, over_tiles
 from .tiles import Body, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, i64, nearest_bf16
@@ -102,8 +102,7 @@ def _widen_group(
             lanes = T.ramp(i64(0), i64(1), PAIR)
             T.buffer_store(held, bits, [i64(v), step, row + i64(half), lanes])
 
-    for _ in wide.runs(panel, block, group, put):
-        pass
+    emit_all(wide.runs(panel, block, group, put))
 
 
 def _scaled(words: Expr, shift: int, zero: Expr, scale: Expr) -> Expr:

@@ -19,7 +19,7 @@ from .fetch import fetch
 from .isa import LANES
 from .linear import Linear
 from .loops import flat_index
-from .panels import PANEL, Panel, Put, Steps
+from .panels import PANEL, Panel, Put, Steps, emit_all
 from .streams import read_after
 from .tiles import Body, Sums, emit_panels, panels_of, plain
 from .values import Expr, bind, const, i64
@@ -78,7 +78,7 @@ def _chunk(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, 
     count = bind(tirx.min(i64(panel.steps.groups) - low, i64(groups)))
     held = _held(panel, groups)
     with T.serial(i64(0), count) as g:
-        _emit(_unpack(panel, codes, held, bind(low + g), g))
+        emit_all(_unpack(panel, codes, held, bind(low + g), g))
     with T.If(tirx.EQ(number, i64(0))), T.Then():
         _clear_sums(panel)
 
@@ -109,7 +109,7 @@ def _few_tiles(
     held, steps = _held(first, 2), bind(count * groups)
     with T.serial(i64(0), count) as place:
         _clear_sums(panel(place))
-    _emit(_unpack(first, codes, held, i64(0), i64(0)))
+    emit_all(_unpack(first, codes, held, i64(0), i64(0)))
 
     def step(number: Expr) -> tuple[Panel, Expr]:
         at = bind(tirx.min(number, steps - i64(1)))
@@ -133,12 +133,6 @@ def _few_tiles(
             with T.serial(i64(1), tiles) as tile:
                 unit.multiply(bind(m * tiles + tile))
     unit.end(bind(steps * tiles))
-
-
-def _emit(turns: Iterator[None]) -> None:
-    """All of what an iterator emits."""
-    for _ in turns:
-        pass
 
 
 def _held(panel: Panel, groups: int) -> tirx.Buffer:
@@ -252,11 +246,11 @@ class _Unit:
                     amx.zero(v)
                 amx.multiply("tdpbssd", v, x, register)
                 until = self.height * (number + 1) // (steps * len(self.vectors))
-                _emit(islice(turns, share))
+                emit_all(islice(turns, share))
                 for r in range(done, until):
                     gather(r)
                 done = until
-        _emit(turns)
+        emit_all(turns)
 
     def end(self, units: Expr) -> None:
         """What the last two units have left."""

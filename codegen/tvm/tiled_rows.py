@@ -17,7 +17,7 @@ from .fetch import fetch
 from .isa import LANES
 from .linear import Linear
 from .panels import Panel, Steps
-from .tile_products import Stretch, Weights, add_steps, add_stream, over_tiles
+from .tile_products import Stretch, Weights, add_steps, over_tiles
 from .tiles import Body, Scaled, Sums, column_vectors, emit_panels, panels_of
 from .values import Expr, bind, const, i64
 
@@ -89,8 +89,8 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
             here = panel(place)
             after = panel(bind(tirx.min(place + i64(1), count - i64(1))))
             tail = _tail(here, whole, short) if short else None
-            stretch = Stretch(i64(0), i64(whole), True, _packed_weights(here), tail)
-            add_stream(here, kind, stretch, _ask(here, after, whole))
+            stretch = Stretch(i64(0), i64(whole), True, _asked_weights(here, after, whole), tail)
+            add_steps(here, kind, stretch, i64(0), 1, None)
 
     dtype = "float32" if kind == "tdpbf16ps" else "int32"
     emit_panels(
@@ -98,23 +98,25 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
     )
 
 
-def _ask(here: Panel, after: Panel, whole: int) -> Callable[[int, Expr], None]:
-    """ask(vector, step): ask for the tile of weights STEPS_AHEAD steps behind, or behind the last
-    one for what the next panel has first.
+def _asked_weights(here: Panel, after: Panel, whole: int) -> Weights:
+    """The packed weights of a panel; with each tile the one STEPS_AHEAD steps behind it is asked
+    for, behind the last one what the next panel has first.
     """
     linear = here.linear
     w = linear.kernel.places[linear.codes].buffer
     pairs = list(zip(here.stored(), after.stored(), strict=True))
+    packed = _packed_weights(here)
 
-    def ask(vector: int, step: Expr) -> None:
+    def first(vector: int, step: Expr) -> Expr:
         ahead = bind(step + i64(STEPS_AHEAD))
         more = tirx.LT(ahead, i64(whole))
         block = bind(tirx.Select(more, *pairs[vector]))
-        first = bind(tirx.Select(more, ahead, ahead - i64(whole)) * i64(amx.ROWS))
+        low = bind(tirx.Select(more, ahead, ahead - i64(whole)) * i64(amx.ROWS))
         for line in range(amx.ROWS):
-            fetch(w, [block, first + i64(line), i64(0), i64(0)])
+            fetch(w, [block, low + i64(line), i64(0), i64(0)])
+        return packed(vector, step)
 
-    return ask
+    return first
 
 
 def _packed_weights(panel: Panel) -> Weights:

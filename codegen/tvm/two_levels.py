@@ -8,7 +8,7 @@ by is taken off with the sum of x.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -24,6 +24,7 @@ from .group_steps import Parts, add_integers, codes_at, fresh_vector, gather
 from .isa import LANES, Isa, Tile
 from .linear import Linear, Sums, load_vector, store_rows
 from .loops import Place, Work, flat_index
+from .panels import Put, emit_all
 from .row_tiles import MANY
 from .values import Expr, bind, i64
 
@@ -218,13 +219,10 @@ def _unpack(panel: _Panel) -> None:
                 at = [g * i64(panel.fours) + run, i64(v), T.ramp(i64(0), i64(1), BYTES)]
                 T.buffer_store(panel.held, value, at)
 
-            for _ in unpack_block(linear, block, g, MIDDLE, put):
-                pass
+            emit_all(unpack_block(linear, block, g, MIDDLE, put))
 
 
-def unpack_block(
-    linear: Linear, block: Expr, g: Expr, zero: int, put: Callable[[Expr, Expr], None]
-) -> Iterator[None]:
+def unpack_block(linear: Linear, block: Expr, g: Expr, zero: int, put: Put) -> Iterator[None]:
     """A block of groups' codes times their multipliers, as bytes that have `zero` for 0 (the codes
     as they are, without multipliers): put(run, bytes), run of four k after run of four, two of them
     for each turn of the iterator.
