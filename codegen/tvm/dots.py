@@ -10,6 +10,7 @@ the target has for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -67,12 +68,15 @@ class Dot:
         at = T.ramp(number * self.lanes, 1, self.lanes)
         T.buffer_store(total, self.sum(total[at], codes, x), [at])
 
-    def widen(self, total: tirx.Buffer, pairs: tirx.Buffer) -> None:
-        """total += the sums of pairs."""
+    def widen(self, total: tirx.Buffer, pairs: tirx.Buffer, times: Sequence[Expr] = ()) -> None:
+        """total += the sums of pairs; each times its own of `times`, int16, a part after another,
+        if given.
+        """
         for low in range(0, LANES, self.lanes):
             at = T.ramp(low, 1, self.lanes)
             two = pairs[T.ramp(2 * low, 1, 2 * self.lanes)]
-            T.buffer_store(total, total[at] + self._joined(two), [at])
+            by = times[low // self.lanes] if times else None
+            T.buffer_store(total, total[at] + self._joined(two, by), [at])
 
     def sum(self, total: Expr, codes: tuple[Expr, ...], x: Expr) -> Expr:
         """total + codes . x, as one expression."""
@@ -87,11 +91,11 @@ class Dot:
         name = "llvm.x86.avx2.pmadd.ub.sw"
         return T.call_llvm_pure_intrin(f"int16x{2 * self.lanes}", name, codes[0], signed)
 
-    def _joined(self, two: Expr) -> Expr:
-        """Sums of two lanes each, widened."""
-        ones = T.broadcast(tirx.IntImm("int16", 1), 2 * self.lanes)
+    def _joined(self, two: Expr, times: Expr | None = None) -> Expr:
+        """Sums of two lanes each, times what each has, widened."""
+        by = T.broadcast(tirx.IntImm("int16", 1), 2 * self.lanes) if times is None else times
         name = "llvm.x86.avx2.pmadd.wd"
-        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, two, ones)
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, two, by)
 
     @property
     def _bytes(self) -> str:

@@ -49,7 +49,7 @@ def over_steps(steps: int, step: Callable[[Expr, int], None]) -> None:
         step(i64(u), u % _UNROLL)
 
 
-def _looped(kernel: Kernel, steps: int, step: Callable[[Expr], None]) -> None:
+def looped(kernel: Kernel, steps: int, step: Callable[[Expr], None]) -> None:
     """step(s) in a loop that LLVM keeps."""
     kernel.snippets.add(STAY_A_LOOP)
     with T.serial(i64(0), i64(steps)) as s:
@@ -78,7 +78,7 @@ def add_integers(
     if dot.narrow:
         _in_stretches(linear, parts, steps, dot, add)
     elif dot.kind == "pairs":
-        _looped(linear.kernel, steps, lambda s: add(parts, s))
+        looped(linear.kernel, steps, lambda s: add(parts, s))
     elif linear.streams and len(parts) == 1 and steps > _UNROLL:
         _in_chains(parts, steps, add)
     else:
@@ -109,7 +109,7 @@ def _in_stretches(
     def stretch(first: Expr, count: int) -> None:
         none = T.broadcast(const(0, "int16"), 2 * LANES)
         narrow = {key: fresh_vector("int16", none, 2 * LANES) for key in parts}
-        _looped(linear.kernel, count, lambda s: add(narrow, first + s))
+        looped(linear.kernel, count, lambda s: add(narrow, first + s))
         for key, part in parts.items():
             dot.widen(part, narrow[key])
 

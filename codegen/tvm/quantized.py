@@ -28,6 +28,7 @@ from .group_steps import Parts, add_integers, fresh_vector, gather, over_steps
 from .isa import LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
 from .loops import Place
+from .narrow_panels import PANEL, SIZES, emit_narrow, fits_narrow
 from .quantized_tiles import Vectors, by_tiles, fits_tiles, group_sums, zeros_of
 from .row_tiles import tile_spaces
 from .two_levels import (
@@ -47,6 +48,8 @@ UNPACKED = Tile(8, 2)
 """The row tile over unpacked codes: the whole numbers of a block and its sums stay in registers."""
 UNPACKED_FROM = 64
 """Codes with one scale from which on unpacking them once is worth it."""
+NARROW_ABOVE = 8
+"""Rows up to which unpacking codes in registers costs less than laying them out, on AVX2."""
 UNPACKED_ABOVE = 24
 """Rows up to which unpacking codes in registers, for eight rows at a time, costs less."""
 
@@ -215,8 +218,24 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
         return Scheme(
             tiles, _over_integer_groups, _bias_from(node), many, until, some=(until, some)
         )
+    if narrows(kernel.isa, node):
+        begin = sums_below(kernel, node)
+        many, few = partial(emit_narrow, tile=PANEL, begin=begin), tiles[1]
+        return Scheme(
+            tiles,
+            _over_integer_groups,
+            _bias_from(node),
+            many,
+            NARROW_ABOVE,
+            some=(NARROW_ABOVE, few),
+        )
     limited = None if some is None else (some.rows, some)
     return Scheme(tiles, _over_integer_groups, _bias_from(node), some=limited)
+
+
+def narrows(isa: Isa, node: Node) -> bool:
+    """Whether many rows go by codes that are unpacked once, their sums in 16 bits."""
+    return isa.integer_dot == "pairs" and fits_narrow(node)
 
 
 def unpacks(isa: Isa, node: Node) -> bool:
@@ -294,7 +313,8 @@ def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:
     tiles = integer_tiles(isa, node)
     if not in_tiles and unpacks(isa, node):
         tiles = (*tiles[:2], UNPACKED)
-    return tile_spaces(node, target, tiles, "i8", by_tiles=in_tiles)
+    panels = (PANEL, SIZES) if narrows(isa, node) else None
+    return tile_spaces(node, target, tiles, "i8", by_tiles=in_tiles, panels=panels)
 
 
 QUANTIZED = Anchor(_wide_needs, emit_wide, _wide_spaces)

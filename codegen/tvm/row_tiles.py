@@ -6,7 +6,7 @@ tile decides how often a loaded vector is used before it is loaded again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...ir.dims import product
@@ -77,10 +77,12 @@ def tile_spaces(
     *,
     unrolls: tuple[int, ...] = (1,),
     by_tiles: bool = False,
+    panels: tuple[Tile, Mapping[str, tuple[int, ...]]] | None = None,
 ) -> tuple[Space, ...]:
     """The spaces of a linear's row variants, given the template's own tiles and the dtype of its
     products; `unrolls` are the partial sums that its loops over k know, and with `by_tiles` many
-    rows are done by tile registers.
+    rows are done by tile registers; `panels` are another way's own tile for them and what it may
+    be.
     """
     isa, rows = isa_of(target), product(node.shape[:-1])
     # For some rows the template's own is what it does for many, and few's end where its tile does.
@@ -95,10 +97,12 @@ def tile_spaces(
             burden=_burden(node, target),
             dtype=dtype,
         )
-        for bucket in (BUCKETS[:-1] if by_tiles else BUCKETS)
+        for bucket in (BUCKETS[:-1] if by_tiles or panels else BUCKETS)
     ]
     if by_tiles:
         found.append(Space(MANY, rows, Choice.of(vars(Panels())), _PANELS, dtype=dtype))
+    elif panels is not None:
+        found.append(Space(MANY, rows, _choice(panels[0], (1,)), panels[1], dtype=dtype))
     return tuple(
         s
         for s in found

@@ -8,7 +8,7 @@ by is taken off with the sum of x.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -83,9 +83,8 @@ def begin_of_blocks(below: Node) -> Node:
     return t.mul(total, t.scalar(MIDDLE // 8, "i32"))
 
 
-def _steps(linear: Linear) -> int:
+def steps_of_group(node: Node) -> int:
     """Steps of packed codes in a group."""
-    node = linear.node
     return int(operands(node).x.shape[-1]) // groups_per_block(node) // 8
 
 
@@ -94,14 +93,15 @@ def _summed(
 ) -> Parts:
     """A block's whole numbers, the sums of each group times its multiplier."""
     first, lanes = linear.kernel.places[below], T.ramp(0, 1, LANES)
+    steps = steps_of_group(linear.node)
     dot = Dot(linear.kernel.isa.integer_dot, linear.codes.dtype)
     wholes: dict[tuple[int, int, int], tirx.Buffer] = {}
     for p in range(groups_per_block(linear.node)):
         begin = [T.broadcast(bind(first.read([*row, g, i64(p)])), LANES) for row in at]
         parts = {key: fresh_vector("int32", begin[key[1]]) for key in sums.parts}
-        add_integers(linear, parts, block, at, g, _steps(linear), dot, first=p * _steps(linear))
+        add_integers(linear, parts, block, at, g, steps, dot, first=p * steps)
         times = {
-            (o, c): _multipliers(linear, linear.stored(b, o), g, p)
+            (o, c): group_multipliers(linear, linear.stored(b, o), g, p)
             for o in linear.offsets
             for c, b in enumerate(block)
         }
@@ -125,7 +125,7 @@ def _by_multiplied(
     columns = [(o, c, linear.stored(b, o)) for o in linear.offsets for c, b in enumerate(block)]
     dot, packed = Dot("vnni512", "u8"), Dot("vnni512", "u4")
     x = linear.kernel.places[linear.x].buffer
-    per, steps = groups_per_block(linear.node), _steps(linear)
+    per, steps = groups_per_block(linear.node), steps_of_group(linear.node)
     for p in range(per):
         times = [byte_multipliers(linear, b, g, p) for *_, b in columns]
         for s in range(steps):
@@ -144,7 +144,7 @@ def _by_multiplied(
     return parts
 
 
-def _multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
+def group_multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
     """The multipliers of the p-th group of a block of groups, sixteen columns, as int32."""
     node = linear.node
     found, per = operands(node), groups_per_block(node)
@@ -228,7 +228,8 @@ def unpack_block(linear: Linear, block: Expr, g: Expr, zero: int, put: Put) -> I
     for each turn of the iterator.
     """
     linear = replace(linear, streams=1)
-    per, steps, dot = groups_per_block(linear.node), _steps(linear), Dot("vnni512", "u4")
+    per, steps = groups_per_block(linear.node), steps_of_group(linear.node)
+    dot = Dot("vnni512", "u4")
     for p in range(per):
         times = byte_multipliers(linear, block, g, p, zero)
         for s in range(steps):
@@ -248,7 +249,7 @@ def byte_multipliers(
     node = linear.node
     if operands(node).multipliers is None:
         return None
-    m = _multipliers(linear, block, g, p)
+    m = group_multipliers(linear, block, g, p)
     twice = m * T.broadcast(tirx.IntImm("int32", 0x00010001), LANES)
     middle = T.broadcast(tirx.IntImm("int32", zero), LANES)
     add = middle - m * T.broadcast(tirx.IntImm("int32", int(node["offset"])), LANES)
@@ -271,19 +272,24 @@ def multiplied(codes: Expr, times: tuple[Expr, Expr] | None) -> Expr:
 
 def _lines(linear: Linear) -> Expr:
     """Lines of the cache of packed codes in a block of groups of sixteen columns, a step each."""
-    return i64(groups_per_block(linear.node) * _steps(linear))
+    return i64(groups_per_block(linear.node) * steps_of_group(linear.node))
 
 
-def _ask_next(panel: _Panel, g: Expr, part: tuple[Expr, Expr]) -> None:
-    """Ask for a part of what the next panel has for a block of groups, while this one computes:
-    lines from a first one on, so many.
+def ask_next(
+    linear: Linear,
+    vectors: Iterable[tuple[int, Expr]],
+    columns: int,
+    g: Expr,
+    part: tuple[Expr, Expr],
+) -> None:
+    """Ask for a part of what the next panel of so many columns has for a block of groups, while
+    this one of the vectors (offset, block) computes: lines from a first one on, so many.
     """
-    linear = panel.linear
     codes = linear.kernel.places[linear.codes].buffer
     first, count = part
     with T.If(tirx.LT(first, _lines(linear))), T.Then():
-        for offset, b in panel.vectors:
-            block = bind(linear.stored(b + i64(panel.tile.columns), offset))
+        for offset, b in vectors:
+            block = bind(linear.stored(b + i64(columns), offset))
             with T.serial(i64(0), count) as line:
                 step = g * _lines(linear) + first + line
                 fetch(codes, [block, step, *(i64(0),) * (len(codes.shape) - 2)], near=2)
@@ -304,7 +310,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
     later = [flat_index(work, n, linear.rows) for n in ahead]
     source = linear.kernel.places[linear.x].buffer
     with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
-        _ask_next(panel, g, part)
+        ask_next(linear, panel.vectors, panel.tile.columns, g, part)
         for row in later:
             for k in range(0, 4 * panel.fours, LINE):
                 fetch(source, [*row, g, i64(k)], near=2)
