@@ -323,11 +323,14 @@ def emit_tile(linear: Linear, work: Work, tile: Tile, group: Expr, start: Expr, 
 
 def _streams(linear: Linear, tile: Tile, sums: Sums) -> list[tuple[Linear, Sums]]:
     """What is summed at a time: where a tile has one column vector those of each offset, one after
-    another, each as it lies in memory; else all, several streams where it has one row.
+    another, each as it lies in memory, for several rows with few registers only if they have no
+    room for the sums of all; else all, several streams where it has one row.
     """
+    isa = linear.kernel.isa
     if tile.rows == 1 and tile.columns > 1:
         return [(replace(linear, streams=1), sums)]
-    if tile.columns > 1 or (tile.rows > 1 and linear.kernel.isa.registers < 32):
+    fit = isa.registers < 32 and 2 * len(sums.parts) < isa.registers
+    if tile.columns > 1 or (tile.rows > 1 and fit):
         return [(linear, sums)]
     return [
         (
