@@ -109,7 +109,7 @@ def _findings(opened: Opened, options: Options, artifact: Artifact) -> Iterator[
 
 def _import_finding(opened: Opened, captured: Graph, replay: Replay) -> Finding:
     with eager_logits(opened.model, opened.weights) as logits:
-        wanted = [logits(ids)[-1] for ids in replay.sequences]
+        wanted = [logits(ids, len(ids) - 1)[-1] for ids in replay.sequences]
     given = replay.logits(captured, wide=False)
     error = max(relative_error(w, g) for w, g in zip(wanted, given, strict=True))
     dtype = computed_dtype(captured, opened.dtype)

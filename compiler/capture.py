@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as _torch_config
+from torch.export import ExportedProgram
 
 from .checkpoint import LiveWeights, Weights
 from .chosen_rows import all_rows_for_chosen
-from .conditions import BecameNumberError, broken_condition, noted_numbers, tried_conditions
+from .conditions import BecameNumberError, noted_numbers, tried_conditions
 from .decisions import Splits, decided_by_length
 from .errors import CompileError
 from .functional import functional
@@ -30,7 +29,7 @@ from .grad_mode import WithoutGradients
 from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
-from .refusals import A_NUMBER, is_settled
+from .refusals import A_NUMBER
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
 
@@ -41,7 +40,6 @@ BATCH, LENGTH = 3, 19
 MOST_BATCH = 1024
 DEFAULT_CONTEXT = 2048
 IDS = "ids"  # what LogitsOf calls its argument
-TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,19 +170,24 @@ def _capture_language_model(
         raise CompileError(f"max_context is at least 2 tokens, not {max_context}")
     token_argument(model)
     limit = max_context or own_limit(model) or DEFAULT_CONTEXT
-    # They evaluate what they import: both build on this module.
-    from .fixed_lengths import capture_by_lengths, chunk_in
+    # They build on this module.
+    from .any_length import export_any_length
+    from .fixed_lengths import capture_by_lengths, check_long, chunk_in
     from .import_aten import import_captured
     from .limits import within_tables
     from .longer_lengths import capture_longer
 
+    def by_lengths(refusal: CompileError) -> Captured:
+        joined = capture_by_lengths(model, limit, weights, name, refusal)
+        joined = within_tables(joined, max_context)
+        check_long(model, joined)
+        return joined
+
     try:
-        program, (low, high) = _export_any_length(model, limit, max_context)
+        program, (low, high) = export_any_length(model, limit, max_context)
     except CompileError as refusal:
         longer = capture_longer(model, limit, weights, name, refusal)
-        if longer is not None:
-            return within_tables(longer, max_context)
-        return within_tables(capture_by_lengths(model, limit, weights, name, refusal), max_context)
+        return by_lengths(refusal) if longer is None else within_tables(longer, max_context)
     symbols = input_symbols(program)
     if [isinstance(s, str) for s in symbols] != [True, True]:
         raise CompileError(
@@ -197,8 +200,7 @@ def _capture_language_model(
         captured = replace(captured, imported=import_captured(captured))
     except CompileError as refusal:
         if chunk_in(str(refusal)):  # its sizes are those of chunks
-            joined = capture_by_lengths(model, limit, weights, name, refusal)
-            return within_tables(joined, max_context)
+            return by_lengths(refusal)
     return within_tables(captured, max_context)
 
 
@@ -232,102 +234,6 @@ def own_limit(model: nn.Module) -> int | None:
         if isinstance(value, int) and value > 1:
             return value
     return None
-
-
-def _export_any_length(
-    model: nn.Module, limit: int, wanted: int | None
-) -> tuple[ExportedProgram, tuple[int, int]]:
-    """The program, and the lengths that it holds for."""
-    try:
-        return _export_up_to(model, limit), (1, limit)
-    except CompileError as refusal:
-        # A table that is sliced to the length bounds it: let the tracer find the bound, where none
-        # was asked for.
-        found = None if is_settled(str(refusal)) else _found_bounds(model, limit)
-        if found is None or (wanted and found[0] == MOST_BATCH):
-            raise refusal
-    batch, high = found
-    high = min(high, wanted or high)
-    try:
-        return _export_up_to(model, high, batch), (1, high)
-    except CompileError:
-        # The whole of a table is a case of its own to the tracer: its full length is not shared.
-        return _export_up_to(model, high - 1, batch), (1, high - 1)
-
-
-def _ids(limit: int) -> torch.Tensor:
-    return torch.zeros(BATCH, min(LENGTH, limit), dtype=torch.int64)
-
-
-def _export_up_to(model: nn.Module, limit: int, batch: int = MOST_BATCH) -> ExportedProgram:
-    longest = LogitsOf(model, limit, end=1)
-    program = _export_for_all(longest, limit, batch)
-    if longest.splits.places:
-        shortest = _export_for_all(LogitsOf(model, limit, end=0), limit, batch)
-        if str(shortest.graph) != str(program.graph):
-            raise CompileError(
-                f"{type(model).__name__} computes differently at different lengths: "
-                f"{'; '.join(longest.splits.places)}. "
-                "A max_context below that length compiles"
-            )
-    return program
-
-
-def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
-    """The program for any batch up to one, and every length up to the limit."""
-    try:
-        shapes = _open_shapes(limit, batch, least=1)
-        return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
-    except CompileError as refusal:
-        if is_settled(str(refusal)):
-            raise
-        # The least of two sizes is beyond the tracer's algebra.
-        if "Constraints violated" in str(refusal) and "min(" in str(refusal):
-            return _export_proved(model, limit, batch, refusal)
-        try:
-            # Where a part of a table is all of it, its strides are others, and the tracer keeps the
-            # two apart. Told not to look at sizes for what is decided the same way without, it
-            # joins them. It then no longer takes for granted that a size is not 1.
-            with TORCH_CONFIG.patch(backed_size_oblivious=True):
-                shapes = _open_shapes(limit, batch, least=2)
-                return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
-        except CompileError:
-            raise refusal from None
-
-
-def _export_proved(
-    model: LogitsOf, limit: int, batch: int, refusal: CompileError
-) -> ExportedProgram:
-    """The program whose conditions on sizes hold at each length, as is found by trying them."""
-    shapes = _open_shapes(limit, batch, least=1)
-    program = export(model, (_ids(limit),), {}, shapes, deferred=True, open_sizes=True)
-    sequences, length = (str(s) for s in input_symbols(program))
-    broken = broken_condition(program, {sequences: (1, batch), length: (1, limit)})
-    if broken is not None:
-        raise CompileError(f"{refusal}\nas is found by trying: {broken}") from refusal
-    return program
-
-
-def _open_shapes(limit: int, batch: int, least: int) -> Any:
-    return ({0: Dim("B", min=least, max=batch), 1: Dim("S", min=least, max=limit)},)
-
-
-def _found_bounds(model: nn.Module, limit: int) -> tuple[int, int] | None:
-    """The batch and the length up to which the tracer finds that the model works, where either is
-    bound: a buffer has room for so many sequences, a table ends.
-    """
-    try:
-        shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
-        program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes, open_sizes=True)
-    except CompileError:
-        return None
-    found = (MOST_BATCH, limit)
-    for at, symbol in enumerate(input_symbols(program)):
-        for name, bound in program.range_constraints.items():
-            if str(name) == symbol and int(bound.lower) <= 2 <= bound.upper < 1 << 31:
-                most = min(found[at], int(bound.upper))
-                found = (most, found[1]) if at == 0 else (found[0], most)
-    return None if found == (MOST_BATCH, limit) else found
 
 
 # -- any other module

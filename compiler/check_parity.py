@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..runtime.artifact import KERNELS, WEIGHTS
@@ -20,6 +22,7 @@ from ..runtime.text import Text
 from ..runtime.weights import Weights
 from .console import Progress
 from .eager import eager_logits, wide_logits
+from .long_sequence import affordable_length
 from .models import Opened
 from .parity import (
     TOLERANCES,
@@ -77,6 +80,7 @@ def measure_parity(
     may be as large (a router that is nearly undecided flips), is compared with it in float32.
     """
     sequences = parity_prompts(folder, plan)
+    sequences += long_prompts(opened.model, plan, max(map(len, sequences)))
     with eager_logits(opened.model, opened.weights) as logits:
         eager = eager_rows(logits, sequences)
     # What eager read leaves memory before the artifact's weights are mapped.
@@ -128,6 +132,14 @@ def parity_prompts(folder: Path, plan: Plan) -> list[list[int]]:
     if (home / "tokenizer.json").is_file():
         return text_prompts(Text(home).encode, vocabulary, limit)
     return random_prompts(vocabulary, limit)
+
+
+def long_prompts(model: nn.Module, plan: Plan, shorter: int) -> list[list[int]]:
+    """One sequence as long as an artifact serves, or as eager can be asked for, of random tokens;
+    none where it is no longer than the others.
+    """
+    length = affordable_length(model, context_limit(plan))
+    return random_prompts(vocabulary_of(plan), length, (length,)) if length > shorter else []
 
 
 def vocabulary_of(plan: Plan) -> int:

@@ -24,13 +24,13 @@ from .parity import Array, Logits
 
 @contextmanager
 def eager_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[Logits]:
-    """A function from token ids to logits[S, V] in float32, each call a whole forward without a
-    cache.
+    """A function from token ids to the logits in float32 from a position on, each call a whole
+    forward without a cache.
     """
     run = LogitsOf(model, 1)
 
-    def logits(ids: Sequence[int]) -> Array:
-        rows = logits_of_all(run, torch.tensor([list(ids)]))
+    def logits(ids: Sequence[int], first: int) -> Array:
+        rows = logits_from(run, torch.tensor([list(ids)]), first)
         return np.asarray(rows[0].float().numpy())
 
     with prepared_eager(model, weights):
@@ -38,14 +38,14 @@ def eager_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Itera
 
 
 @torch.no_grad()
-def logits_of_all(run: LogitsOf, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [B, S, V] of ids [B, S], a run for each token where the model gives the last one's
-    alone.
+def logits_from(run: LogitsOf, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Logits [B, S - first, V] of ids [B, S] from a position on, a run for each token where the
+    model gives the last one's alone.
     """
     logits = run(ids)
     if not is_last_alone(logits, ids):
-        return logits
-    return torch.cat([run(ids[:, : n + 1]) for n in range(ids.shape[1])], dim=1)
+        return logits[:, first:]
+    return torch.cat([run(ids[:, : n + 1]) for n in range(first, ids.shape[1])], dim=1)
 
 
 @contextmanager

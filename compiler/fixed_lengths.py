@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.export import Dim
 
 from ..ir.errors import IRError
@@ -32,9 +33,11 @@ from .capture import (
     of_logits,
 )
 from .checkpoint import OverlaidWeights, Weights
+from .eager import logits_from
 from .errors import CompileError
 from .evaluator import part_runner
 from .import_aten import Imported, import_captured
+from .long_sequence import affordable_length
 from .pipeline import raising
 from .reference import evaluate
 from .refusals import A_NUMBER
@@ -44,6 +47,8 @@ from .refusals import A_NUMBER
 LENGTHS = ((11, 14), (19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
 MOST_CHUNK = 256
 CHECKED = (1,)
+MOST_CHECKED = 1024  # tokens
+WIDE = (torch.float32, torch.float64)
 FEW = 8  # token ids below this exist in every vocabulary
 
 
@@ -54,7 +59,7 @@ def capture_by_lengths(
 
     Raises CompileError, with that reason, where the model exports at no two lengths either, or
     where what it computes in loops is no linear scan. What a model decides in Python about lengths
-    beyond those that are tried is not seen.
+    beyond those that are tried, a long one among them, is not seen.
     """
     size = chunk_in(str(refusal))
     # Whole chunks first, two of them and three: what fills up the last one is in neither.
@@ -153,6 +158,43 @@ def _check(model: nn.Module, joined: Imported, weights: Weights, name: str, shor
                 f"the model computes differently at {length} tokens than at the lengths that it "
                 f"was captured at, {shortest} or more"
             )
+
+
+def check_long(model: nn.Module, joined: Captured) -> None:
+    """Refuse a capture by lengths that has other values than a model in memory behind many tokens:
+    as many as its tables hold, and as can be computed in some seconds.
+    """
+    most = affordable_length(model, min(joined.bounds["S"][1], MOST_CHECKED))
+    found = _long_logits(model, most) if is_computable(model) else None
+    if found is None:
+        return
+    ids, wanted = found
+    imported = import_captured(joined)
+    (given,) = evaluate(imported.graph, [ids], imported.weights, wide=True)
+    if far_apart(wanted, given[:, -1:]):
+        raise CompileError(
+            f"the model computes differently at {ids.shape[1]} tokens than at the few that it was "
+            "captured at, and it exports at one length at a time; a smaller max_context may keep "
+            "it the same"
+        )
+
+
+def _long_logits(model: nn.Module, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Random ids [1, S] and the logits [1, 1, V] behind them, of the most tokens or of whole
+    chunks; None where the model takes neither.
+    """
+    for length in (most, most // MOST_CHUNK * MOST_CHUNK):
+        ids = torch.randint(0, FEW, (1, length))
+        try:
+            return ids, logits_from(LogitsOf(model, length), ids, length - 1).double()
+        except Exception:
+            continue  # whatever a model's own code raises at a length that it does not take
+    return None
+
+
+def is_computable(model: nn.Module) -> bool:
+    """Whether a model is in memory, and in a dtype whose rounding is no other computation."""
+    return all(p.dtype in WIDE and not is_fake(p) for p in model.parameters())
 
 
 def far_apart(wanted: torch.Tensor, given: torch.Tensor) -> bool:

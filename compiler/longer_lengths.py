@@ -13,28 +13,25 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.export import Dim
 
+from .any_length import export_obliviously
 from .capture import (
     BATCH,
     LENGTH,
     MOST_BATCH,
-    TORCH_CONFIG,
     Captured,
     LogitsOf,
-    export,
     input_symbols,
     of_logits,
 )
 from .checkpoint import Weights
 from .errors import CompileError
-from .fixed_lengths import FEW, captures_at, far_apart
+from .fixed_lengths import FEW, captures_at, far_apart, is_computable
 from .import_aten import Imported, import_captured
 from .reference import evaluate
 from .refusals import least_length, most_length, second_window
 
-WIDE = (torch.float32, torch.float64)
 MOST_TRIES = 3
 WINDOWS = 3  # as many of those that a model makes of its tokens are in a trace, and a rest
 
@@ -74,9 +71,7 @@ def _captured(
     low, high = lengths
     ids = torch.zeros(BATCH, traced, dtype=torch.int64)
     shapes = ({0: Dim("B", min=2, max=MOST_BATCH), 1: Dim("S", min=low, max=high)},)
-    # Whether a part is all of a value is not asked: strides are not ours to keep.
-    with TORCH_CONFIG.patch(backed_size_oblivious=True):
-        program = export(LogitsOf(model, high), (ids,), {}, shapes, open_sizes=True)
+    program = export_obliviously(LogitsOf(model, high), ids, shapes)
     batch, length = input_symbols(program)
     if not isinstance(batch, str) or not isinstance(length, str):
         raise CompileError(f"[B, S] became {[batch, length]}")
@@ -92,9 +87,8 @@ def _check_shorter(
     """
     ids = torch.randint(0, FEW, (2, low))
     (given,) = evaluate(longer.graph, [ids], longer.weights, wide=True)
-    lengths = sorted({1, low // 2})  # no window, and one
-    wide = all(p.dtype in WIDE and not is_fake(p) for p in model.parameters())
-    shorter = _computed if wide else _exported
+    lengths = sorted({1, low // 2, low - 1})  # no window, one, and the last that are fewer
+    shorter = _computed if is_computable(model) else _exported
     for length, wanted in zip(lengths, shorter(model, ids, lengths, weights, name), strict=True):
         if far_apart(wanted, given[:, :length]):
             raise CompileError(

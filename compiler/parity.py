@@ -23,7 +23,8 @@ from .errors import CompileError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rows = dict[tuple[int, int], Array]  # (sequence, position) -> logits[V]
-Logits = Callable[[Sequence[int]], Array]  # token ids -> logits[S, V], by the eager model
+# (token ids, a position) -> logits[S - position, V] from there on, by the eager model
+Logits = Callable[[Sequence[int], int], Array]
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog, and then it sleeps.",
@@ -94,7 +95,8 @@ class Parity:
     make them, no more can be asked. `errors` holds each position's largest absolute difference of
     logits, `relative` the largest of them over the row's largest magnitude. Where eager in half
     precision is too coarse a yardstick, the comparison is with float32, and `own` is what eager in
-    half precision departs from it by.
+    half precision departs from it by. `departing` are the lengths of the sequences that have a
+    position beyond the tolerance.
     """
 
     positions: int
@@ -107,6 +109,7 @@ class Parity:
     outliers: float
     errors: tuple[float, ...]
     own: Parity | None = None
+    departing: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The report as the manifest stores it."""
@@ -129,6 +132,7 @@ def compare(eager: Rows, built: Rows, tolerance: float) -> Parity:
     rows = [_differences(eager[key], built[key]) for key in eager]
     errors, scales, kls, agree, fair = (np.array(column) for column in zip(*rows, strict=True))
     relative = errors / np.maximum(scales, 1e-6)
+    beyond = ~(relative <= tolerance)  # NaN counts
     return Parity(
         positions=len(rows),
         top1=float(agree.mean()),
@@ -137,9 +141,15 @@ def compare(eager: Rows, built: Rows, tolerance: float) -> Parity:
         kl_largest=float(kls.max()),
         error=float(errors.max()),
         relative=float(relative.max()),
-        outliers=float((~(relative <= tolerance)).mean()),  # NaN counts
+        outliers=float(beyond.mean()),
         errors=tuple(float(e) for e in errors),
+        departing=_lengths([n for (n, _), far in zip(eager, beyond, strict=True) if far], eager),
     )
+
+
+def _lengths(sequences: Sequence[int], rows: Rows) -> tuple[int, ...]:
+    """The lengths of some sequences: their last positions are among the rows."""
+    return tuple(sorted({max(p for m, p in rows if m == n) + 1 for n in sequences}))
 
 
 def _differences(eager: Array, built: Array) -> tuple[float, float, float, bool, bool]:
@@ -191,7 +201,8 @@ def faults_of(parity: Parity, tolerance: Tolerance) -> list[str]:
         faults.append(
             f"{parity.outliers:.0%} of positions differ by more than {tolerance.relative:g} of the "
             f"largest logit, at most {outliers:.0%} may "
-            f"({parity.relative:.3g} is the largest)"
+            f"({parity.relative:.3g} is the largest), in sequences of "
+            f"{', '.join(map(str, parity.departing))} tokens"
         )
     return faults
 
@@ -250,8 +261,9 @@ def eager_rows(logits: Logits, sequences: Sequence[Sequence[int]]) -> Rows:
     wanted = compared_positions(sequences)
     rows: Rows = {}
     for n, ids in enumerate(sequences):
-        all_rows = logits(ids)
-        rows |= {(m, p): np.array(all_rows[p], np.float32) for m, p in wanted if m == n}
+        places = [p for m, p in wanted if m == n]
+        found = logits(ids, places[0])
+        rows |= {(n, p): np.array(found[p - places[0]], np.float32) for p in places}
     return rows
 
 

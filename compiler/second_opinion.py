@@ -43,7 +43,9 @@ def verify_against_mlir(folder: Path, model: str | None = None) -> tuple[Parity,
 
 
 class MlirLogits:
-    """A captured graph's logits by MLIR: called with token ids, it gives logits[S, V]."""
+    """A captured graph's logits by MLIR: called with token ids and a position, it gives the logits
+    from there on.
+    """
 
     def __init__(self, graph: Graph, weights: Weights) -> None:
         self.graph = graph.with_outputs((graph.output("logits"),), ("logits",))
@@ -51,12 +53,12 @@ class MlirLogits:
         self._by_length = any(n.op.name in _BY_LENGTH for n in self.graph.nodes())
         self._runners: dict[int, Runner] = {}
 
-    def __call__(self, ids: Sequence[int]) -> Array:
-        """The logits at every position of a sequence."""
+    def __call__(self, ids: Sequence[int], first: int) -> Array:
+        """The logits of a sequence from a position on."""
         (tokens,) = self.graph.inputs
         value = torch.tensor([list(ids)]).to(DTYPES[tokens.dtype])
         (made,) = self._runner(len(ids))({tokens["name"]: value}, self.weights)
-        return np.asarray(made[0].float().numpy())
+        return np.asarray(made[0, first:].float().numpy())
 
     def _runner(self, length: int) -> Runner:
         # A dynamic dim is at least 2 to torch.export: a batch of one, and one token, are fixed.

@@ -35,7 +35,7 @@ def context_of(
     assert axes is not None, f"{node} is no value of each token"
     rows = [_floats(tokens_first(x, own)) for x, own in zip(inputs, each, strict=True)]
     length = L if least == 1 else sympy.Max(L, least)
-    last = _last_row(node, axes, rows, inputs, each, length)
+    last = _row(node, axes, rows, inputs, each, length, L - 1)
     body = _Body(last, rows, length)
     if any(_is_square(n) for n in walk((body.output,))):
         return None
@@ -63,17 +63,27 @@ def _with_numbers(x: Node) -> Node:
     return x if len(x.shape) > 2 else reshaped(x, (*x.shape, 1))
 
 
-def _last_row(
+def row_at(
+    node: Node, inputs: Sequence[Node], each: Sequence[Sequence[Axis]], length: int, place: int
+) -> Node:
+    """What a value of each token is [1, 1, numbers...] for one token of a sequence of `length`,
+    over inputs x0, x1, ... [1, length, numbers...].
+    """
+    axes = token_axes(node)
+    assert axes is not None, f"{node} is no value of each token"
+    rows = [_floats(tokens_first(x, own)) for x, own in zip(inputs, each, strict=True)]
+    return _row(node, axes, rows, inputs, each, length, place)
+
+
+def _row(
     node: Node,
     axes: Sequence[Axis],
     rows: Sequence[Node],
     inputs: Sequence[Node],
     each: Sequence[Sequence[Axis]],
-    length: sympy.Expr,
+    length: Dim,
+    place: Dim,
 ) -> Node:
-    """The row [1, 1, numbers...] of token L - 1, over inputs x0, x1, ... [1, length,
-    numbers...].
-    """
     fresh = [_fresh(at, x) for at, x in enumerate(rows)]
     done = {
         x: in_dtype(tokens_back(made, own, x.shape), x.dtype)
@@ -83,7 +93,7 @@ def _last_row(
     whole = Graph("region", tuple(fresh), (tokens_first(done[node], axes),))
     whole = whole.substitute({str(B): 1, str(S): length})
     slices = TokenSlices()
-    return slices.of(slices.at(whole.outputs[0], 1, L - 1))
+    return slices.of(slices.at(whole.outputs[0], 1, place))
 
 
 def _fresh(at: int, x: Node) -> Node:

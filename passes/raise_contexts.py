@@ -9,29 +9,34 @@ the region with its rows cut down to the last one is the op's body.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
+from ..ir.dims import product
 from ..ir.errors import IRError
 from ..ir.graph import Graph
-from ..ir.node import Node
+from ..ir.node import Node, walk
 from ..ir.ops import model, selection
 from ..ir.ops import tensor as t
+from ..ir.types import TensorType
 from .analyze_tokens import Evaluate
-from .build_context import context_of
+from .build_context import context_of, row_at
 from .describe_masks import DescribeMasks
 from .raise_scans import MOST_INPUTS, post_dominators
 from .rules.exact_numbers import is_exact
 from .scan_regions import Region, Run, frontier, is_whole, token_axes
 from .scan_roles import Array
 from .spell_attention import spelled_attention
-from .token_values import B, S
+from .token_values import Axis, B, S
 from .walk_tokens import TokenWalk
 
 LENGTHS = (7, 80)
+PARTS = (1.0, 0.4)  # of the longest length, at which single tokens are computed
+MOST_ELEMENTS = 1 << 22
 PLACES = (1, 2, 3, 5, 7, 16, 33, 64, 65, 80)
 CLOSE = 1e-6
 
@@ -136,6 +141,8 @@ class _Finder:
         counts = [not i.tensor.is_float for i in inputs]
         if not _is_causal(region, counts, self.run, self.ends):
             return None
+        if not _is_same_when_long(node, inputs, each, counts, self.run, self.ends[1]):
+            return None
         return context_of(node, inputs, each, self.ends[0])
 
 
@@ -179,6 +186,69 @@ def _is_causal(region: Region, counts: Sequence[bool], run: Run, ends: tuple[int
         except ValueError:
             return False
     return mixes
+
+
+@dataclass
+class _Single:
+    """Values of single tokens of one long sequence."""
+
+    node: Node
+    inputs: Sequence[Node]
+    each: Sequence[Sequence[Axis]]
+    run: Run
+    given: Sequence[Array]
+
+    def row(self, length: int, place: int) -> Node:
+        """The token at a place of the first `length`."""
+        return row_at(self.node, self.inputs, self.each, length, place)
+
+    def value(self, length: int, place: int) -> Array:
+        """What it is; its size is 1, 1, numbers."""
+        named = {f"x{at}": x[:, :length] for at, x in enumerate(self.given)}
+        return self.run((self.row(length, place),), {}, named)[0]
+
+    def longest(self) -> int:
+        """The length up to which a token takes no more than MOST_ELEMENTS at a time."""
+        length = self.given[0].shape[1]
+        while length > LENGTHS[-1] and not _is_small(self.row(length, length // 2)):
+            length //= 2
+        return length
+
+
+def _is_small(root: Node) -> bool:
+    shapes = (n.shape for n in walk((root,)) if n.inputs and isinstance(n.type, TensorType))
+    sizes = (product(shape) for shape in shapes)
+    return all(size <= MOST_ELEMENTS for size in sizes if isinstance(size, int))
+
+
+def _is_same_when_long(
+    node: Node,
+    inputs: Sequence[Node],
+    each: Sequence[Sequence[Axis]],
+    counts: Sequence[bool],
+    run: Run,
+    most: int,
+) -> bool:
+    """Whether a token's value is the same whatever the length where there are many tokens, as far
+    as single tokens can be computed at such lengths.
+    """
+    if most <= LENGTHS[-1]:
+        return True
+    region = Region.cut(node, inputs, each)
+    numbers = sum(math.prod(size) for size in region.sizes)
+    most = max(LENGTHS[-1], min(most, MOST_ELEMENTS // numbers))
+    given = [x[:1] for x in _random(region, counts, most)]
+    single = _Single(node, inputs, each, run, given)
+    longest = single.longest()
+    try:
+        for length in (int(longest * part) for part in PARTS):
+            for place in {length // 3, length // 2, length - 2} if length > LENGTHS[-1] else ():
+                alone = single.value(place + 1, place)
+                if not _close(single.value(length, place), alone):
+                    return False
+    except ValueError:
+        return False
+    return True
 
 
 def _other(x: Array, counts: bool) -> Array:

@@ -33,7 +33,8 @@ from .token_values import WHAT_TO_WRITE, B, MixesTokensError, S, factors_of
 from .walk_tokens import TokenWalk
 
 Array = np.ndarray[Any, Any]
-SIZES = ((2, 5), (3, 9), (1, 1))
+SIZES = ((2, 5), (3, 9), (1, 1), (1, 6))
+PARTS = (0.64, 0.37)  # of the longest length, which are looked at beside it
 POSITIONS = "positions"
 
 
@@ -67,31 +68,32 @@ class TabulatePositions:
         evaluate = need_evaluate(self.evaluate, self.name)
         try:
             axes = _Axes(value)
-            rows = [axes.rows(_run(evaluate, value, b, s), b, s) for b, s in SIZES]
-            if _is_uniform(rows) and self._stays_uniform(evaluate, axes, rows):
-                return {value: axes.uniform()}
+            sizes = dict.fromkeys((b, min(s, self.max_context)) for b, s in SIZES)
+            rows = [axes.rows(_run(evaluate, value, b, s), b, s) for b, s in sizes]
             if _is_own_index(rows):
                 return axes.own_index(graph.users(value))
-            self._check_table(evaluate, axes, rows)
+            long = self._long(evaluate, axes)
+            if _is_uniform([*rows, *long]):
+                return {value: axes.uniform()}
+            self._check_table(axes, [*rows, *long], long[0])
             return {value: axes.table(positions, self.max_context)}
         except _NoTableError as error:
             raise IRError(
                 f"a value that depends on positions alone {error}\n{quote(graph, value)}"
             ) from None
 
-    def _stays_uniform(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> bool:
-        """Whether what is uniform at few tokens is so at all of them: a scale may begin to grow
-        behind thousands of positions.
+    def _long(self, evaluate: Evaluate, axes: _Axes) -> list[Array]:
+        """The value's rows at the longest length and at others between: what is one thing at few
+        tokens may be another behind thousands of positions.
         """
-        longest = axes.rows(_run(evaluate, axes.value, 1, self.max_context), 1, self.max_context)
-        return _is_uniform([*rows, longest])
+        lengths = dict.fromkeys(max(1, int(self.max_context * part)) for part in (1.0, *PARTS))
+        return [axes.rows(_run(evaluate, axes.value, 1, n), 1, n) for n in lengths]
 
-    def _check_table(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> None:
+    def _check_table(self, axes: _Axes, rows: list[Array], whole: Array) -> None:
+        """Refuse what is no table; `whole` is the value at the longest length."""
         if not _agree([r[:1] for r in rows], rows):
             raise _NoTableError("differs between the sequences of a batch")
-        longest = _run(evaluate, axes.value, 1, self.max_context)
         for found in rows:
-            whole = axes.rows(longest, 1, self.max_context)
             if not _close(whole[0, : found.shape[1]], found[0]):
                 raise _NoTableError(
                     f"changes with the length: its first {found.shape[1]} rows are others at "

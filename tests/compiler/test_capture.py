@@ -155,3 +155,52 @@ def test_positions_that_are_counted_bound_the_length():
     assert capture(model).bounds["S"] == (1, 22)  # positions begin at 2
     with pytest.raises(CompileError, match=r"max_context 23 .*24 rows .*22 tokens"):
         capture(model, max_context=23)
+
+
+class Late(nn.Module):
+    """Loops over the tokens; the step is another one from some token on."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__()
+        self.late = late
+        self.words, self.gates = nn.Embedding(31, 8), nn.Linear(8, 8)
+        self.out = nn.Linear(8, 31)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        gates, state, rows = self.gates(x).sigmoid(), torch.zeros_like(x[:, 0]), []
+        for t in range(ids.shape[1]):
+            kept = gates[:, t] * (0.5 if t >= self.late else 1.0)
+            state = kept * state + x[:, t]
+            rows.append(state)
+        return self.out(torch.stack(rows, dim=1))
+
+
+def test_a_loop_that_goes_another_way_behind_many_tokens_is_refused():
+    model = zoo.randomize(Late(40))
+    assert capture(model, max_context=40).bounds["S"] == (1, 40)
+    with pytest.raises(CompileError, match="computes differently at 60 tokens"):
+        capture(model, max_context=60)
+
+
+class Narrowed(Switch):
+    """Sums a window of the tokens from some length on."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        place = torch.arange(ids.shape[1])
+        apart = place[:, None] - place[None, :]
+        seen = apart >= 0
+        if ids.shape[1] > 50:
+            seen = seen & (apart < self.window)
+        return self.out(x + seen.float() @ x)
+
+
+def test_a_window_from_some_length_on_is_taken_where_it_is_as_wide():
+    assert capture(Narrowed(50), max_context=90).bounds["S"] == (51, 90)
+    with pytest.raises(CompileError, match="computes differently at 50 tokens"):
+        capture(Narrowed(40), max_context=90)

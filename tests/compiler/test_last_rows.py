@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ferrule.compiler.capture import LogitsOf, capture
-from ferrule.compiler.eager import logits_of_all
+from ferrule.compiler.eager import logits_from
 from ferrule.compiler.import_aten import import_captured
 from ferrule.compiler.last_rows import is_last_row
 from ferrule.compiler.reference import evaluate
@@ -42,7 +42,7 @@ def test_every_row_is_the_last_of_its_prefix(kind: type[PlainLM]) -> None:
     imported = import_captured(capture(model, max_context=40))
     ids = torch.randint(0, 211, (2, 11))
     (found,) = evaluate(imported.graph, {"ids": ids}, imported.weights)
-    wanted = logits_of_all(LogitsOf(model, 1), ids)
+    wanted = logits_from(LogitsOf(model, 1), ids)
     assert wanted.shape == (2, 11, 211)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ferrule.ir.errors import IRError
 from ferrule.ir.text import parse_graph, print_graph
-from ferrule.passes.describe_masks import DescribeMasks, Mask, draw
+from ferrule.passes.describe_masks import DescribeMasks
+from ferrule.passes.recognize_masks import Mask, draw
 
 HEAD = """graph m(%ids: i64[B, S]) where B in [1, 8], S in [1, 99999] {
   %e = parameter {name = "emb", type = f32[100, 32]} : f32[100, 32]
@@ -198,3 +199,76 @@ def test_a_mask_that_is_a_table_is_read_up_to_its_end(evaluator):
     graph = parse_graph(head + mask + TAIL)
     after = DescribeMasks(48, evaluator(graph, table)).run(graph)
     assert after.outputs[0]["causal"] and len(after.outputs[0].inputs) == 3
+
+
+def sliced(dtype: str, shape: str, size: int) -> str:
+    """The corner of a square table."""
+    rows, whole = shape.format(n="S", m=size), shape.format(n=size, m=size)
+    corner = shape.format(n="S", m="S")
+    axis = shape.count(",")
+    return f"""  %t = parameter {{name = "table", type = {dtype}{whole}}} : {dtype}{whole}
+  %r = slice %t {{axis = {axis - 1}, start = 0, stop = S}} : {dtype}{rows}
+  %m = slice %r {{axis = {axis}, start = 0, stop = S}} : {dtype}{corner}
+"""
+
+
+def described_table(mask: str, table: np.ndarray, evaluator):
+    """The attention under a mask that is in a table of the model."""
+    size = table.shape[-1]
+    graph = parse_graph(HEAD.replace("99999", str(size)) + mask + TAIL)
+    values = {"table": table}
+    after = DescribeMasks(size, evaluator(graph, values)).run(graph)
+    return after.outputs[0], evaluator(after, values)
+
+
+@pytest.mark.parametrize(("window_", "chunk_"), [(300, 0), (0, 400), (0, 333), (80, 0), (0, 0)])
+def test_what_begins_behind_many_tokens_of_a_table_is_seen(window_, chunk_, evaluator):
+    table = Mask(window=window_, chunk=chunk_).allowed(900)[None, None]
+    found, _ = described_table(sliced("bool", "[1, 1, {n}, {m}]", 900), table, evaluator)
+    assert (found["causal"], found["window"], found["chunk"]) == (True, window_, chunk_)
+
+
+def test_a_hole_behind_many_tokens_of_a_table_is_seen(evaluator):
+    table = Mask().allowed(900)
+    table[:, 300:500] &= (np.arange(900) < 700)[:, None]
+    with pytest.raises(IRError, match=r"no known family(.|\n)*others at 900 tokens"):
+        described_table(sliced("bool", "[1, 1, {n}, {m}]", 900), table[None, None], evaluator)
+
+
+def test_a_bias_that_no_longer_grows_is_no_slope(evaluator):
+    steps = np.minimum(np.arange(900.0), 400.0)
+    distance = np.arange(900)[:, None] - np.arange(900)[None, :]
+    slopes = np.array([0.5, 0.25, 0.125, 0.0625])[:, None, None]
+    bias = np.where(distance >= 0, -slopes * steps[np.clip(distance, 0, None)], -np.inf)
+    table = bias.astype(np.float32)[None]
+    found, values = described_table(sliced("f32", "[1, 4, {n}, {m}]", 900), table, evaluator)
+    assert found["extras"] == ("bias",)
+    (made,) = values((found.inputs[3],), {})
+    np.testing.assert_allclose(made, -slopes[:, 0] * steps, rtol=1e-5)
+
+
+LONGER = """  %few = constant {value = 300, dtype = "i64"} : i64[]
+  %half = dim_value {dim = floor(S/2), dtype = "i64"} : i64[]
+  %w = maximum %few %half : i64[]
+  %iw = sub %i %w : i64[1, 1, S, 1]
+  %cw = gt %j %iw : bool[1, 1, S, S]
+  %m = bitwise_and %c %cw : bool[1, 1, S, S]
+"""
+
+
+def test_a_window_that_follows_the_length_is_of_no_family(evaluator):
+    with pytest.raises(IRError, match="no known family"):
+        described(LONGER, evaluator, max_context=900)
+    found, _ = described(LONGER, evaluator, max_context=600)
+    assert found["window"] == 300
+
+
+def test_a_window_of_no_whole_number_is_found(evaluator):
+    mask = """  %w = constant {value = 299.5, dtype = "f32"} : f32[]
+  %d = sub %i %j : i64[1, 1, S, S]
+  %df = cast %d {dtype = "f32"} : f32[1, 1, S, S]
+  %near = lt %df %w : bool[1, 1, S, S]
+  %m = bitwise_and %c %near : bool[1, 1, S, S]
+"""
+    found, _ = described(mask, evaluator, max_context=5000)
+    assert found["window"] == 300

@@ -126,3 +126,22 @@ def test_what_is_not_causal_is_left(old: str, new: str):
 def test_a_mask_that_is_not_causal_is_drawn():
     with pytest.raises(IRError, match=r"no known family:\n  x\.x\.x\.x[\s\S]*whatever"):
         PASS.run(parse_graph(MASKED.replace("ge %6 %9", "eq %8 %9")))
+
+
+LATE = """  %13 = dim_value {dim = S, dtype = "i64"} : i64[]
+  %14 = constant {value = 600, dtype = "i64"} : i64[]
+  %15 = gt %13 %14 : bool[]
+  %16 = constant {value = 2.0, dtype = "f32"} : f32[]
+  %17 = constant {value = 1.0, dtype = "f32"} : f32[]
+  %18 = where %15 %16 %17 : f32[]
+  %19 = mul %6 %18 : f32[B, S, S]
+  %11 = where %9 %19 %10 : f32[B, S, S]
+"""
+
+
+@pytest.mark.parametrize(("most", "is_raised"), [(600, True), (900, False)])
+def test_what_follows_the_length_behind_many_tokens_is_left(most: int, is_raised: bool):
+    whole = BEFORE.replace("[1, 9]", f"[1, {most}]")
+    graph = parse_graph(whole.replace("  %11 = where %9 %6 %10 : f32[B, S, S]\n", LATE))
+    after = RaiseContexts(part_runner({}), most, evaluator({})).run(graph)
+    assert any(n.op.name == "token_context" for n in after.nodes()) == is_raised

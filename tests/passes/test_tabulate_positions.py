@@ -120,3 +120,26 @@ def test_the_table_has_max_context_rows(evaluator):
 def test_a_context_beyond_the_models_own_table_is_refused(evaluator):
     with pytest.raises(IRError, match=r"cannot be had at length 100.*within the model's own"):
         tabulated(LEARNED, evaluator, max_context=100)
+
+
+@pytest.mark.parametrize(("low", "high"), [(700, 4096), (1000, 3000)])
+def test_a_value_that_changes_behind_many_tokens_is_refused(low: int, high: int, evaluator):
+    text = (
+        HEAD
+        + f"""  %n = dim_value {{dim = S, dtype = "i64"}} : i64[]
+  %low = constant {{value = {low}, dtype = "i64"}} : i64[]
+  %high = constant {{value = {high}, dtype = "i64"}} : i64[]
+  %after = gt %n %low : bool[]
+  %before = le %n %high : bool[]
+  %in = logical_and %after %before : bool[]
+  %one = constant {{value = 1.0, dtype = "f32"}} : f32[]
+  %two = constant {{value = 2.0, dtype = "f32"}} : f32[]
+  %s = where %in %two %one : f32[]
+  %o = mul %x %s : f32[B, S, 6]
+  return %o as out
+}}
+"""
+    )
+    graph = parse_graph(text)
+    with pytest.raises(IRError, match=r"changes with the length(.|\n)*= where"):
+        TabulatePositions(4096, evaluator(graph, PARAMETERS)).run(graph)

@@ -1,0 +1,123 @@
+"""The program of a language model for any batch and any length, and the lengths that it holds for.
+
+What the tracer refuses by algebra is asked in other ways: conditions deferred and tried at every
+length, without looking at how values lie in memory, up to a length that the tracer finds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as _torch_config
+
+from .capture import BATCH, LENGTH, MOST_BATCH, LogitsOf, export, input_symbols
+from .conditions import broken_condition
+from .errors import CompileError
+from .refusals import is_settled
+
+TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
+
+
+def export_any_length(
+    model: nn.Module, limit: int, wanted: int | None
+) -> tuple[ExportedProgram, tuple[int, int]]:
+    """The program, and the lengths that it holds for."""
+    try:
+        return _export_up_to(model, limit), (1, limit)
+    except CompileError as refusal:
+        # A table that is sliced to the length bounds it: let the tracer find the bound, where none
+        # was asked for.
+        found = None if is_settled(str(refusal)) else _found_bounds(model, limit)
+        if found is None or (wanted and found[0] == MOST_BATCH):
+            raise refusal
+    batch, high = found
+    high = min(high, wanted or high)
+    try:
+        return _export_up_to(model, high, batch), (1, high)
+    except CompileError:
+        # The whole of a table is a case of its own to the tracer: its full length is not shared.
+        return _export_up_to(model, high - 1, batch), (1, high - 1)
+
+
+def _ids(limit: int) -> torch.Tensor:
+    return torch.zeros(BATCH, min(LENGTH, limit), dtype=torch.int64)
+
+
+def _export_up_to(model: nn.Module, limit: int, batch: int = MOST_BATCH) -> ExportedProgram:
+    longest = LogitsOf(model, limit, end=1)
+    program = _export_for_all(longest, limit, batch)
+    if longest.splits.places:
+        shortest = _export_for_all(LogitsOf(model, limit, end=0), limit, batch)
+        if str(shortest.graph) != str(program.graph):
+            raise CompileError(
+                f"{type(model).__name__} computes differently at different lengths: "
+                f"{'; '.join(longest.splits.places)}. "
+                "A max_context below that length compiles"
+            )
+    return program
+
+
+def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
+    """The program for any batch up to one, and every length up to the limit."""
+    try:
+        shapes = _open_shapes(limit, batch, least=1)
+        return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
+    except CompileError as refusal:
+        if is_settled(str(refusal)):
+            raise
+        # The least of two sizes is beyond the tracer's algebra.
+        if "Constraints violated" in str(refusal) and "min(" in str(refusal):
+            return _export_proved(model, limit, batch, refusal)
+        try:
+            # Where a part of a table is all of it, its strides are others, and the tracer keeps the
+            # two apart. Told not to look at sizes for what is decided the same way without, it
+            # joins them. It then no longer takes for granted that a size is not 1.
+            return export_obliviously(model, _ids(limit), _open_shapes(limit, batch, least=2))
+        except CompileError:
+            raise refusal from None
+
+
+def export_obliviously(model: LogitsOf, ids: torch.Tensor, shapes: Any) -> ExportedProgram:
+    """The program of a model whose parts of values are not told apart by whether they are all of a
+    value.
+    """
+    with TORCH_CONFIG.patch(backed_size_oblivious=True):
+        return export(model, (ids,), {}, shapes, open_sizes=True)
+
+
+def _export_proved(
+    model: LogitsOf, limit: int, batch: int, refusal: CompileError
+) -> ExportedProgram:
+    """The program whose conditions on sizes hold at each length, as is found by trying them."""
+    shapes = _open_shapes(limit, batch, least=1)
+    program = export(model, (_ids(limit),), {}, shapes, deferred=True, open_sizes=True)
+    sequences, length = (str(s) for s in input_symbols(program))
+    broken = broken_condition(program, {sequences: (1, batch), length: (1, limit)})
+    if broken is not None:
+        raise CompileError(f"{refusal}\nas is found by trying: {broken}") from refusal
+    return program
+
+
+def _open_shapes(limit: int, batch: int, least: int) -> Any:
+    return ({0: Dim("B", min=least, max=batch), 1: Dim("S", min=least, max=limit)},)
+
+
+def _found_bounds(model: nn.Module, limit: int) -> tuple[int, int] | None:
+    """The batch and the length up to which the tracer finds that the model works, where either is
+    bound: a buffer has room for so many sequences, a table ends.
+    """
+    try:
+        shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
+        program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes, open_sizes=True)
+    except CompileError:
+        return None
+    found = (MOST_BATCH, limit)
+    for at, symbol in enumerate(input_symbols(program)):
+        for name, bound in program.range_constraints.items():
+            if str(name) == symbol and int(bound.lower) <= 2 <= bound.upper < 1 << 31:
+                most = min(found[at], int(bound.upper))
+                found = (most, found[1]) if at == 0 else (found[0], most)
+    return None if found == (MOST_BATCH, limit) else found
