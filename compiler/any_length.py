@@ -76,16 +76,28 @@ def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
             # two apart. Told not to look at sizes for what is decided the same way without, it
             # joins them. It then no longer takes for granted that a size is not 1.
             return export_obliviously(model, _ids(limit), _open_shapes(limit, batch, least=2))
-        except CompileError:
-            raise refusal from None
+        except CompileError as again:
+            raise (again if _TRACERS_OWN in str(refusal) else refusal) from None
+
+
+_TRACERS_OWN = "Cannot create Dim with inconsistent"  # a fault of what suggests other sizes
 
 
 def export_obliviously(model: LogitsOf, ids: torch.Tensor, shapes: Any) -> ExportedProgram:
-    """The program of a model whose parts of values are not told apart by whether they are all of a
-    value.
+    """The program of a model whose parts of values are told apart neither by whether they are all
+    of a value nor, where that is not enough, by how they lie in memory.
     """
     with TORCH_CONFIG.patch(backed_size_oblivious=True):
-        return export(model, (ids,), {}, shapes, open_sizes=True)
+        try:
+            return export(model, (ids,), {}, shapes, open_sizes=True)
+        except CompileError as refusal:
+            if "!=" not in str(refusal):
+                raise
+            model.strides = False
+            try:
+                return export(model, (ids,), {}, shapes, open_sizes=True)
+            finally:
+                model.strides = True
 
 
 def _export_proved(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
@@ -32,6 +32,7 @@ from .plain_forms import plain_forms, token_argument
 from .refusals import A_NUMBER
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
+from .strides import WithoutStrides
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
 # them, because symbolic
@@ -99,9 +100,11 @@ def capture(
 class LogitsOf(nn.Module):
     """A language model reduced to token ids in, logits out."""
 
-    def __init__(self, model: nn.Module, longest: int, end: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, longest: int, end: int = 1, *, strides: bool = True
+    ) -> None:
         super().__init__()
-        self.model, self.ends, self.end = model, (1, longest), end
+        self.model, self.ends, self.end, self.strides = model, (1, longest), end, strides
         self.splits, self.by_name = Splits(), token_argument(model)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -112,7 +115,8 @@ class LogitsOf(nn.Module):
             return self._logits(ids)
         # What the length alone decides is asked first.
         decided = decided_by_length(ids, self.ends, self.end, self.splits)
-        with WithoutGradients(), rows_as_they_are(), all_rows_for_chosen(), decided:
+        strides = nullcontext() if self.strides else WithoutStrides()
+        with WithoutGradients(), rows_as_they_are(), all_rows_for_chosen(), decided, strides:
             logits = self._logits(ids)
             if is_last_alone(logits, ids):
                 with all_rows_for_last(ids):

@@ -69,6 +69,22 @@ def _floor_division(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
     return sympy.floor(sympy.cancel(a / b) if b.free_symbols else a / b)
 
 
+def _rest(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """What is left of a sum of whole dims by a number, as a difference: x + (-x mod b) is then the
+    multiple of b that it is.
+    """
+    terms = sympy.expand(a).as_coefficients_dict()
+    whole = all(f.is_Integer and t.is_integer for t, f in terms.items())
+    if not whole or not b.is_Integer or not b > 0:
+        return sympy.Mod(a, b)
+    rests = [(t, int(f) % int(b)) for t, f in terms.items()]
+    near = [(t, f if 2 * f <= b else f - int(b)) for t, f in rests]
+    left = sum((t * f for t, f in near), sympy.Integer(0))
+    if all(f < 0 for t, f in near if t != 1):
+        return left + b * sympy.floor((b - 1 - left) / b)
+    return left - b * sympy.floor(left / b)
+
+
 def _whole(expr: sympy.Expr) -> sympy.Expr:
     """An expression whose whole numbers, where they are floats, are integers."""
     values = ((f, float(cast("SupportsFloat", f))) for f in expr.atoms(sympy.Float))
@@ -78,8 +94,8 @@ def _whole(expr: sympy.Expr) -> sympy.Expr:
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "FloorDiv": _floor_division,
     "CleanDiv": _floor_division,
-    "PythonMod": sympy.Mod,
-    "Mod": sympy.Mod,
+    "PythonMod": _rest,
+    "Mod": _rest,
     "ModularIndexing": lambda a, b, c: sympy.Mod(sympy.floor(a / b), c),
     "ToFloat": lambda a: a,
     "TruncToInt": lambda a: a,

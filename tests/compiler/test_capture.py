@@ -204,3 +204,39 @@ def test_a_window_from_some_length_on_is_taken_where_it_is_as_wide():
     assert capture(Narrowed(50), max_context=90).bounds["S"] == (51, 90)
     with pytest.raises(CompileError, match="computes differently at 50 tokens"):
         capture(Narrowed(40), max_context=90)
+
+
+class Pairs(Switch):
+    """Sums over whole pairs of tokens, for those behind them; sequences lie side by side."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x, (batch, length) = self.words(ids), ids.shape
+        pairs = x[:, : 2 * (length // 2)].reshape(batch, length // 2, 2, 8).sum(2)
+        ended = torch.arange(length // 2) < (torch.arange(length)[:, None] + 1) // 2
+        return self.out(x + ended.float() @ pairs)
+
+
+def test_whether_a_part_is_all_of_a_value_is_no_case_of_its_own():
+    model = zoo.randomize(Pairs())
+    captured = capture(model, max_context=24)
+    imported = import_captured(captured)
+    for shape in ((2, 9), (3, 4), (2, 23), (2, 24)):
+        ids = torch.randint(0, 31, shape)
+        (found,) = evaluate(imported.graph, {"ids": ids}, imported.weights)
+        torch.testing.assert_close(found, model(ids))
+
+
+class Written(Pairs):
+    """Writes into a part."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        part = x[:, : 2 * (ids.shape[1] // 2)]
+        part += 1
+        return super().forward(ids) + self.out(x)
+
+
+def test_a_write_into_a_part_is_refused():
+    # It would have to reach the whole.
+    with pytest.raises(CompileError, match=r"Written does not export|is written to"):
+        capture(zoo.randomize(Written()), max_context=24)

@@ -4,7 +4,7 @@ import pytest
 import sympy
 from ferrule.compiler.traced_sizes import OpenSizeError, TracedSizes
 from ferrule.ir.dims import dim
-from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, FloorDiv, ToFloat
+from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, FloorDiv, Mod, PythonMod, ToFloat
 
 s0, s1, u0 = sympy.symbols("s0 s1 u0", integer=True)
 SIZES = TracedSizes({"s0": "B", "s1": "S"}, {"B": (1, 8), "S": (1, 96)})
@@ -26,6 +26,9 @@ B, S = dim("B"), dim("S")
         (sympy.Max(1, s0 * s1), sympy.Max(1, B * S)),
         (CeilToInt(FloatTrueDiv(ToFloat(-s1), sympy.Float(-1.0))), S),
         (FloorDiv(s1 + s1 * s1, 1 + s1), S),
+        (s1 + PythonMod(-s1, 8), 8 * sympy.floor((S + 7) / 8)),
+        (FloorDiv(s1 + PythonMod(-s1, 8), 8), sympy.floor((S + 7) / 8)),
+        (s1 - Mod(s1, 4), 4 * sympy.floor(S / 4)),
     ],
 )
 def test_a_size_becomes_a_dim(given: sympy.Expr, wanted: object):
