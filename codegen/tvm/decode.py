@@ -14,10 +14,11 @@ from .isa import LANES
 from .loops import Work
 from .pairs import Pairs, products_of_one, streams
 from .scales import Scales
-from .scores import Floats, Rows
+from .scores import Floats, Rows, by_tiles
 from .softmax import Factors, Level, Row, Totals, clear, fold_levels, fold_values, padded, weigh
-from .streamed import accumulate_streamed, runs_of, score_streamed
+from .streamed import PairStream
 from .values import Expr, bind, i64
+from .words import Words, WordStream
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def emit_split(
     low, high = (bind(g * i64(a.repeat)) for g in groups)
     with T.serial(low, high) as h:
         products.put_query(work, item, own.q, h, (i64(0), h))
-    if type(products) is Pairs and streams(a):
-        return _stream(a, work, item, span, groups, own, turn)
+    stream = _stream_of(products)
+    if stream is not None:
+        return _stream(a, stream, work, item, span, groups, own, turn)
     with products.ready(size):
         _score(a, products, work, item, span, groups, own.q, scores)
         own.weigh(a, work, item, span, groups, products.key_step)
@@ -162,7 +164,7 @@ def _accumulate(
             products.accumulate(work, own, mine, part, to, v, start)
 
         to = Rows(into.buffer, bind(into.first + head), a.repeat)
-        _by_tiles(size, Rows(weights, head, a.repeat), to, values)
+        by_tiles(size, Rows(weights, head, a.repeat), to, values)
 
 
 def _score(
@@ -201,7 +203,7 @@ def _score(
                 products.score(mine, kt, run, vectors, to, bind(start + run * i64(LANES)))
 
         rows = a.repeat
-        _by_tiles(size, Rows(q, first, rows), Rows(scores, first, rows), tile)
+        by_tiles(size, Rows(q, first, rows), Rows(scores, first, rows), tile)
 
 
 def _fetch(
@@ -236,17 +238,6 @@ def _part(a: Attention, span: Span, block: Expr) -> Span:
     return Span(span.base, begin, bind(tirx.min(span.end, start + i64(a.space.stream))))
 
 
-def _by_tiles(size: int, x: Rows, y: Rows, body: Callable[[Rows, Rows], None]) -> None:
-    """body(rows of x, rows of y) by tiles of `size` rows, and what is left."""
-    whole, rest = divmod(x.count, size)
-    if whole:
-        with T.serial(i64(0), i64(whole)) as t:
-            at = bind(t * i64(size))
-            body(*(Rows(b.buffer, bind(b.first + at), size) for b in (x, y)))
-    if rest:
-        body(*(b.part(whole * size, rest) for b in (x, y)))
-
-
 def emit_fold(
     a: Attention, work: Work, item: Item, partials: Partials, first: Expr, count: Expr
 ) -> None:
@@ -270,8 +261,18 @@ def emit_fold(
         totals.finish(a, work, item, h, (i64(0), h))
 
 
+def _stream_of(products: Floats) -> PairStream | WordStream | None:
+    """How keys and values are read as they lie; None: they are turned round first."""
+    if isinstance(products, Words):
+        return WordStream.of(products)
+    if type(products) is Pairs and streams(products.a):
+        return PairStream(products)
+    return None
+
+
 def _stream(
     a: Attention,
+    stream: PairStream | WordStream,
     work: Work,
     item: Item,
     span: Span,
@@ -280,19 +281,20 @@ def _stream(
     turn: Turn,
 ) -> None:
     """A split of an item, all groups of some keys before the next keys: as they lie in memory."""
-    products = Pairs(a)
+    step = stream.products.key_step
     ahead = Ahead.of(a, item, span, groups, turn.number, turn.notes)
-    keys = runs_of(a) * LANES
-    with T.serial(*span.blocks(keys)) as block, T.serial(*groups) as g:
+    with T.serial(*span.blocks(stream.keys)) as block, T.serial(*groups) as g:
         own, first = replace(item, group=g), bind(g * i64(a.repeat))
-        at = bind(block * i64(keys))
+        at = bind(block * i64(stream.keys))
         q, to = (Rows(b, first, a.repeat) for b in (split.q, split.scores))
-        score_streamed(products, own, q, bind(span.base + at), to, at, ahead.ask)
+        stream.score(work, own, q, bind(span.base + at), to, at, ahead.ask)
     # Memory does not wait while weights are computed: some of the values come then.
-    split.weigh(a, work, item, span, groups, products.key_step, lambda: ahead.ask(1))
+    split.weigh(a, work, item, span, groups, step, lambda: ahead.ask(1))
     ahead.look(turn.find)
     with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
         own, first = replace(item, group=g), bind(g * i64(a.repeat))
         weights = Rows(split.weights, first, a.repeat)
         to = split.values(first, a.repeat)
-        accumulate_streamed(products, own, weights, _part(a, span, block), to, ahead.ask)
+        stream.accumulate(own, weights, _part(a, span, block), to, ahead.ask)
+    with T.serial(*(bind(g * i64(a.repeat)) for g in groups)) as h:
+        stream.settle(split.values(h, 1))

@@ -24,6 +24,7 @@ from .scales import Scales
 from .scores import Floats, Rows
 from .values import Expr, bind, cast, const, i64, round_bf16
 from .vectors import ALL, filled, lanes_from, shuffled, shuffled_alone, turned_round
+from .words import Words, reads_words
 
 PAIRS = 2 * LANES
 CODES = (0, 2, 1, 3)
@@ -35,17 +36,19 @@ INTERLEAVED = [i + LANES * half for i in range(LANES) for half in (0, 1)]
 
 def products_of(a: Attention) -> Floats:
     """How an attention multiplies: pairs where queries are bfloat16, keys and values bfloat16 or
-    codes, all in whole vectors, and the target has instructions for them.
+    codes, all in whole vectors, and the target has instructions for them; else floats, read as
+    words where they lie so.
     """
     isa = a.kernel.isa
     fits = a.width % LANES == 0 and a.value_width % LANES == 0
+    floats = Words(a) if reads_words(a) else Floats(a)
     if a.memory is None or not fits or a.dtype != "bf16":
-        return Floats(a)
+        return floats
     if {m.dtype for m in a.memory} != {"i8" if a.factors else "bf16"}:
-        return Floats(a)
+        return floats
     if isa.has_bf16_tiles:
         return Tiles(a)
-    return Pairs(a) if isa.has_bf16_dot else Floats(a)
+    return Pairs(a) if isa.has_bf16_dot else floats
 
 
 def products_of_one(a: Attention) -> Floats:

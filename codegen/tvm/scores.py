@@ -43,6 +43,17 @@ class Rows:
         return [(r, min(size, self.count - r)) for r in range(0, self.count, size)]
 
 
+def by_tiles(size: int, x: Rows, y: Rows, body: Callable[[Rows, Rows], None]) -> None:
+    """body(rows of x, rows of y) by tiles of `size` rows, and what is left."""
+    whole, rest = divmod(x.count, size)
+    if whole:
+        with T.serial(i64(0), i64(whole)) as t:
+            at = bind(t * i64(size))
+            body(*(Rows(b.buffer, bind(b.first + at), size) for b in (x, y)))
+    if rest:
+        body(*(b.part(whole * size, rest) for b in (x, y)))
+
+
 @dataclass(frozen=True)
 class Floats:
     """Products of float32: elements of any kind are widened as they are read."""
@@ -79,8 +90,10 @@ class Floats:
         raise AssertionError(f"{self} reads values as they lie")
 
     def tile_of(self, rows: int) -> int:
-        """Rows of a tile where there are so many; what is left is a smaller tile."""
-        return min(rows, self.row_tile)
+        """Rows of a tile where there are so many; what is left is a smaller tile, by as little as
+        may be.
+        """
+        return -(-rows // -(-rows // self.row_tile))
 
     def vectors_of(self, rows: int) -> int:
         """Vectors of keys that a tile of rows takes at a time: 1, 2 or 4."""
@@ -89,7 +102,10 @@ class Floats:
     @property
     def sums(self) -> int:
         """Vectors of sums that stay in registers."""
-        return 16 if self.a.kernel.isa.registers >= 32 else 4
+        isa = self.a.kernel.isa
+        if isa.registers >= 32:
+            return 16
+        return 6 if isa.vector_bytes >= 32 else 4
 
     @property
     def row_tile(self) -> int:
@@ -219,11 +235,21 @@ class Floats:
                 T.buffer_store(to.buffer, total[every], [to.at(r), place(e)])
 
 
-def over_keys(a: Attention, item: Item, span: Span, body: Callable[[Expr, Expr], None]) -> None:
-    """body(key within the split, slot) for each key of a span, from the run that it begins in."""
+def over_keys(
+    a: Attention,
+    item: Item,
+    span: Span,
+    body: Callable[[Expr, Expr], None],
+    each: Callable[[], None] | None = None,
+) -> None:
+    """body(key within the split, slot) for each key of a span, from the run that it begins in;
+    `each` is done once for LANES keys.
+    """
     first, last = span.blocks(LANES)
     with T.serial(first, last) as run:
         start = bind(run * i64(LANES))
         slot = a.places(item, bind(span.base + start))
+        if each is not None:
+            each()
         with T.serial(i64(0), tirx.min(span.end - start, i64(LANES))) as i:
             body(bind(start + i), bind(slot(i)))

@@ -130,10 +130,13 @@ _POWER = (0.00957010127604, 0.05591785907745, 0.24024744331837, 0.69312179088593
 
 
 def _put(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
-    """Store weights e^(score - level) of LANES keys and add them to the total."""
+    """Store weights e^(score - level) of LANES keys and add them to the total; those of codes
+    times the scales of the values, which the total is without.
+    """
     with vectorized(LANES) as v:
         weight = bind(m.exp_below(row.scores[row.at, start + v] - level))
-        T.buffer_store(row.weights, weight, [row.at, start + v])
+        scale = 1 if row.scales is None else row.scales.values[row.scales.row, start + v]
+        T.buffer_store(row.weights, weight * scale, [row.at, start + v])
         T.buffer_store(total, total[v] + weight, [v])
 
 

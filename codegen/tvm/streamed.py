@@ -9,25 +9,50 @@ codes become bfloat16 behind them (byte_table.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .attention import Attention, Item, Memory, Span
+from .attention import Attention, Item, Span
 from .byte_table import pairs_of_codes
 from .fetch import LINE
 from .isa import DOT_BF16, LANES
+from .loops import Work
 from .pairs import CODES, INTERLEAVED, PAIRS, Pairs, dot, pair
+from .quarters import QUARTER, joined, quarter_of, turned_words
 from .scores import Rows
 from .values import Expr, bind, bytes_of, i64
-from .vectors import ALL, filled, lanes_from, shuffled, shuffled_alone, turned_in_quarters
+from .vectors import ALL, filled, lanes_from, shuffled, shuffled_alone
 
 _SUMS = 24
 """Vectors of sums of weighted values that stay in registers beside the values."""
-QUARTER = 16
-"""Bytes of a quarter of a vector."""
-
 Ask = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PairStream:
+    """Keys and values of one new token as they come from memory, for all heads of a group."""
+
+    products: Pairs
+
+    @property
+    def keys(self) -> int:
+        """Keys that are scored at a time."""
+        return runs_of(self.products.a) * LANES
+
+    def score(
+        self, work: Work, item: Item, q: Rows, start: Expr, to: Rows, at: Expr, ask: Ask
+    ) -> None:
+        """to[r, at + i] = q[r] . k[start + i] for all of them; asks for as many lines."""
+        score_streamed(self.products, item, q, start, to, at, ask)
+
+    def accumulate(self, item: Item, weights: Rows, span: Span, to: Rows, ask: Ask) -> None:
+        """to[r] += sum_j weights[r, j] v[j] over a span of keys; asks for as many lines."""
+        accumulate_streamed(self.products, item, weights, span, to, ask)
+
+    def settle(self, to: Rows) -> None:
+        """Nothing: rows are in order."""
 
 
 def runs_of(a: Attention) -> int:
@@ -43,10 +68,12 @@ def score_streamed(
     a.kernel.snippets.add(DOT_BF16)
     slots = [bind(a.places(item, bind(start + i64(n * LANES)))(0)) for n in range(runs_of(a))]
     sums = [[filled(0) for _ in slots] for _ in range(q.count)]
-    size = _quarter(products)
+    memory = products.memory(0)
+    size = quarter_of(memory)
     with T.serial(i64(0), i64(a.width // size)) as c:
         ask(len(slots) * LANES * QUARTER // LINE)
-        fours = [_turned(products, item, s, bind(c * i64(size))) for s in slots]
+        first = bind(c * i64(size))
+        fours = [turned_words(memory, item, _side_by_side(s), first) for s in slots]
         for j in range(size // 2):
             k = [_pair_of_keys(products, four, j) for four in fours]
             for r, row in enumerate(sums):
@@ -58,29 +85,9 @@ def score_streamed(
             T.buffer_store(to.buffer, total[ALL], [to.at(r), lanes_from(at + i64(n * LANES))])
 
 
-def _quarter(products: Pairs) -> int:
-    """Elements of a quarter of a vector."""
-    return QUARTER // int(bytes_of(products.memory(0).dtype))
-
-
-def _turned(products: Pairs, item: Item, slot: Expr, start: Expr) -> list[Expr]:
-    """A quarter of a vector of LANES keys as four vectors of 32 bits of a key a lane."""
-    memory, rows = products.memory(0), list[tirx.Buffer]()
-    for first in range(4):
-        slots = [slot + i64(first + 4 * q) for q in range(4)]
-        four = _joined(memory, item, slots, lanes_from(start, _quarter(products)))
-        row = T.alloc_buffer((LANES,), "int32")
-        T.buffer_store(row, tirx.op.reinterpret("int32x16", four), [ALL])
-        rows.append(row)
-    return turned_in_quarters(rows)
-
-
-def _joined(memory: Memory, item: Item, slots: list[Expr], lanes: Expr) -> Expr:
-    """The same lanes of several tokens, one after another."""
-    parts = [memory.buffer[slot, item.group, lanes] for slot in slots]
-    return tirx.Shuffle(
-        parts, [tirx.IntImm("int32", i) for i in range(len(slots) * int(lanes.lanes))]
-    )
+def _side_by_side(slot: Expr) -> list[Expr]:
+    """The slots of LANES keys."""
+    return [slot + i64(i) for i in range(LANES)]
 
 
 def _pair_of_keys(products: Pairs, four: list[Expr], j: int) -> Expr:
@@ -154,7 +161,7 @@ def _pairs_of_values(products: Pairs, item: Item, slots: list[Expr], column: Exp
     if memory.dtype == "bf16":
         even, odd = (memory.buffer[s, item.group, lanes] for s in slots)
         return [bind(tirx.op.reinterpret("int16x32", shuffled(even, odd, INTERLEAVED)))]
-    codes = _joined(memory, item, slots, lanes)
+    codes = joined(memory, item, slots, lanes)
     order = [LANES * token + i for i in range(LANES) for token in CODES]
     turned = bind(shuffled_alone(codes, order))
     return [pairs_of_codes(products.a.kernel, turned, n) for n in range(2)]

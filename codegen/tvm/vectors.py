@@ -86,6 +86,30 @@ def turned_in_quarters(rows: Sequence[tirx.Buffer]) -> list[Expr]:
     return _in_stages(rows, _STAGES[:2])
 
 
+def turned_halves(rows: Sequence[tirx.Buffer]) -> list[Expr]:
+    """Eight vectors of 16-bit elements turned round within each half: result k has element k of the
+    first halves, row after row, then of the second ones.
+    """
+    dtype, values = str(rows[0].dtype), [r[ALL] for r in rows]
+    for width in (1, 2, 4):
+        pairs = list(zip(values[0::2], values[1::2], strict=True))
+        values = [
+            _held(shuffled(*two, _in_halves(width, high)), dtype) for high in (0, 1) for two in pairs
+        ]
+    # The high halves went behind the low ones three times: the last bit of a column comes first.
+    return [values[k] for k in (0, 4, 2, 6, 1, 5, 3, 7)]
+
+
+def _in_halves(width: int, high: int) -> list[int]:
+    """The low or high halves of each half of two vectors, interleaved by runs of `width`."""
+    found: list[int] = []
+    for half in range(0, LANES, 8):
+        for at in range(0, 4, width):
+            start = half + 4 * high + at
+            found += [*range(start, start + width), *range(LANES + start, LANES + start + width)]
+    return found
+
+
 def _in_stages(
     rows: Sequence[tirx.Buffer], stages: Sequence[tuple[int, Callable[[int], list[int]]]]
 ) -> list[Expr]:
