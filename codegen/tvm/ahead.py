@@ -118,9 +118,11 @@ class Ahead:
         groups: tuple[Expr, Expr],
         number: Expr,
         notes: Notes,
+        reach: int = 0,
     ) -> Ahead:
         """Ahead of the first keys of an item's split, which lie in memory; they are asked for now
-        unless the thread did so before.
+        unless the thread did so before. `reach`: keys of which a group is read before the next
+        group's, all of which are to be there then.
         """
         assert a.memory is not None, a
         a.kernel.snippets.add(ASK)
@@ -133,7 +135,8 @@ class Ahead:
         wide = bind_opaque((high - low) * keys * i64(_row(a.memory[0])))
         # Single keys are asked for at once: of few groups memory would not keep up with more.
         most = tirx.Select(tirx.EQ(keys, i64(1)), i64(LEAD // 8), i64(LEAD))
-        lead = bind_opaque(tirx.truncdiv(most + wide - i64(1), wide))
+        some = tirx.truncdiv(i64(reach) + keys - i64(1), keys)
+        lead = bind_opaque(tirx.truncdiv(most + wide - i64(1), wide) + some)
         addresses = (T.address_of(m.buffer[i64(0), i64(0), i64(0)]) for m in a.memory)
         between = bind_opaque(T.call_extern("int64", "ferrule_between", *addresses))
         start = bind_opaque(span.base + begin * i64(2 * LANES))

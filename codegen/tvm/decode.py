@@ -148,7 +148,7 @@ def _accumulate(
     v = products.value_scratch(a.space.stream)
     size = products.tile_of(a.repeat)
     with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
-        part = _part(a, span, block)
+        part = _part(span, block, a.space.stream)
         start = bind(block * i64(a.space.stream))
         _fetch(a, 1, item, span, bind(start + i64(a.space.stream)), a.space.stream, groups, g)
         own = replace(item, group=g)
@@ -231,11 +231,11 @@ def _fetch(
         a.memory[which].fetch(slot, groups)
 
 
-def _part(a: Attention, span: Span, block: Expr) -> Span:
-    """The keys of a span that lie in a block of the stream."""
-    start = bind(block * i64(a.space.stream))
+def _part(span: Span, block: Expr, size: int) -> Span:
+    """The keys of a span that lie in a block of so many."""
+    start = bind(block * i64(size))
     begin = bind(tirx.max(span.begin, start))
-    return Span(span.base, begin, bind(tirx.min(span.end, start + i64(a.space.stream))))
+    return Span(span.base, begin, bind(tirx.min(span.end, start + i64(size))))
 
 
 def emit_fold(
@@ -282,7 +282,7 @@ def _stream(
 ) -> None:
     """A split of an item, all groups of some keys before the next keys: as they lie in memory."""
     step = stream.products.key_step
-    ahead = Ahead.of(a, item, span, groups, turn.number, turn.notes)
+    ahead = Ahead.of(a, item, span, groups, turn.number, turn.notes, stream.reach)
     with T.serial(*span.blocks(stream.keys)) as block, T.serial(*groups) as g:
         own, first = replace(item, group=g), bind(g * i64(a.repeat))
         at = bind(block * i64(stream.keys))
@@ -291,10 +291,11 @@ def _stream(
     # Memory does not wait while weights are computed: some of the values come then.
     split.weigh(a, work, item, span, groups, step, lambda: ahead.ask(1))
     ahead.look(turn.find)
-    with T.serial(*span.blocks(a.space.stream)) as block, T.serial(*groups) as g:
+    with T.serial(*span.blocks(stream.stretch)) as block, T.serial(*groups) as g:
         own, first = replace(item, group=g), bind(g * i64(a.repeat))
         weights = Rows(split.weights, first, a.repeat)
         to = split.values(first, a.repeat)
-        stream.accumulate(own, weights, _part(a, span, block), to, ahead.ask)
+        part = _part(span, block, stream.stretch)
+        stream.accumulate(own, weights, part, to, ahead.ask)
     with T.serial(*(bind(g * i64(a.repeat)) for g in groups)) as h:
         stream.settle(split.values(h, 1))

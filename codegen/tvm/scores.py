@@ -235,21 +235,11 @@ class Floats:
                 T.buffer_store(to.buffer, total[every], [to.at(r), place(e)])
 
 
-def over_keys(
-    a: Attention,
-    item: Item,
-    span: Span,
-    body: Callable[[Expr, Expr], None],
-    each: Callable[[], None] | None = None,
-) -> None:
-    """body(key within the split, slot) for each key of a span, from the run that it begins in;
-    `each` is done once for LANES keys.
-    """
+def over_keys(a: Attention, item: Item, span: Span, body: Callable[[Expr, Expr], None]) -> None:
+    """body(key within the split, slot) for each key of a span, from the run that it begins in."""
     first, last = span.blocks(LANES)
     with T.serial(first, last) as run:
         start = bind(run * i64(LANES))
         slot = a.places(item, bind(span.base + start))
-        if each is not None:
-            each()
         with T.serial(i64(0), tirx.min(span.end - start, i64(LANES))) as i:
             body(bind(start + i), bind(slot(i)))

@@ -41,6 +41,16 @@ class PairStream:
         """Keys that are scored at a time."""
         return runs_of(self.products.a) * LANES
 
+    @property
+    def stretch(self) -> int:
+        """Keys whose values of a group are read before the next group's."""
+        return self.products.a.space.stream
+
+    @property
+    def reach(self) -> int:
+        """Keys that are to be asked for before the first of them is read: as many as come to be."""
+        return 0
+
     def score(
         self, work: Work, item: Item, q: Rows, start: Expr, to: Rows, at: Expr, ask: Ask
     ) -> None:

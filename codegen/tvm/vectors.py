@@ -94,7 +94,9 @@ def turned_halves(rows: Sequence[tirx.Buffer]) -> list[Expr]:
     for width in (1, 2, 4):
         pairs = list(zip(values[0::2], values[1::2], strict=True))
         values = [
-            _held(shuffled(*two, _in_halves(width, high)), dtype) for high in (0, 1) for two in pairs
+            _held(shuffled(*two, _in_halves(width, high)), dtype)
+            for high in (0, 1)
+            for two in pairs
         ]
     # The high halves went behind the low ones three times: the last bit of a column comes first.
     return [values[k] for k in (0, 4, 2, 6, 1, 5, 3, 7)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -19,13 +18,17 @@ from .attention import Attention, Item, Memory, Span
 from .fetch import LINE
 from .isa import LANES
 from .loops import Work
-from .quarters import QUARTER, quarter_of, turned_elements, turned_words
+from .quarters import quarter_of, turned_elements, turned_words
 from .scales import Scales
-from .scores import Floats, Rows, by_tiles, over_keys
+from .scores import Floats, Rows, by_tiles
 from .values import Expr, bind, bytes_of, const, i64
 from .vectors import ALL, filled, lanes_from, shuffled_alone
 
 Ask = Callable[[int], None]
+Add = Callable[[Expr, list[Expr]], None]
+"""Adds key j's values, a vector for each column, to the rows."""
+Over = Callable[[list[Expr], Add], None]
+"""Adds all keys' values of some columns."""
 
 PER_WORD = {"f32": 1, "f16": 1, "bf16": 2, "i8": 4}
 """Elements of a key in a lane of a vector that is turned round; those of f16 are 16 bits wide,
@@ -42,6 +45,30 @@ def reads_words(a: Attention) -> bool:
         return False
     fits = {m.dtype for m in a.memory} <= ({"i8"} if a.factors else {"f32", "f16", "bf16"})
     return fits and a.width % quarter_of(a.memory[0]) == 0
+
+
+@dataclass(frozen=True)
+class Asks:
+    """How products ask for memory while they compute: for a line or two at a time, evenly. A core
+    has room for a few dozen requests; behind a batch of them its own reads wait, and nothing
+    overlaps. `shares`: how often keys and values are gone over, each time with a share of the
+    lines; `turning`: lines of four keys' words that are asked for while they are turned round.
+    """
+
+    ask: Ask
+    shares: int
+    turning: int
+
+    @staticmethod
+    def of(ask: Ask, rows: int, tile: int) -> Asks:
+        """For so many rows, by tiles of so many: turning keys takes as long as to multiply them by
+        a row or two.
+        """
+        return Asks(ask, -(-rows // tile), {1: 3, 2: 2, 3: 1, 4: 1}.get(rows, 0))
+
+    def steps(self) -> tuple[int, int]:
+        """Words that are multiplied in a step, and the lines of each run to ask for before."""
+        return (4, 4 - self.turning) if self.turning else (self.shares, 1)
 
 
 @dataclass(frozen=True)
@@ -74,37 +101,61 @@ class Words(Floats):
         kt: tirx.Buffer,
         run: Expr,
         start: Expr,
-        ask: Ask | None = None,
+        asks: Asks | None = None,
     ) -> None:
-        """Turn round the keys start, start + 1, ... into a run; asks for as many lines."""
+        """Turn round the keys start, start + 1, ... into a run."""
         memory = self.memory(0)
         turned = turned_elements if memory.dtype == "f16" else turned_words
         size = quarter_of(memory)
         slots = [bind(s) for s in map(self.a.places(item, start), range(LANES))]
         with T.serial(i64(0), i64(self.a.width // size)) as c:
-            if ask is not None:
-                ask(LANES * QUARTER // LINE)
+            if asks is not None and asks.turning:
+                asks.ask(asks.turning)
             columns = turned(memory, item, slots, bind(c * i64(size)))
             first = bind(c * i64(len(columns)))
             for k, column in enumerate(columns):
                 T.buffer_store(kt, column, [run, first + i64(k), lanes_from(0)])
 
-    def score(self, q: Rows, kt: tirx.Buffer, run: Expr, vectors: int, to: Rows, at: Expr) -> None:
+    def score(
+        self,
+        q: Rows,
+        kt: tirx.Buffer,
+        run: Expr,
+        vectors: int,
+        to: Rows,
+        at: Expr,
+        asks: Asks | None = None,
+    ) -> None:
         """to[r, at + 16 c + lane] = q[r] . k[16 (run + c) + lane] for so many vectors."""
-        dtype, per_word = self.memory(0).dtype, self.per_word
+        words = self.a.width // self.per_word
         sums = [[filled(0) for _ in range(vectors)] for _ in range(q.count)]
-        with T.serial(i64(0), i64(self.a.width // per_word)) as w:
-            words = [bind(kt[run + i64(c), w, lanes_from(0)]) for c in range(vectors)]
-            for e in range(per_word):
-                k = [bind(_element(dtype, word, e)) for word in words]
-                for r, row in enumerate(sums):
-                    d = w * i64(per_word) + i64(e)
-                    x = bind(T.broadcast(q.buffer[q.at(r), d], LANES))
-                    for total, value in zip(row, k, strict=True):
-                        T.buffer_store(total, total[ALL] + x * value, [ALL])
+        # A line is 32 bits of LANES keys.
+        step, lines = asks.steps() if asks is not None else (1, 0)
+        step *= 2 if self.memory(0).dtype == "f16" else 1
+        whole, rest = divmod(words, step)
+        with T.serial(i64(0), i64(whole)) as o:
+            if asks is not None:
+                asks.ask(vectors * lines)
+            for u in range(step):
+                self._multiply(q, kt, run, bind(o * i64(step) + i64(u)), sums)
+        for u in range(words - rest, words):
+            self._multiply(q, kt, run, i64(u), sums)
         for r, row in enumerate(sums):
             for c, total in enumerate(row):
                 T.buffer_store(to.buffer, total[ALL], [to.at(r), lanes_from(at + i64(c * LANES))])
+
+    def _multiply(
+        self, q: Rows, kt: tirx.Buffer, run: Expr, word: Expr, sums: list[list[tirx.Buffer]]
+    ) -> None:
+        """Add the products of a word of each key."""
+        words = [bind(kt[run + i64(c), word, lanes_from(0)]) for c in range(len(sums[0]))]
+        for e in range(self.per_word):
+            k = [bind(_element(self.memory(0).dtype, w, e)) for w in words]
+            for r, row in enumerate(sums):
+                d = word * i64(self.per_word) + i64(e)
+                x = bind(T.broadcast(q.buffer[q.at(r), d], LANES))
+                for total, value in zip(row, k, strict=True):
+                    T.buffer_store(total, total[ALL] + x * value, [ALL])
 
     def value_scratch(self, keys: int) -> tirx.Buffer | None:
         """Scratch for the values of so many keys: [column vector, key, lane]."""
@@ -132,7 +183,7 @@ class Words(Floats):
         """to[r] += sum_j weights[r, j] v[j] over a span of keys, whose values lie widened."""
         assert values is not None, self.a
 
-        def over(columns: list[Expr], add: Callable[[Expr, list[Expr]], None]) -> None:
+        def over(columns: list[Expr], add: Add) -> None:
             with T.serial(span.begin, span.end) as j:
                 at = bind(j - i64(first))
                 add(j, [bind(values[c, at, lanes_from(0)]) for c in columns])
@@ -140,25 +191,36 @@ class Words(Floats):
         self._by_columns(weights, to, over)
 
     def accumulate_streamed(
-        self, item: Item, weights: Rows, span: Span, to: Rows, ask: Ask
+        self, item: Item, weights: Rows, span: Span, to: Rows, asks: Asks
     ) -> None:
-        """to[r] += sum_j weights[r, j] v[j] over a span of keys, whose values are read as they lie;
-        asks for as many lines. The rows are in order after `settle`.
+        """to[r] += sum_j weights[r, j] v[j] over the runs of LANES keys that hold a span, whose
+        values are read as they lie. The rows are in order after `settle`.
         """
-        size = int(bytes_of(self.memory(1).dtype)) * LANES * LANES
-        tiles = -(-to.count // self.tile_of(to.count))
 
-        def tile(mine: Rows, into: Rows) -> None:
-            def over(columns: list[Expr], add: Callable[[Expr, list[Expr]], None]) -> None:
-                def key(j: Expr, slot: Expr) -> None:
-                    add(j, [self._values(item, slot, c) for c in columns])
+        def over(columns: list[Expr], add: Add) -> None:
+            size = int(bytes_of(self.memory(1).dtype)) * LANES * len(columns)
+            # Keys at a time, and the lines that they take: two where a key takes less.
+            keys = min(4, 1 << max(1, min(LANES, 2 * LINE * asks.shares // size)).bit_length() - 1)
+            lines = -(-keys * size // (LINE * asks.shares))
 
-                lines = max(1, len(columns) * size // LINE // tiles)
-                over_keys(self.a, item, span, key, lambda: ask(lines))
+            def key(j: Expr, slot: Expr) -> None:
+                add(j, [self._values(item, slot, c) for c in columns])
 
-            self._by_columns(mine, into, over)
+            with T.serial(*span.blocks(LANES)) as run:
+                start = bind(run * i64(LANES))
+                slot = self.a.places(item, bind(span.base + start))
+                count = bind(tirx.min(span.end - start, i64(LANES)))
+                whole = bind(tirx.truncdiv(count, i64(keys)))
+                with T.serial(i64(0), whole) as p:
+                    asks.ask(lines)
+                    for k in range(keys):
+                        i = bind(p * i64(keys) + i64(k))
+                        key(bind(start + i), bind(slot(i)))
+                if keys > 1:
+                    with T.serial(whole * i64(keys), count) as i:
+                        key(bind(start + i), bind(slot(i)))
 
-        by_tiles(self.tile_of(to.count), weights, to, tile)
+        self._by_columns(weights, to, over)
 
     def settle(self, to: Rows) -> None:
         """Bring a row of values that were accumulated as they lie into order."""
@@ -166,13 +228,15 @@ class Words(Floats):
             return
         with T.serial(i64(0), i64(self.a.value_width // LANES)) as c:
             place = [to.first, lanes_from(c * i64(LANES))]
-            T.buffer_store(to.buffer, shuffled_alone(bind(to.buffer[tuple(place)]), _EVEN_FIRST), place)
+            T.buffer_store(
+                to.buffer, shuffled_alone(bind(to.buffer[tuple(place)]), _EVEN_FIRST), place
+            )
 
     def _by_columns(
         self,
         weights: Rows,
         to: Rows,
-        over: Callable[[list[Expr], Callable[[Expr, list[Expr]], None]], None],
+        over: Over,
     ) -> None:
         """Rows of weighted values, so many vectors of columns at a time as stay in registers."""
         vectors = self.a.value_width // LANES
@@ -205,7 +269,7 @@ def _weighed(
     weights: Rows,
     to: Rows,
     columns: list[Expr],
-    over: Callable[[list[Expr], Callable[[Expr, list[Expr]], None]], None],
+    over: Over,
 ) -> None:
     sums = [[filled(0) for _ in columns] for _ in range(to.count)]
     place = [lanes_from(c * i64(LANES)) for c in columns]
@@ -260,26 +324,47 @@ class WordStream:
         """Keys that are scored at a time."""
         return _runs(self.products) * LANES
 
+    @property
+    def stretch(self) -> int:
+        """Keys whose values of a group are read before the next group's: more would have to be
+        asked for further ahead.
+        """
+        return self.keys
+
+    @property
+    def reach(self) -> int:
+        """Keys that are to be asked for before the first of them is read."""
+        return self.keys
+
     def score(
         self, work: Work, item: Item, q: Rows, start: Expr, to: Rows, at: Expr, ask: Ask
     ) -> None:
         """to[r, at + i] = q[r] . k[start + i] for all of them; asks for as many lines."""
         products, runs = self.products, _runs(self.products)
+        asks = self._asks(q.count, ask)
         with T.serial(i64(0), i64(runs)) as run:
             first = bind(start + run * i64(LANES))
-            products.turn_keys(work, item, self.kt, run, first, ask)
+            products.turn_keys(work, item, self.kt, run, first, asks)
 
         def tile(mine: Rows, into: Rows) -> None:
             vectors = min(runs, products.vectors_of(mine.count))
             for run in range(0, runs, vectors):
                 place = bind(at + i64(run * LANES))
-                products.score(mine, self.kt, i64(run), vectors, into, place)
+                products.score(mine, self.kt, i64(run), vectors, into, place, asks)
 
         by_tiles(products.tile_of(q.count), q, to, tile)
 
     def accumulate(self, item: Item, weights: Rows, span: Span, to: Rows, ask: Ask) -> None:
         """to[r] += sum_j weights[r, j] v[j] over a span of keys; asks for as many lines."""
-        self.products.accumulate_streamed(item, weights, span, to, ask)
+        asks = self._asks(to.count, ask)
+
+        def tile(mine: Rows, into: Rows) -> None:
+            self.products.accumulate_streamed(item, mine, span, into, asks)
+
+        by_tiles(self.products.tile_of(to.count), weights, to, tile)
+
+    def _asks(self, rows: int, ask: Ask) -> Asks:
+        return Asks.of(ask, rows, self.products.tile_of(rows))
 
     def settle(self, to: Rows) -> None:
         """Bring a row that values were accumulated into into order."""

@@ -117,6 +117,7 @@ BODIES = {
     "single pairs": paged("bf16", 3, 3, 48, 32, block=32, extras=("slopes",)),
     "latent pairs": paged("bf16", 40, 1, 96, 64, shared=True, value_start=16),
     "half cache": paged("bf16", 4, 2, 64, 48, cached="f16", window=50),
+    "halves": paged("f16", 14, 2, 80, 80, window=300),
     "short cache": paged("f32", 4, 2, 32, 32, cached="bf16"),
     "coded cache": paged("f32", 6, 2, 64, 40, cached="i8", extras=("sinks",)),
     "coded cache of pairs": paged("bf16", 6, 2, 80, 64, cached="i8"),
@@ -136,7 +137,10 @@ TARGETS = {
     "cpu:znver4": ("pairs", "latent pairs", "wide"),
     "cpu:cooperlake": ("codes by 4",),
     "cpu:x86-64-v4": ("latent", "wide", "codes by 4"),
-    "cpu:x86-64-v3": ("plain", "wide", "codes by 7"),
+    "cpu:x86-64-v3": (
+        *("plain", "wide", "codes by 7", "halves", "half cache", "single pairs"),
+        *("latent pairs", "latent codes", "small blocks"),
+    ),
     "cpu:x86-64": ("odd",),
 }
 CASES = [(target, name) for target, names in TARGETS.items() for name in names]
@@ -172,7 +176,7 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
     "name",
     [
         *("plain", "wide", "pairs", "pairs by 7", "pairs by 8", "latent pairs", "small blocks"),
-        *("codes by 4", "codes by 7", "latent codes"),
+        *("codes by 4", "codes by 7", "latent codes", "halves"),
     ],
 )
 def test_lengths_around_the_edges_of_blocks_and_splits(
@@ -192,7 +196,10 @@ def test_lengths_around_the_edges_of_blocks_and_splits(
         kernels.check(name, inputs, **dims)
 
 
-ORDERED = ("plain", "odd", "wide", "pairs", "pairs by 8", "codes by 4", "codes by 7")
+ORDERED = (
+    *("plain", "odd", "wide", "pairs", "pairs by 8", "single pairs"),
+    *("codes by 4", "codes by 7", "halves"),
+)
 
 
 @pytest.fixture(scope="module")
