@@ -34,8 +34,9 @@ from .values import Expr, bind, bytes_of, i64
 
 @dataclass(frozen=True)
 class Space:
-    """Tile sizes: keys of a split, keys that decode takes of all groups in turn, rows (tokens x
-    heads of a group) of a prefill item, rows of a register tile.
+    """Tile sizes: keys of a split, keys that decode takes of all groups in turn (where it reads
+    words it takes the run or two that it scores), rows (tokens x heads of a group) of a prefill
+    item, rows of a register tile.
     """
 
     keys: int = 256
