@@ -100,11 +100,10 @@ def capture(
 class LogitsOf(nn.Module):
     """A language model reduced to token ids in, logits out."""
 
-    def __init__(
-        self, model: nn.Module, longest: int, end: int = 1, *, strides: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, longest: int, end: int = 1) -> None:
         super().__init__()
-        self.model, self.ends, self.end, self.strides = model, (1, longest), end, strides
+        self.model, self.ends, self.end = model, (1, longest), end
+        self.strides = True  # whether how parts of values lie in memory is looked at
         self.splits, self.by_name = Splits(), token_argument(model)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from .isa import LANES, Tile
 from .linear import Linear, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .row_tiles import MANY
+from .tiles import column_vectors
 from .two_levels import BYTES, ask_next, group_multipliers, groups_per_block, steps_of_group
 from .values import Expr, bind, const, i64
 
@@ -141,12 +142,7 @@ def _laid_out(linear: Linear, rows: Expr, begin: Place) -> _Rows:
 
 def _unpacked(linear: Linear, tile: Tile, group: Expr, x: _Rows, rows: Expr) -> _Panel:
     """A panel with its codes and multipliers laid out."""
-    last = i64(-(-linear.columns // LANES) - 1)
-    vectors = tuple(
-        (o, bind(tirx.min(group * i64(tile.columns) + i64(c), last)))
-        for o in linear.offsets
-        for c in range(tile.columns)
-    )
+    vectors = column_vectors(linear, group, tile.columns)
     node, width = linear.node, len(vectors)
     count, length = (int(d) for d in operands(node).x.shape[-2:])
     blocks = T.alloc_buffer((width,), "int64")

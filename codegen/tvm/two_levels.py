@@ -26,6 +26,7 @@ from .linear import Linear, Sums, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .panels import Put, emit_all
 from .row_tiles import MANY
+from .tiles import column_vectors
 from .values import Expr, bind, i64
 
 BYTES = 4 * LANES
@@ -191,11 +192,7 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
     count, length = (int(d) for d in operands(node).x.shape[-2:])
     first = linear.kernel.places[begin]
     with T.parallel(i64(0), i64(panels)) as group:
-        vectors = tuple(
-            (o, bind(tirx.min(group * i64(wide) + i64(c), i64(blocks - 1))))
-            for o in linear.offsets
-            for c in range(wide)
-        )
+        vectors = column_vectors(linear, group, wide)
         held = amx.buffer((count * length // 4, len(vectors), BYTES), "uint8")
         panel = _Panel(linear, replace(tile, columns=wide), vectors, held, first, rows)
         _unpack(panel)
