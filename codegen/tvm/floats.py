@@ -6,8 +6,9 @@ Weights lie k after k (n16), or pairs of k after one another for the dot instruc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -18,8 +19,9 @@ from ...ir.target import Target
 from ..backend import Layout
 from ..errors import CodegenError
 from ..space import Space
+from .float_panels import SIZES, emit_float_panels, panel_of
 from .function import Anchor, Kernel
-from .isa import DOT_BF16, LANES, Tile, isa_of
+from .isa import DOT_BF16, LANES, Isa, Tile, isa_of
 from .linear import Linear, Scheme, Sums, emit_scheme, widened
 from .loops import Place
 from .panels import Steps
@@ -28,6 +30,9 @@ from .streams import read_weights
 from .tiled_rows import emit_whole
 from .tiles import plain
 from .values import Expr, bind, cast, i64
+
+PANELS_ABOVE = 32
+"""Rows up to which widening weights in registers, tile by tile, costs less than laying them out."""
 
 
 def operand(node: Node, x: Node | None = None) -> Node:
@@ -63,13 +68,25 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
     """
     layout, scheme = Layout.parse(node["layout"]), float_scheme(kernel, node)
     isa, x = kernel.isa, operand(node)
-    tiled = _by_tiles if isa.sums_by_tiles and layout.depth == 2 else None
+    tiled: Callable[[Linear, Expr], None] | None = None
+    if isa.sums_by_tiles and layout.depth == 2:
+        tiled = _by_tiles
+    elif _in_panels(isa, node):
+        tiled = partial(emit_float_panels, tile=panel_of(isa))
     # A second tile of a few rows leaves less of itself empty than one of many.
     twice = isa.few.rows < isa.many.rows < 2 * isa.few.rows
     some = (2 * isa.few.rows, isa.few) if twice else None
     x = wide if layout.depth == 1 and (wide := _widened(x)) in kernel.places else x
-    scheme = replace(scheme, by_tiles=tiled, some=some)
+    above = PANELS_ABOVE if _in_panels(isa, node) else 0
+    scheme = replace(scheme, by_tiles=tiled, some=some, tiles_above=above)
     emit_scheme(kernel, node, x, layout, results, scheme)
+
+
+def _in_panels(isa: Isa, node: Node) -> bool:
+    """Whether many rows go by weights that are widened once for a tile of rows."""
+    return (
+        Layout.parse(node["layout"]).depth == 1 and node.dtype != "f64" and isa.vector_bytes >= 32
+    )
 
 
 def float_scheme(kernel: Kernel, node: Node, bias_from: int = 2) -> Scheme:
@@ -157,6 +174,7 @@ def _spaces(node: Node, target: Target) -> tuple[Space, ...]:
         # One order of sums is that of one partial sum.
         unrolls=(1,) if isa.sums_in_order else (1, 2, 4),
         by_tiles=pairs and isa.sums_by_tiles,
+        panels=(panel_of(isa), SIZES) if _in_panels(isa, node) else None,
     )
 
 

@@ -49,10 +49,10 @@ def over_steps(steps: int, step: Callable[[Expr, int], None]) -> None:
         step(i64(u), u % _UNROLL)
 
 
-def looped(kernel: Kernel, steps: int, step: Callable[[Expr], None]) -> None:
+def looped(kernel: Kernel, steps: int | Expr, step: Callable[[Expr], None]) -> None:
     """step(s) in a loop that LLVM keeps."""
     kernel.snippets.add(STAY_A_LOOP)
-    with T.serial(i64(0), i64(steps)) as s:
+    with T.serial(i64(0), i64(steps) if isinstance(steps, int) else steps) as s:
         T.evaluate(T.call_extern("int32", STAY))
         step(s)
 

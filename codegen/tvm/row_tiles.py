@@ -64,7 +64,7 @@ def variants(
         found.append((16, kernel.chosen(SOME.name, many)))
     elif some is not None and some[0] > limit:
         found.append(some)
-    if above is not None and above > found[-1][0] and some is None:
+    if above is not None and above > found[-1][0]:
         found.append((above, many))
     return found, many if above is not None else kernel.chosen(MANY.name, many)
 

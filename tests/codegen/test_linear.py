@@ -141,6 +141,7 @@ TARGETS = {
         ("f32", "turns"),
         ("wide", "residual"),
         ("wide", "experts"),
+        ("wide", "long"),
     ],
     "cpu:x86-64-v3": [
         ("f32", "gated"),
@@ -148,6 +149,8 @@ TARGETS = {
         ("f32", "turned"),
         ("wide", "residual"),
         ("f16", "residual"),
+        ("wide", "long"),
+        ("wide", "heads"),
     ],
     "cpu:x86-64": [("f32", "gated"), ("wide", "residual")],
 }
@@ -173,7 +176,7 @@ def test_values(libraries: dict[str, Kernels], target: str, name: str) -> None:
             if m != "bf16" or Target.parse(target).has("avx512_bf16")
         ]
         libraries[target] = Kernels(target, {f"{b}_{m}": BODIES[b](MAKES[m]) for m, b in wanted})
-    for rows in (1, 3, 5, 19, 48):
+    for rows in (1, 3, 5, 19, 48, 131):
         libraries[target].check(name, {"index": below(5)}, T=rows, B=2)
 
 
