@@ -34,7 +34,7 @@ from .check_parity import can_run, check_parity
 from .checkpoint import Weights
 from .console import Progress, progress
 from .devices import device_here
-from .errors import CompileError
+from .errors import CompileError, kernel_lines
 from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import Imported, import_captured
@@ -333,7 +333,7 @@ class Kernels:
         machine code can be interpreted alone.
         """
         shown.stage("kernels", 1)
-        with clock("kernels"):
+        with clock("kernels"), kernel_lines(self.plan):
             reports = (
                 write_library(self.bodies, target, folder, records)
                 if target.kind == "cpu"

@@ -13,7 +13,7 @@ from torch.fx import Node as FxNode
 from ..ir.node import Node, input_
 from ..ir.types import TensorType
 from ..passes.build_loop import Step, loop_of
-from ..passes.scan_regions import token_axes, tokens_back
+from ..passes.scan_regions import is_whole, token_axes, tokens_back
 from ..passes.token_values import S
 from .aten.table import Unsupported
 
@@ -72,7 +72,8 @@ def _operand(importer: Importer, value: Any) -> Node:
 def _back(made: Node, kind: TensorType) -> Node:
     """A result as the scan gives it."""
     axes = token_axes(input_(name="y", type=kind))
-    assert axes is not None, kind
+    if axes is None or not is_whole(axes):
+        raise Unsupported(f"a scan that gives values of each token was wanted, not {kind}")
     return tokens_back(made, axes, kind.shape)
 
 

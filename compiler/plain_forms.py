@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import transformer
 
+from .associative import scanned_pairs
 from .errors import CompileError
 from .recurrent_layers import scanned_layers
 
@@ -38,12 +39,13 @@ def token_argument(model: nn.Module) -> str:
 
 def plain_forms(model: nn.Module, undo: ExitStack) -> None:
     """Attention through SDPA where the model has it, expert layers as tensor algebra, masks as
-    they are, recurrent layers as scans: all exact.
+    they are, recurrent layers and associative scans as scans: all exact.
     """
     _plain_attention(model, undo)
     _plain_experts(model, undo)
     _plain_masks(undo)
     scanned_layers(undo)
+    scanned_pairs(undo)
     _plain_distances(undo)
 
 

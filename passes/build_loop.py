@@ -18,7 +18,7 @@ from ..ir.ops import loops
 from ..ir.ops import tensor as t
 from ..ir.types import TensorType
 from .canonicalize import Canonicalize
-from .rules.values import reshaped
+from .rules.values import reshaped, spread
 from .scan_regions import rebuild, token_axes, tokens_first
 from .token_values import B, S, numbers_of
 
@@ -54,8 +54,11 @@ def loop_of(
 
 
 def _rows(x: Node) -> Node:
-    """A value of each token as [B, S, numbers...]."""
+    """A value of each token, or of each position, as [B, S, numbers...]."""
     axes = token_axes(x)
+    if axes is not None and not any(B in axis for axis in axes):
+        x = spread(x, (B, *x.shape))
+        axes = ((B,), *axes)
     if axes is None:
         raise IRError(f"a loop over tokens reads {x.type}, not a value of each token")
     return tokens_first(x, axes)

@@ -201,7 +201,7 @@ class Making:
             yield
         except (CodegenError, IRError) as error:
             text = f"kernel {self.name}: {error}\n{print_graph(self.body)}"
-            raise CodegenError(text) from error
+            raise CodegenError(text, self.name) from error
 
     def built(self, home: Path) -> Built:
         """The launches, and the binaries written."""

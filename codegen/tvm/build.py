@@ -114,7 +114,7 @@ def _function(
     try:
         return build_function(name, body, isa, ANCHORS, choices)
     except (CodegenError, IRError, tvm.error.InternalError, TypeError, ValueError) as error:
-        raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}") from error
+        raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}", name) from error
 
 
 def tunable(body: Graph, target: Target) -> Tunable | None:

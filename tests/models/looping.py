@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan
 from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 
@@ -165,6 +166,20 @@ def in_logarithms(model: Looping, x: Tensor, g: Tensor, v: Tensor) -> Tensor:
     return torch.cat([(total + sums).exp()[:, 1:], v.cummax(dim=1).values], dim=-1)
 
 
+def in_pairs(model: Looping, x: Tensor, g: Tensor) -> Tensor:
+    """torch's associative scans: of a gated sum, of the largest so far with time last, and of
+    numbers of each token.
+    """
+
+    def joined(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"kept": a["kept"] * b["kept"], "sum": b["kept"] * a["sum"] + b["sum"]}
+
+    sums = associative_scan(joined, {"kept": g.sigmoid(), "sum": x}, 1, combine_mode="generic")
+    most = associative_scan(torch.maximum, g.transpose(1, 2), -1, combine_mode="generic")
+    within = associative_scan(torch.mul, g.unflatten(-1, (3, 4)), 2, combine_mode="generic")
+    return torch.cat([sums["sum"], most.transpose(1, 2), within.flatten(2)], dim=-1)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Layers(nn.GRU, num_layers=2, batch_first=True, learned=True),
     "lstm": lambda: Layers(nn.LSTM, proj_size=7, bias=False),
@@ -177,5 +192,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "transition": lambda: Looping(transition, **dict.fromkeys("rwkva", WIDTH)),
     "layers": lambda: Looping(layers_inside),
     "two results": lambda: Looping(two_results, h=WIDTH),
+    "pairs": lambda: Looping(in_pairs, g=WIDTH),
     "logarithms": lambda: Looping(in_logarithms, g=WIDTH, v=WIDTH),
 }

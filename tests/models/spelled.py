@@ -83,6 +83,21 @@ class StickBreaking(Projected):
         return (F.logsigmoid(scores) + after).exp().masked_fill(~seen, 0.0) @ v
 
 
+class Blocks(Projected):
+    """Attention within a block of four and the one before, the last filled up with zeros."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length, size = q.shape[2], 4
+        blocks = (F.pad(x, (0, 0, 0, -length % size)).unflatten(2, (-1, size)) for x in (q, k, v))
+        q, *both = blocks
+        k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], dim=3) for x in both)
+        row, column = torch.arange(size)[:, None] + size, torch.arange(2 * size)
+        seen = (column <= row) & (row - column < size)
+        first = torch.arange(q.shape[2])[:, None, None] == 0
+        scores = (q @ k.mT * SIZE**-0.5).masked_fill(~seen | first & (column < size), -torch.inf)
+        return (scores.softmax(dim=-1) @ v).flatten(2, 3)[:, :, :length]
+
+
 class Separate(Projected):
     """Attention under a mask that was made before."""
 
@@ -180,6 +195,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "one group": lambda: Model(Grouped(1)),
     "talking": lambda: Model(Talking()),
     "stick breaking": lambda: Model(StickBreaking()),
+    "blocks": lambda: Model(Blocks()),
     "documents": Documents,
     "before": Before,
     "boolean rows": lambda: Model(BooleanRows()),

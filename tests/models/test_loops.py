@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ferrule.compiler.build import Options, build_in_temporary
+from ferrule.ir.errors import IRError
+from torch._higher_order_ops.associative_scan import associative_scan
 
-from .looping import MODELS, VOCABULARY
+from .looping import MODELS, VOCABULARY, Looping
 from .schedules import check_served
 
-FEW = ("gru", "scan", "first step", "transition", "logarithms")
+FEW = ("gru", "scan", "first step", "transition", "pairs", "logarithms")
 KINDS = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 
 
@@ -18,3 +21,12 @@ KINDS = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MOD
 def test_tokens_are_those_of_eager(name: str) -> None:
     torch.manual_seed(0)
     check_served(MODELS[name](), VOCABULARY)
+
+
+def from_the_end(model: Looping, x: torch.Tensor) -> torch.Tensor:
+    return associative_scan(torch.add, x, 1, reverse=True, combine_mode="generic")
+
+
+def test_a_scan_from_the_last_token_on_is_refused_with_its_line() -> None:
+    with pytest.raises(IRError, match=r"flip turns the tokens around[\s\S]*looping\.py:\d+"):
+        build_in_temporary(Looping(from_the_end), Options(max_context=40, progress=False))

@@ -79,6 +79,21 @@ graph m(%ids: i64[B, S]) where B in [1, 3], S in [4, 9] {
 }
 """
 WINDOWS = WINDOWS.replace("K", "Min(2, floor(S/2))")
+BLOCKS = """
+graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 90] {
+  %0 = parameter {name = "x"} : f32[11, 3]
+  %1 = take %0 %ids {axis = 0} : f32[B, S, 3]
+  %2 = pad %1 {before = (0, 0, 0), after = (0, 4*N - S, 0), value = 0.0} : f32[B, 4*N, 3]
+  %3 = reshape %2 {shape = (B, N, 12)} : f32[B, N, 12]
+  %4 = parameter {name = "w"} : f32[12, 2]
+  %5 = causal_conv %3 %4 : f32[B, N, 12]
+  %6 = sigmoid %5 : f32[B, N, 12]
+  %7 = reshape %6 {shape = (B, 4*N, 3)} : f32[B, 4*N, 3]
+  %8 = slice %7 {axis = 1, start = 0, stop = S} : f32[B, S, 3]
+  return %8 as y
+}
+"""
+BLOCKS = BLOCKS.replace("N", "floor(S/4 + 3/4)")
 PASS = RaiseContexts(part_runner({}), 64, evaluator({}))
 
 
@@ -107,6 +122,13 @@ def test_sizes_that_hold_from_some_length_on_hold_for_fewer_tokens():
     for length in range(1, 6):
         (given,) = evaluate(after, [ids[:, :length]], values, wide=True)
         torch.testing.assert_close(given, wanted[:, :length])
+
+
+def test_a_convolution_over_blocks_of_tokens_is_spelled_out():
+    """Kernels of a body have no convolutions."""
+    after = check_pass(PASS, BLOCKS)
+    (made,) = (n for n in after.nodes() if n.op.name == "token_context")
+    assert "causal_conv" not in names(after) + names(made["body"])
 
 
 @pytest.mark.parametrize(
