@@ -34,6 +34,10 @@ SIZES = {"rows": (8, 16, 32), "columns": (1, 2, 4, 8)}
 """What else the tile may be."""
 HELD = 128 << 10
 """Bytes at most of a panel's codes: they stay in the second cache while all rows pass."""
+ONE_TILE = Tile(24, 1)
+"""Rows up to which a tile passes once: a block of codes is unpacked as its rows come, in the first
+cache, and the panel is as narrow as may be, so that its weights come from memory in their order.
+"""
 _ROWS = 4  # in registers: sums of four rows by sixteen columns take eight of the sixteen
 _UNROLL = 2  # fours written out: with more LLVM moves loads ahead, and sums leave their registers
 _DOT = Dot("pairs", "u4")
@@ -67,7 +71,7 @@ class _Rows:
 class _Panel:
     """A panel at work: its column vectors as (offset, block), where their blocks are stored, their
     codes as bytes [k / 4, vector, 64] and their multipliers [group, vector, 32], twice for each
-    column.
+    column. With `once` those are of one block of groups and one vector alone.
     """
 
     linear: Linear
@@ -78,6 +82,11 @@ class _Panel:
     codes: tirx.Buffer
     times: tirx.Buffer | None
     rows: Expr
+    once: bool
+
+    def at(self, v: Expr, g: Expr) -> tuple[Expr, Expr]:
+        """Where a block of groups of a vector lies: (block, vector)."""
+        return (i64(0), i64(0)) if self.once else (g, v)
 
     @property
     def per(self) -> int:
@@ -99,16 +108,25 @@ def emit_narrow(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
     """All rows of a linear, panel of columns by panel; `begin` is what the sums of each group begin
     with, [.., J], or [.., B, P] with multipliers.
     """
-    tile = linear.kernel.chosen(MANY.name, tile)
+    x = _laid_out(linear, rows, linear.kernel.places[begin])
     blocks = -(-linear.columns // LANES)
+    tile = linear.kernel.chosen(MANY.name, tile)
     most = min(tile.columns, HELD // (LANES * int(product(operands(linear.node).x.shape[-2:]))))
     wide = min(blocks, max(1, most // len(linear.offsets)))
-    panels = -(-blocks // wide)
-    tile = replace(tile, columns=wide)
-    x = _laid_out(linear, rows, linear.kernel.places[begin])
+    with T.If(tirx.LE(rows, i64(ONE_TILE.rows))):
+        with T.Then():
+            _over_panels(linear, x, rows, ONE_TILE, once=True)
+        with T.Else():
+            _over_panels(linear, x, rows, replace(tile, columns=wide), once=False)
+
+
+def _over_panels(linear: Linear, x: _Rows, rows: Expr, tile: Tile, *, once: bool) -> None:
+    """The results of all rows in panels of a tile's columns, a tile of rows after the other."""
+    blocks = -(-linear.columns // LANES)
+    panels = -(-blocks // tile.columns)
     with T.parallel(i64(0), i64(panels)) as group:
-        panel = _unpacked(linear, tile, group, x, rows)
-        tiles = bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
+        panel = _panel(linear, tile, group, x, rows, once=once)
+        tiles = i64(1) if once else bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
         with T.serial(i64(0), tiles) as number:
             work = replace(linear.kernel.work().within(group, 0, panels), parallel=False)
             _row_tile(panel, work, group, number, tiles)
@@ -140,24 +158,25 @@ def _laid_out(linear: Linear, rows: Expr, begin: Place) -> _Rows:
     return _Rows(words, scales, first)
 
 
-def _unpacked(linear: Linear, tile: Tile, group: Expr, x: _Rows, rows: Expr) -> _Panel:
-    """A panel with its codes and multipliers laid out."""
+def _panel(linear: Linear, tile: Tile, group: Expr, x: _Rows, rows: Expr, *, once: bool) -> _Panel:
+    """A panel with its codes and multipliers laid out, or with room for a block's."""
     vectors = column_vectors(linear, group, tile.columns)
     node, width = linear.node, len(vectors)
     count, length = (int(d) for d in operands(node).x.shape[-2:])
     blocks = T.alloc_buffer((width,), "int64")
     for v, (offset, b) in enumerate(vectors):
         T.buffer_store(blocks, linear.stored(b, offset), [i64(v)])
-    codes = amx.buffer((count * length // 4, width, BYTES), "uint8")
+    held = (1, 1) if once else (count, width)
+    codes = amx.buffer((held[0] * length // 4, held[1], BYTES), "uint8")
     times = None
     if operands(node).multipliers is not None:
-        shape = (count * groups_per_block(node), width, 2 * LANES)
-        times = amx.buffer(shape, "int16")
-    panel = _Panel(linear, tile, x, vectors, blocks, codes, times, rows)
-    with T.serial(i64(0), i64(width)) as v:
-        block = bind(blocks[v])
-        with T.serial(i64(0), i64(panel.count)) as g:
-            _unpack(panel, v, block, g)
+        times = amx.buffer((held[0] * groups_per_block(node), held[1], 2 * LANES), "int16")
+    panel = _Panel(linear, tile, x, vectors, blocks, codes, times, rows, once)
+    if not once:
+        with T.serial(i64(0), i64(width)) as v:
+            block = bind(blocks[v])
+            with T.serial(i64(0), i64(count)) as g:
+                _unpack(panel, v, block, g)
     return panel
 
 
@@ -165,20 +184,21 @@ def _unpack(panel: _Panel, v: Expr, block: Expr, g: Expr) -> None:
     """The codes and multipliers of a block of groups of a column vector."""
     linear = replace(panel.linear, streams=1)
     half_steps, steps = i64(panel.per * panel.fours), panel.per * panel.fours // 2
+    first, vector = panel.at(v, g)
     for p in range(panel.per if panel.times is not None else 0):
         pair = group_multipliers(linear, block, g, p) * T.broadcast(
             const(0x00010001, "int32"), LANES
         )
         value = tirx.op.reinterpret(f"int16x{2 * LANES}", bind(pair))
         assert panel.times is not None
-        at = [g * i64(panel.per) + i64(p), v, T.ramp(i64(0), i64(1), 2 * LANES)]
+        at = [first * i64(panel.per) + i64(p), vector, T.ramp(i64(0), i64(1), 2 * LANES)]
         T.buffer_store(panel.times, bind(value), at)
     with T.serial(i64(0), i64(steps)) as s:
         parts = codes_at(linear, _DOT, block, bind(g * i64(steps) + s))
         for half in range(2):
             for low, part in zip(range(0, BYTES, BYTES // 2), parts, strict=True):
                 lanes = T.ramp(i64(low), i64(1), BYTES // 2)
-                at = [g * half_steps + s * i64(2) + i64(half), v, lanes]
+                at = [first * half_steps + s * i64(2) + i64(half), vector, lanes]
                 T.buffer_store(panel.codes, _DOT.nibbles(part, half), at)
 
 
@@ -203,6 +223,8 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr, tiles: Expr)
         ask_next(linear, panel.vectors, panel.tile.columns, g, (bind(number * share), share))
         with T.serial(i64(0), i64(width)) as v:
             block = bind(panel.blocks[v])
+            if panel.once:
+                _unpack(panel, v, block, g)
             with T.serial(i64(0), runs) as part:
                 _add_block(panel, sums, (v, block, bind(part * i64(_ROWS))), g, bind(first + part))
     wide = panel.tile.columns
@@ -239,27 +261,31 @@ def _add_block(
 
 def _whole_numbers(panel: _Panel, v: Expr, g: Expr, run: Expr) -> list[tirx.Buffer]:
     """The whole numbers of a block of groups, of each row of a run."""
-    begin, rows = panel.x.begin, range(_ROWS)
+    begin, rows, per = panel.x.begin, range(_ROWS), panel.per
+    block, vector = panel.at(v, g)
+
+    def fours(first: Expr, number: Expr) -> _Fours:
+        held = block * i64(per * panel.fours) + number
+        return _Fours(run, bind(first * i64(per * panel.fours) + number), bind(held), vector)
+
     if panel.times is None:
         wholes = [fresh_vector("int32", T.broadcast(begin[run, g, i64(r)], LANES)) for r in rows]
         stretch = next(n for n in range(_DOT.narrow, 1, -_UNROLL) if panel.fours % n == 0)
         with T.serial(i64(0), i64(panel.fours // stretch)) as s:
             narrow = [fresh_vector("int16", _none("int16", 2 * LANES), 2 * LANES) for _ in rows]
-            _add_fours(
-                panel, narrow, v, bind(g * i64(panel.fours) + s * i64(stretch)), stretch, run
-            )
+            _add_fours(panel, narrow, stretch, fours(g, s * i64(stretch)))
             for whole, pairs in zip(wholes, narrow, strict=True):
                 _DOT.widen(whole, pairs)
         return wholes
     wholes = [fresh_vector("int32", _none("int32")) for _ in rows]
-    with T.serial(i64(0), i64(panel.per)) as p:
-        number = bind(g * i64(panel.per) + p)
+    with T.serial(i64(0), i64(per)) as p:
+        number, held = bind(g * i64(per) + p), bind(block * i64(per) + p)
         narrow = [
             fresh_vector("int16", _begin(begin[run, number, i64(r)]), 2 * LANES) for r in rows
         ]
-        _add_fours(panel, narrow, v, bind(number * i64(panel.fours)), panel.fours, run)
+        _add_fours(panel, narrow, panel.fours, fours(g, p * i64(panel.fours)))
         times = [
-            bind(panel.times[number, v, T.ramp(i64(low), i64(1), LANES)]) for low in (0, LANES)
+            bind(panel.times[held, vector, T.ramp(i64(low), i64(1), LANES)]) for low in (0, LANES)
         ]
         for whole, pairs in zip(wholes, narrow, strict=True):
             _DOT.widen(whole, pairs, times)
@@ -279,19 +305,29 @@ def _begin(value: Expr) -> Expr:
     return bind(tirx.op.reinterpret(f"int16x{2 * LANES}", T.broadcast(bind(word), LANES)))
 
 
-def _add_fours(
-    panel: _Panel, narrow: list[tirx.Buffer], v: Expr, first: Expr, count: int, run: Expr
-) -> None:
-    """Add the products of so many fours of k, from the first on, in 16 bits."""
+@dataclass(frozen=True)
+class _Fours:
+    """Fours of k at work: the run of rows, the first of them in x and where its codes are held, of
+    which vector.
+    """
+
+    run: Expr
+    first: Expr
+    held: Expr
+    vector: Expr
+
+
+def _add_fours(panel: _Panel, narrow: list[tirx.Buffer], count: int, fours: _Fours) -> None:
+    """Add the products of so many fours of k in 16 bits."""
 
     def step(n: Expr) -> None:
-        four = bind(first + n)
+        four, held = bind(fours.first + n), bind(fours.held + n)
         codes = [
-            bind(panel.codes[four, v, T.ramp(i64(low), i64(1), BYTES // 2)])
+            bind(panel.codes[held, fours.vector, T.ramp(i64(low), i64(1), BYTES // 2)])
             for low in range(0, BYTES, BYTES // 2)
         ]
         for r, total in enumerate(narrow):
-            word = bind(panel.x.words[run, four, i64(r)])
+            word = bind(panel.x.words[fours.run, four, i64(r)])
             for half, part in enumerate(codes):
                 _DOT.add(total, half, (part,), word)
 

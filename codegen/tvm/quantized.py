@@ -48,7 +48,7 @@ UNPACKED = Tile(8, 2)
 """The row tile over unpacked codes: the whole numbers of a block and its sums stay in registers."""
 UNPACKED_FROM = 64
 """Codes with one scale from which on unpacking them once is worth it."""
-NARROW_ABOVE = 8
+NARROW_ABOVE = 6
 """Rows up to which unpacking codes in registers costs less than laying them out, on AVX2."""
 UNPACKED_ABOVE = 24
 """Rows up to which unpacking codes in registers, for eight rows at a time, costs less."""

@@ -196,7 +196,8 @@ def test_sums_of_whole_numbers_are_exact(target: str) -> None:
         top = 255 if EXACT[int(name.removeprefix("exact_"))].startswith("int8") else 15
         for a, q in ((127, top), (-127, top), (127, 0), (-127, 0)):
             edge = {"a": filled(a), "q": filled(q)}
-            library.check(name, whole | edge, exactly=True, T=5)
+            for rows in (5, 9, 33):
+                library.check(name, whole | edge, exactly=True, T=rows)
 
 
 def filled(value: int) -> Make:
