@@ -10,7 +10,7 @@ becomes a number all the same, it is noted where.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from itertools import product
@@ -33,6 +33,7 @@ from torch.utils._sympy.functions import (
 )
 
 from .sources import calling_line, origin
+from .whole_numbers import in_whole_numbers
 
 Sizes = Mapping[str, tuple[int, int]]
 MOST_TRIED = 1 << 13
@@ -79,16 +80,29 @@ def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.B
     """What a condition is at each size from 1 to the most; None where that differs, or is not
     known.
     """
-    first: sympy.Basic | None = None
+    value_at = _trial(condition, (symbol,))
+    first: bool | None = None
     for size in range(1, most + 1):
         try:
-            value = condition.xreplace({symbol: sympy.Integer(size)})
+            value = value_at(size)
         except ZeroDivisionError:
             return None  # a rest by nothing: no condition at this size
-        if value not in (sympy.true, sympy.false) or first not in (None, value):
+        if value is None or first not in (None, value):
             return None
         first = value
-    return first
+    return None if first is None else sympy.true if first else sympy.false
+
+
+def _trial(condition: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..., bool | None]:
+    """What a condition is at sizes, one for each symbol; None where that is not known."""
+    plain = in_whole_numbers(condition, symbols)
+
+    def by_algebra(*sizes: int) -> bool | None:
+        at = {s: sympy.Integer(size) for s, size in zip(symbols, sizes, strict=True)}
+        value = condition.xreplace(at)
+        return bool(value) if value in (sympy.true, sympy.false) else None
+
+    return plain or by_algebra
 
 
 class BecameNumberError(BaseException):
@@ -157,10 +171,10 @@ def _counterexample(condition: sympy.Basic, sizes: Sizes) -> str | None:
     for symbol in symbols:
         tried.append(list(_values(*sizes[str(symbol)], most=left)))
         left = max(len(FEW), left // len(tried[-1]))
+    holds = _trial(condition, symbols)
     for values in product(*tried):
-        at = {s: sympy.Integer(v) for s, v in zip(symbols, values, strict=True)}
-        if condition.xreplace(at) is not sympy.true:
-            return ", ".join(f"{s} = {v}" for s, v in at.items())
+        if not holds(*values):
+            return ", ".join(f"{s} = {v}" for s, v in zip(symbols, values, strict=True))
     return None
 
 

@@ -8,9 +8,10 @@ import torch
 from ferrule.compiler import conditions
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
+from ferrule.compiler.whole_numbers import in_whole_numbers
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 
 class Best(nn.Module):
@@ -130,3 +131,22 @@ def test_what_is_otherwise_where_there_are_few_tokens_is_captured_from_there_on(
 def test_what_has_other_values_where_there_are_few_tokens_is_refused() -> None:
     with pytest.raises(CompileError, match="computes differently at 4 tokens than at 8 or more"):
         capture(Windows(short=1).eval(), max_context=40)
+
+
+def test_a_condition_in_whole_numbers_is_what_substitution_gives():
+    size = sympy.Symbol("s", integer=True, positive=True)
+    fours = FloorDiv(size + PythonMod(-size, sympy.Integer(4)), sympy.Integer(4))
+    shapes = [
+        Max(3 * size, fours) - Min(size, sympy.Integer(6)),
+        Mod(5 * size + 1, 3) * (FloorDiv(size, sympy.Integer(2)) + 1),
+        size * size - 3 * fours,
+    ]
+    for relation in (sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge):
+        for shape in shapes:
+            condition = sympy.Or(relation(shape, 7), sympy.And(size > 20, size < 30))
+            holds = in_whole_numbers(condition, (size,))
+            wanted = [condition.xreplace({size: sympy.Integer(n)}) for n in range(1, 40)]
+            if holds is not None:  # a square is left to algebra
+                assert [holds(n) for n in range(1, 40)] == [w is sympy.true for w in wanted]
+            assert (holds is None) == condition.has(sympy.Pow)
+    assert in_whole_numbers(sympy.Le(size / 2, 3), (size,)) is None
