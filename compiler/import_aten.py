@@ -32,15 +32,19 @@ from .aten import (
     functions,
     index,
     movement,
+    ranking,
     recurrent,
     reduction,
+    solving,
     spectrum,
+    trigonometry,
 )
 from .aten.spectrum import Spectrum
 from .aten.table import DTYPES, Builder, Call, Complex, Unsupported
 from .capture import Captured
 from .checkpoint import OverlaidWeights, Weights
 from .errors import CompileError
+from .fixed_values import FixedValues
 from .import_loops import SCAN, import_scan, steps_of
 from .sources import origin
 from .traced_sizes import OpenSizeError, TracedSizes
@@ -48,12 +52,15 @@ from .traced_sizes import OpenSizeError, TracedSizes
 _PLAIN: Mapping[str, Builder] = {
     **elementwise.TABLE,
     **functions.TABLE,
+    **trigonometry.TABLE,
+    **ranking.TABLE,
     **movement.TABLE,
     **creation.TABLE,
     **reduction.TABLE,
     **index.TABLE,
     **contraction.TABLE,
     **recurrent.TABLE,
+    **solving.TABLE,
     **spectrum.TABLE,
 }
 TABLE: Mapping[str, Builder] = {
@@ -180,6 +187,9 @@ class _Importer:
 
     def __post_init__(self) -> None:
         self.sizes = TracedSizes(self.captured.dims, self.captured.bounds)
+        specs = self.program.graph_signature.input_specs
+        self.specs = {s.arg.name: s for s in specs if hasattr(s.arg, "name")}
+        self.fixed = FixedValues(self.program.graph, self._weight)
 
     def run(self) -> tuple[tuple[Node, ...], tuple[str, ...]]:
         """The nodes of the results and their names."""
@@ -199,7 +209,8 @@ class _Importer:
                 continue
             try:
                 self._import(node)
-            except (Unsupported, IRError, OpenSizeError) as error:
+            except (Unsupported, IRError, OpenSizeError, TypeError) as error:
+                # A TypeError is a call by arguments that the builder does not have.
                 self.problems.append(f"  {node.target}, {self._where(node)}: {error}")
 
     def inputs(self) -> tuple[Node, ...]:
@@ -209,7 +220,7 @@ class _Importer:
     def _refuse_unknown(self, needed: Iterable[FxNode]) -> None:
         unknown: dict[str, list[str]] = {}
         for node in needed:
-            if _builder(node) is None:
+            if _builder(node) is None and node not in self.fixed:
                 unknown.setdefault(str(node.target), []).append(self._where(node))
         if unknown:
             lines = [
@@ -225,21 +236,16 @@ class _Importer:
     # placeholders
 
     def _read_placeholders(self) -> None:
-        specs = {
-            s.arg.name: s
-            for s in self.program.graph_signature.input_specs
-            if hasattr(s.arg, "name")
-        }
         users = iter(self.captured.input_names)
         for node in self.program.graph.nodes:
             if node.op == "get_attr":
                 self.values[node] = getattr(self.program.graph_module, node.target)
             if node.op != "placeholder":
                 continue
-            spec = specs.get(node.name)
+            spec = self.specs.get(node.name)
             if spec is None or spec.kind == InputKind.USER_INPUT:
                 self._read_input(node, next(users, node.name))
-            elif node.users:
+            elif node.users and spec.target is not None:
                 self.values[node] = self._read_weight(node, spec)
 
     def _read_input(self, node: FxNode, name: str) -> None:
@@ -283,6 +289,20 @@ class _Importer:
             return None
         return value.detach()
 
+    def _weight(self, node: FxNode) -> torch.Tensor | None:
+        """A placeholder's weight, buffer or constant; None for an input."""
+        spec = self.specs.get(node.name)
+        if spec is None or spec.kind == InputKind.USER_INPUT or spec.target is None:
+            return None
+        held = self._held(spec)
+        if held is not None:
+            return held
+        name = str(spec.target).removeprefix(self.captured.prefix)
+        if name not in self.captured.weights:
+            return None
+        value = self.captured.weights[name]
+        return torch.view_as_complex(value) if node.meta["val"].is_complex() else value
+
     # calls
 
     def _is_ready(self, node: FxNode) -> bool:
@@ -307,7 +327,9 @@ class _Importer:
             self._note([r for r in self.values[node] if r is not None], node)
             return
         builder = _builder(node)
-        assert builder is not None, node.target
+        if builder is None:
+            self.values[node] = self._of_weights(node)
+            return
         args = tuple(self._resolve(a) for a in node.args)
         kwargs = {k: self._resolve(v) for k, v in node.kwargs.items()}
         traced = tuple(a.meta["val"] if isinstance(a, FxNode) else a for a in node.args)
@@ -315,6 +337,17 @@ class _Importer:
         self._check(node, result)
         self.values[node] = result
         self._note(result, node)
+
+    def _of_weights(self, node: FxNode) -> Any:
+        """What a call of weights alone gives, as constants."""
+        value = self.fixed.value(node)
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        made: list[Node] = []
+        for at, part in enumerate(parts):
+            name = f"computed.{node.name}.{at}"
+            self.constants[name] = part.contiguous()
+            made.append(parameter(name=name, type=self.type_of(part)))
+        return made if isinstance(value, (list, tuple)) else made[0]
 
     def _resolve(self, argument: Any) -> Any:
         """An argument as builders take it: nodes for tensors, dims for sizes, the rest as it is."""

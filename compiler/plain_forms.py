@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules import transformer
 
 from .associative import scanned_pairs
@@ -47,6 +49,8 @@ def plain_forms(model: nn.Module, undo: ExitStack) -> None:
     scanned_layers(undo)
     scanned_pairs(undo)
     _plain_distances(undo)
+    _plain_windows(undo)
+    _plain_bags(undo)
 
 
 def _plain_masks(undo: ExitStack) -> None:
@@ -73,6 +77,47 @@ def _plain_distances(undo: ExitStack) -> None:
 
     undo.callback(setattr, torch, "cdist", own)
     setattr(torch, "cdist", cdist)  # noqa: B010 a module's attribute, to the type checker
+
+
+def _plain_windows(undo: ExitStack) -> None:
+    """torch.max_pool1d fixes the length; here it is the largest of shifted values."""
+    own = torch.max_pool1d
+
+    def max_pool1d(
+        x: torch.Tensor, kernel: Any, stride: Any = None, *rest: Any, **more: Any
+    ) -> torch.Tensor:
+        given = dict(zip(("padding", "dilation", "ceil_mode"), rest, strict=False)) | more
+        if given.get("ceil_mode"):
+            return own(x, kernel, stride, *rest, **more)
+        plain = (kernel, stride or kernel, given.get("padding", 0), given.get("dilation", 1))
+        size, step, around, apart = (v if isinstance(v, int) else v[0] for v in plain)
+        x = F.pad(x, (around, around), value=float("-inf")) if around else x
+        last = (x.shape[-1] - apart * (size - 1) - 1) // step * step + 1
+        parts = (x[..., apart * at : apart * at + last : step] for at in range(size))
+        return reduce(torch.maximum, parts)
+
+    undo.callback(setattr, torch, "max_pool1d", own)
+    setattr(torch, "max_pool1d", max_pool1d)  # noqa: B010 as above
+
+
+def _plain_bags(undo: ExitStack) -> None:
+    """Bags of one size are rows of a table, joined."""
+    found: Any = F
+    own = found.embedding_bag
+    names = tuple(inspect.signature(own).parameters)
+
+    def embedding_bag(*args: Any, **more: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | more
+        places, table, mode = given["input"], given["weight"], given.get("mode", "mean")
+        if places.dim() != 2 or any(given.get(n) is not None for n in ("max_norm", "padding_idx")):
+            return own(*args, **more)
+        rows, by = table[places], given.get("per_sample_weights")
+        rows = rows if by is None else rows * by[..., None]
+        joined = {"sum": rows.sum, "mean": rows.mean, "max": rows.amax}
+        return joined[mode](dim=1)
+
+    undo.callback(setattr, found, "embedding_bag", own)
+    found.embedding_bag = embedding_bag
 
 
 def _plain_attention(model: Any, undo: ExitStack) -> None:

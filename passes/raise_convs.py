@@ -109,6 +109,12 @@ def _reads_whole(found: Delayed, length: Dim, by: int) -> bool:
     return found.low == 0 and isinstance(short, int) and short <= 0
 
 
+def _is_all(found: Delayed, length: Dim, whole: Dim) -> bool:
+    """Whether a part is all of the source, as where what was put before it is cut off again."""
+    ends = ((found.by, 0), (found.low, 0), (found.high, whole), (length, whole))
+    return all(equal(a, b) for a, b in ends)
+
+
 # -- rules
 
 
@@ -118,6 +124,9 @@ def delay(root: Node) -> Node | None:
     axis = _length_axis(root)
     if axis is None or root.op is t.conv1d:
         return None
+    found = trace_delay(root, axis)
+    if found.source is not root and _is_all(found, root.shape[axis], found.source.shape[axis]):
+        return found.source
     if root.tensor.is_float:
         return _one_tap(root, axis)
     # Kernels take convolutions of floats.

@@ -65,6 +65,7 @@ class _Finder:
     def __post_init__(self) -> None:
         self.walk = TokenWalk(self.graph)
         self.through = post_dominators(self.graph)
+        self.most = self.graph.bounds.get(str(S), (1, 1))[1]
 
     def found(self) -> dict[Node, Node]:
         """Nodes and the scans that they are; running sums only where no more was found, because
@@ -99,7 +100,7 @@ class _Finder:
         for begin in left:
             self.tries[begin] = self.tries.get(begin, 0) + 1
         if region.key not in self.known:
-            self.known[region.key] = scan_of(region, self.run)
+            self.known[region.key] = scan_of(region, self.run, self.most)
         scan = self.known[region.key]
         return None if scan is None else (scan, region.outside(scan.node))
 

@@ -302,6 +302,20 @@ def expert_linear(node: Node, operands: Sequence[Operand]) -> TokenValue:
     return tidy(result, (*axes[:-1], (node.shape[last],)))
 
 
+def conv1d(node: Node, operands: Sequence[Operand]) -> TokenValue:
+    """A convolution inside each token, whose channels and length are numbers."""
+    value = _token(operands[0])
+    if value.is_token_axis(1) or value.is_token_axis(2):
+        mixes(node, operands)
+    value = merged(merged(value, 1), 2)
+    weights = _constants(node, operands[1:])
+    *lead, channels, length = value.node.shape
+    rows = reshaped(value.node, (product(lead), channels, length))
+    made = node.op.build((rows, *weights), node.attributes)
+    axes = (value.axes[0], *((d,) for d in made.shape[1:]))
+    return tidy(reshaped(made, (*lead, *made.shape[1:])), axes)
+
+
 def matmul(node: Node, operands: Sequence[Operand]) -> TokenValue:
     """A token value by a constant matrix, a constant by a token value, or a product inside each
     token."""
@@ -472,7 +486,7 @@ RULES: dict[str, Rule] = {
     "layer_norm": norm,
     "expert_linear": expert_linear,
     "matmul": matmul,
-    "conv1d": mixes,
+    "conv1d": conv1d,
 }
 
 

@@ -10,6 +10,7 @@ from ...ir.dims import Dim, equal, product
 from ...ir.node import Node
 from ...ir.ops import model as m
 from ...ir.ops import tensor as t
+from .movement import on_diagonal, part
 from .table import Call, Table, Unsupported, broadcast, cast, operand, reshape, transpose
 
 TABLE = Table()
@@ -74,6 +75,17 @@ def addmm(call: Call, c: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 
     return t.add(made, c if beta == 1 else t.mul(c, operand(beta, call.dtype)))
 
 
+@TABLE("addmv")
+def addmv(call: Call, c: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Node:
+    """beta c + alpha x y, of a matrix and a vector."""
+    made = addmm(call, _column(c), x, _column(y), beta=beta, alpha=alpha)
+    return reshape(made, call.shape)
+
+
+def _column(x: Node) -> Node:
+    return reshape(x, (*x.shape, 1))
+
+
 @TABLE("outer", "ger")
 def outer(call: Call, x: Node, y: Node) -> Node:
     """Every element of x by every element of y."""
@@ -88,16 +100,27 @@ def outer(call: Call, x: Node, y: Node) -> Node:
 def einsum(call: Call, equation: str, xs: Sequence[Node], **__: Any) -> Node:
     """Sums of products named by letters, two tensors at a time from the left."""
     terms, right = _spelled_out(equation.replace(" ", ""), [len(x.shape) for x in xs])
-    if any(len(set(term)) != len(term) for term in terms):
-        raise Unsupported(f"einsum along a diagonal: {equation}")
-    letters, result = terms[0], xs[0]
+    pairs = [_without_repeats(term, x) for term, x in zip(terms, xs, strict=True)]
+    letters, result = pairs[0]
     for i in range(1, len(terms)):
         needed = set(right).union(*terms[i + 1 :])
-        letters, result = _contract(letters, result, terms[i], xs[i], needed)
+        letters, result = _contract(letters, result, *pairs[i], needed)
     summed = tuple(i for i, c in enumerate(letters) if c not in right)
     result = t.reduce_sum(result, axes=summed) if summed else result
     letters = "".join(c for c in letters if c in right)
     return transpose(result, [letters.index(c) for c in right])
+
+
+def _without_repeats(letters: str, x: Node) -> tuple[str, Node]:
+    """A tensor along the diagonal of axes that one letter names."""
+    while len(set(letters)) != len(letters):
+        again = next(c for c in letters if letters.count(c) > 1)
+        first = letters.index(again)
+        second = letters.index(again, first + 1)
+        x = on_diagonal(x, first, second, 0, x.shape[first])
+        rest = (c for at, c in enumerate(letters) if at not in (first, second))
+        letters = "".join(rest) + again
+    return letters, x
 
 
 def _spelled_out(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
@@ -222,16 +245,35 @@ def convolution(
     call: Call, x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int,
 ) -> Node:  # fmt: skip
-    """A convolution of one axis, or of two along one of them, that is not transposed."""
+    """A convolution of one axis or of two that is not transposed."""
     steps = (stride, padding, dilation)
     if not transposed and len(x.shape) == 3:
         return conv1d(call, x, w, b, *steps, groups)
     if not transposed and len(x.shape) == 4:
+        apart = next((a for a in (0, 1) if isinstance(x.shape[2 + a], int)), 0)
         for axis in (0, 1):
             if (w.shape[2 + axis], stride[axis], padding[axis]) == (1, 1, 0):
-                others = [(each[1 - axis],) for each in steps]
-                return _along_the_other(call, x, w, b, axis, others, groups)
+                apart = axis
+        return _of_two_axes(call, x, w, b, apart, steps, groups)
     raise Unsupported(f"a {'transposed ' * transposed}convolution of {len(x.shape) - 2} axes")
+
+
+def _of_two_axes(
+    call: Call, x: Node, w: Node, b: Any, axis: int, steps: Sequence[Any], groups: int
+) -> Node:
+    """The sum of one convolution along the other axis for each tap along `axis`."""
+    step, around, apart = (int(each[axis]) for each in steps)
+    others = [(each[1 - axis],) for each in steps]
+    ends = tuple(around if i == 2 + axis else 0 for i in range(4))
+    x = t.pad(x, before=ends, after=ends, value=0.0) if around else x
+    last, total = step * (call.shape[2 + axis] - 1) + 1, None
+    for at in range(int(w.shape[2 + axis])):
+        rows = part(x, 2 + axis, apart * at, apart * at + last, step)
+        taps = part(w, 2 + axis, at, at + 1)
+        made = _along_the_other(call, rows, taps, b if at == 0 else None, axis, others, groups)
+        total = made if total is None else t.add(total, made)
+    assert total is not None, w
+    return total
 
 
 def _along_the_other(

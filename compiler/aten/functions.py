@@ -137,3 +137,73 @@ def cdist(call: Call, x: Node, y: Node, p: float = 2.0, *_: object) -> Node:
     sizes = t.abs_(apart) if p == 1 else t.mul(apart, apart)
     total = t.reduce_sum(sizes, axes=(rank,), keepdims=False)
     return total if p == 1 else t.sqrt(total)
+
+
+def _without_nan(call: Call, op: Callable[[Node, Node], Node], x: Node, y: Node) -> Node:
+    x, y = cast(x, call.dtype), cast(y, call.dtype)
+    return t.where(t.ne(x, x), y, t.where(t.ne(y, y), x, op(x, y)))
+
+
+@TABLE("fmax")
+def fmax(call: Call, x: Node, y: Node) -> Node:
+    """The larger; of a number and NaN the number."""
+    return _without_nan(call, t.maximum, x, y)
+
+
+@TABLE("fmin")
+def fmin(call: Call, x: Node, y: Node) -> Node:
+    """The smaller; of a number and NaN the number."""
+    return _without_nan(call, t.minimum, x, y)
+
+
+@TABLE("signbit")
+def signbit(call: Call, x: Node) -> Node:
+    """Whether a number is negative, or the zero below 0."""
+    return _is_below(x)
+
+
+def _is_below(x: Node) -> Node:
+    zero = operand(0, x.dtype)
+    if x.dtype[0] in "iu":
+        return t.lt(x, zero)
+    return t.logical_or(t.lt(x, zero), t.lt(t.reciprocal(x), zero))
+
+
+@TABLE("copysign")
+def copysign(call: Call, x: Node | float, sign: Node | float) -> Node:
+    """The size of x with another number's sign."""
+    size = t.abs_(operand(x, call.dtype))
+    return t.where(_is_below(operand(sign, call.dtype)), t.neg(size), size)
+
+
+@TABLE("round.decimals")
+def round_decimals(call: Call, x: Node, *, decimals: int = 0) -> Node:
+    """Rounded at so many decimals, as torch does it: between two products by a power of ten."""
+    power = 10.0 ** abs(decimals)
+    if decimals < 0:
+        return _times(t.round_(t.div(x, operand(power, x.dtype))), power)
+    return t.div(t.round_(_times(x, power)), operand(power, x.dtype))
+
+
+@TABLE("__lshift__.Scalar", "bitwise_left_shift.Tensor_Scalar")
+def left_shift(call: Call, x: Node, bits: int) -> Node:
+    """x 2^bits, what leaves the integer being lost."""
+    return t.mul(x, operand(1 << bits, x.dtype))
+
+
+@TABLE("__rshift__.Scalar", "bitwise_right_shift.Tensor_Scalar")
+def right_shift(call: Call, x: Node, bits: int) -> Node:
+    """x 2^-bits, rounded down."""
+    return t.floordiv(x, operand(1 << bits, x.dtype))
+
+
+@TABLE("bilinear")
+def bilinear(call: Call, x: Node, y: Node, w: Node, b: Node | None = None) -> Node:
+    """sum_ij x_i w[o, i, j] y_j + b."""
+    out, rows, columns = w.shape
+    lead = x.shape[:-1]
+    by_row = t.reshape(t.transpose(w, permutation=(1, 0, 2)), shape=(rows, out * columns))
+    made = reshape(t.matmul(x, by_row), (*lead, out, columns))
+    other = reshape(y, (*lead, 1, columns))
+    total = t.reduce_sum(t.mul(made, other), axes=(len(made.shape) - 1,))
+    return total if b is None else t.add(total, b)

@@ -58,6 +58,8 @@ def on_parts(build: Callable[..., Any]) -> Callable[..., Any]:
     "detach_",
     "native_dropout",
     "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
 )
 def same(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     """x itself: copies, and dropout outside training, change no value."""
@@ -82,11 +84,20 @@ def same(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     "view_copy",
     "squeeze_copy",
     "unsqueeze_copy",
+    "ravel",
 )
 @on_parts
 def view(call: Call, x: Node, *_: Any, **__: Any) -> Node:
     """The same elements in the result's shape."""
     return reshape(cast(x, call.dtype), call.shape)
+
+
+@TABLE("view.dtype")
+def view_bits(call: Call, x: Node, *_: Any) -> Node:
+    """x itself; the bits of a number as another are none of its values."""
+    if x.dtype != call.dtype:
+        raise Unsupported(f"the bits of {x.dtype} read as {call.dtype}")
+    return x
 
 
 @TABLE("atleast_1d.Sequence")
@@ -122,7 +133,7 @@ def matrix_swap(call: Call, x: Any) -> Any:
     return swap(call, x, -2, -1)
 
 
-@TABLE("transpose", "swapaxes", "t", "numpy_T", "transpose_copy")
+@TABLE("transpose", "swapaxes", "swapdims", "t", "numpy_T", "transpose_copy")
 @on_parts
 def swap(call: Call, x: Node, a: int = 0, b: int = 1) -> Node:
     """Two axes exchanged; without arguments, the two of a matrix."""
@@ -135,7 +146,7 @@ def swap(call: Call, x: Node, a: int = 0, b: int = 1) -> Node:
     return transpose(x, order)
 
 
-@TABLE("movedim")
+@TABLE("movedim", "moveaxis")
 @on_parts
 def movedim(call: Call, x: Node, source: Any, target: Any) -> Node:
     """Axes moved to places, the others kept in order."""
@@ -144,6 +155,27 @@ def movedim(call: Call, x: Node, source: Any, target: Any) -> Node:
     moved = {axis_of(p, rank): axis_of(a, rank) for a, p in zip(sources, targets, strict=True)}
     rest = iter(a for a in range(rank) if a not in moved.values())
     return transpose(x, [moved[i] if i in moved else next(rest) for i in range(rank)])
+
+
+@TABLE("diagonal", "diagonal_copy")
+@on_parts
+def diagonal(call: Call, x: Node, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Node:
+    """x[.., i, i + offset] along two axes, as a new last axis."""
+    first, second = (axis_of(d, len(x.shape)) for d in (dim1, dim2))
+    start = offset if offset >= 0 else product((-offset, x.shape[second]))
+    return on_diagonal(x, first, second, start, call.shape[-1])
+
+
+def on_diagonal(x: Node, first: int, second: int, start: Dim, count: Dim) -> Node:
+    """So many of the elements [i, i] along two axes, from a place in reading order on, as a new
+    last axis.
+    """
+    rest = [a for a in range(len(x.shape)) if a not in (first, second)]
+    rows, columns = x.shape[first], x.shape[second]
+    lead = tuple(x.shape[a] for a in rest)
+    flat = reshape(transpose(x, [*rest, first, second]), (*lead, product((rows, columns))))
+    steps = t.mul(t.iota(size=count, dtype="i64"), operand(columns + 1, "i64"))
+    return t.take(flat, t.add(steps, operand(start, "i64")), axis=len(rest))
 
 
 # -- parts

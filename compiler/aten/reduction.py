@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ...ir.dims import Dim, product
@@ -11,6 +10,7 @@ from ...ir.ops import model as m
 from ...ir.ops import tensor as t
 from .movement import part
 from .table import (
+    DTYPES,
     Call,
     Table,
     Unsupported,
@@ -90,6 +90,18 @@ def std(call: Call, *args: Any, **named: Any) -> Node:
 def std_dim(call: Call, *args: Any, **named: Any) -> Node:
     """The square root of var.dim."""
     return t.sqrt(var_dim(call, *args, **named))
+
+
+@TABLE("var_mean.correction")
+def var_mean(
+    call: Call, x: Node, axes: Any = None, *, correction: Any = 1, keepdim: bool = False
+) -> tuple[Node, Node]:
+    """var and mean."""
+    dtype = DTYPES[call.value[0].dtype]
+    wide = cast(x, widened(dtype))
+    listed = axes_of(axes, len(x.shape))
+    variance = _variance(wide, listed, 1 if correction is None else correction, keepdim)
+    return cast(variance, dtype), cast(_mean(wide, listed, keepdim), dtype)
 
 
 @TABLE("amax")
@@ -270,15 +282,23 @@ def argsort(
 def vector_norm(
     call: Call, x: Node, order: float = 2, axes: Any = None, keepdim: bool = False, **_: Any
 ) -> Node:
-    """(sum |x|^p)^(1/p) over axes, for p of 1, 2 and infinity."""
+    """(sum |x|^p)^(1/p) over axes; the largest and the smallest size for infinite p, how many are
+    not zero for 0.
+    """
     listed = axes_of(axes, len(x.shape))
     x = cast(x, call.dtype)
     if order == 2:
         return t.sqrt(t.reduce_sum(t.mul(x, x), axes=listed, keepdims=keepdim))
-    reduce: dict[float, Callable[..., Node]] = {1: t.reduce_sum, float("inf"): t.reduce_max}
-    if order not in reduce:
-        raise Unsupported(f"a vector norm of order {order}")
-    return reduce[order](t.abs_(x), axes=listed, keepdims=keepdim)
+    size = t.abs_(x)
+    ends = {1: t.reduce_sum, float("inf"): t.reduce_max, float("-inf"): t.reduce_min}
+    if order in ends:
+        return ends[order](size, axes=listed, keepdims=keepdim)
+    if order == 0:
+        size = cast(t.ne(x, operand(0, x.dtype)), x.dtype)
+        return t.reduce_sum(size, axes=listed, keepdims=keepdim)
+    powers = t.pow_(size, operand(float(order), x.dtype))
+    total = t.reduce_sum(powers, axes=listed, keepdims=keepdim)
+    return t.pow_(total, operand(1.0 / order, x.dtype))
 
 
 # -- norms

@@ -138,8 +138,84 @@ FUNCTIONS = {
     "batch norm": lambda x: torch.nn.functional.batch_norm(
         x, x[0, :, 0], x[0, :, 1].abs() + 1, x[0, :, 2], x[0, :, 3], eps=1e-3
     ),
+    "angles": lambda x: _angles(x),
+    "bits and signs": lambda x: _bits(x),
+    "places": lambda x: _ranked(x),
+    "diagonals": lambda x: (
+        x.diagonal(1, 1, 2), x.diagonal(-2, 1, 2), torch.einsum("bii,bij->bj", x[..., :6], x),
+    ),
+    "norms of any order": lambda x: (
+        x.norm(p=3, dim=-1), *(torch.linalg.vector_norm(x, p, dim=1) for p in (0, -torch.inf)),
+    ),
+    "variance beside mean": lambda x: (*torch.var_mean(x, -1), *torch.std_mean(x, 1)),
+    "pools": lambda x: _pooled(x),
+    "two axes": lambda x: _two_axes(x),
+    "equations": lambda x: _solved(x),
+    "pairs": lambda x: (
+        torch.nn.functional.bilinear(x[..., :3], x[..., 3:], _W[:, :3, :4]),
+        torch.addmv(_W[0, 0, :6], x[0], _W[0, 1, :7], alpha=2),
+    ),
+    "weights alone": lambda x: (
+        x @ torch.matrix_exp(_W[0, :7, :7]), x + torch.linalg.qr(_W[1])[1][0, 0],
+    ),
     "ranges": lambda x: torch.arange(3, 9)[:, None] + x + torch.arange(0, 3.5, 0.5),
 }  # fmt: skip
+
+
+_W = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def _angles(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    part = x.tanh()
+    return (
+        x.atan(), (9 * x).atan(), torch.atan2(x, x.roll(1, -1)), torch.atan2(x, 0 * x), part.asin(),
+        part.acos(), x.asinh(), (0.01 * x).asinh(), (x.abs() + 1).acosh(), part.atanh(),
+    )  # fmt: skip
+
+
+def _bits(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    i, odd = (x * 10).long(), torch.where(x > 1, torch.nan, x)
+    return (
+        i << 3, i >> 2, x.signbit(), (0 * x).copysign(x), x.copysign(-2.0), x.round(decimals=2),
+        (99 * x).round(decimals=-1), torch.fmax(odd, x.roll(1, 0)), torch.fmin(x, odd),
+    )  # fmt: skip
+
+
+def _ranked(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    bounds = torch.tensor([-1.0, 0.0, 0.5, 2.0])
+    i = x.round()
+    return (
+        torch.bucketize(i, bounds), torch.bucketize(i, bounds, right=True, out_int32=True),
+        torch.searchsorted(x.sort(-1).values, x[..., :2].contiguous()),
+        torch.searchsorted(bounds, i, side="right"), *x.kthvalue(2, 1, True), *x.median(-1),
+    )  # fmt: skip
+
+
+def _pooled(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    f = torch.nn.functional
+    bag = f.embedding_bag(PLACES[0, :, :3], x[0], mode="sum", per_sample_weights=x[0, :, :3])
+    return (
+        f.avg_pool1d(x, 3, 1, 1), f.avg_pool1d(x, 2), f.max_pool1d(x, 3, 2, 1), bag,
+        f.max_pool1d(x, 2, 1, dilation=3), f.embedding_bag(PLACES[0, :, :3], x[0], mode="max"),
+    )  # fmt: skip
+
+
+def _two_axes(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    conv, x = torch.nn.functional.conv2d, x[:, None]
+    both = torch.cat([x, x * 2], 1)
+    return (
+        conv(x, _W[:4, 0, :6].reshape(4, 1, 3, 2), _W[0, 0, :4], padding=(2, 1)),
+        conv(both, _W[:2, 1, :6].reshape(2, 1, 2, 3), stride=(2, 1), dilation=(1, 2), groups=2),
+    )
+
+
+def _solved(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    a, solve = x[..., :6].tanh() + 3 * torch.eye(6), torch.linalg.solve_triangular
+    return (
+        solve(a.tril(), x, upper=False), solve(a.triu(), x.flip(1), upper=True),
+        solve(a[0].tril(), x[:, 1:, :6], upper=False, left=False),
+        solve(a.tril(), x, upper=False, unitriangular=True),
+    )  # fmt: skip
 
 
 def _written(x: torch.Tensor) -> torch.Tensor:

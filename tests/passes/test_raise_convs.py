@@ -43,6 +43,12 @@ def test_a_convolution_that_pads_both_sides_and_is_cut():
     check_pass(RaiseConvs(), BEFORE, AFTER)
 
 
+def test_what_is_put_before_and_cut_off_again_is_nothing():
+    wide = t.pad(X, before=(0, 2, 0), after=(0, 0, 0), value=-9.0)
+    graph = Graph("m", (X,), (t.slice_(wide, axis=1, start=2, stop=S + 2),))
+    assert RaiseConvs().run(graph).outputs == (X,)
+
+
 def weight(*shape: int) -> Node:
     return parameter(name="w", type=TensorType("f32", shape))
 

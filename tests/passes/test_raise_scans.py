@@ -66,19 +66,37 @@ def test_scores_without_a_softmax():
         ("le %8 %9", "ge %8 %9"),
         ("%13 = matmul %12 %5", "%14 = exp %12 : f32[B, S, S]\n  %13 = matmul %14 %5"),
         ("where %10 %7 %11", "where %10 %7 %7"),
+        ("where %10 %7 %11", "where %10 %20 %11"),
+        ("where %10 %7 %11", "where %10 %21 %11"),
     ],
-    ids=["reads later tokens", "bent scores", "reads all tokens"],
+    ids=["reads later tokens", "bent scores", "reads all tokens", "no less than 0", "a most"],
 )
 def test_what_is_no_scan_is_left(old: str, new: str):
-    graph = parse_graph(BEFORE.replace(old, new))
+    bent = """  %20 = relu %7 : f32[B, S, S]
+  %22 = constant {value = 500.0, dtype = "f32"} : f32[]
+  %21 = minimum %7 %22 : f32[B, S, S]
+  %12 = """
+    graph = parse_graph(BEFORE.replace(old, new).replace("  %12 = ", bent))
     assert check_pass(RaiseScans(part_runner({})), graph) == graph
+
+
+@pytest.mark.parametrize(("window", "is_scan"), [(300, False), (600, True)])
+def test_a_window_that_a_long_sequence_shows_is_no_scan(window: int, is_scan: bool):
+    near = f"""  %14 = sub %9 %8 : i64[S, S]
+  %15 = constant {{value = {window}, dtype = "i64"}} : i64[]
+  %16 = lt %14 %15 : bool[S, S]
+  %17 = logical_and %10 %16 : bool[S, S]
+  %12 = where %17 %7 %11"""
+    text = BEFORE.replace("  %12 = where %10 %7 %11", near).replace("[1, 9]", "[1, 600]")
+    after = RaiseScans(part_runner({})).run(parse_graph(text))
+    assert ("linear_scan" in [n.op.name for n in after.nodes()]) == is_scan
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spellings(name: str):
     torch.manual_seed(0)
     model = SPELLINGS[name]().eval()
-    imported = import_captured(capture(model, max_context=96))
+    imported = import_captured(capture(model, max_context=400))
     weights = {p["name"]: imported.weights[p["name"]] for p in imported.graph.parameters()}
     after = run_passes(imported.graph, raising(part_runner(weights)))
     names = [n.op.name for n in after.nodes()]
