@@ -6,8 +6,10 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import tvm
 
@@ -29,7 +31,8 @@ from .floats import LINEAR
 from .function import Anchor, build_function
 from .isa import Isa, isa_of, tvm_target
 from .loop import LOOP
-from .lower import compile_functions
+from .lower import compile_functions, workers
+from .objects import Objects
 from .paged import PAGED, RAGGED
 from .quantized import INTEGER, QUANTIZED
 from .quantized_expert import INTEGER_EXPERT, QUANTIZED_EXPERT
@@ -82,9 +85,25 @@ def build_library(
         if function == name:
             built[name] = _built(name, body, target, chosen or {})
         reports[name] = _report(name, function, kernel, built[function])
-    library = compile_functions({n: b.source for n, b in built.items()}, tvm_target(target))
-    library.export_library(str(path), fcompile=link)
+    _write({n: b.source for n, b in built.items()}, target, path)
     return reports
+
+
+OBJECTS = Objects(compile_functions)
+
+
+def _write(
+    functions: Mapping[str, tvm.tirx.PrimFunc], target: Target, path: str | os.PathLike[str]
+) -> None:
+    """One shared library, of an object file for each function."""
+    machine = tvm_target(target)
+    parts = [workers(), *({name: source} for name, source in functions.items())]
+    with tempfile.TemporaryDirectory(prefix=".ferrule-") as folder:
+        files: list[str] = []
+        for part in parts:
+            files.append(f"{folder}/{len(files)}.o")
+            Path(files[-1]).write_bytes(OBJECTS.of(part, machine))
+        link(os.fspath(path), files)
 
 
 @dataclass(frozen=True)
@@ -176,7 +195,8 @@ def build_candidates(
 def _compiled(sources: Mapping[int, tvm.tirx.PrimFunc], target: Target) -> tvm.runtime.Module | str:
     """Functions c0, c1, ... compiled; or what is wrong with them."""
     try:
-        return compile_functions({f"c{at}": s for at, s in sources.items()}, tvm_target(target))
+        functions = {f"c{at}": s for at, s in sources.items()}
+        return compile_functions({**functions, **workers()}, tvm_target(target))
     except (tvm.error.InternalError, TypeError, ValueError) as error:
         return f"TVM: {str(error).strip().splitlines()[0]}"
 

@@ -43,25 +43,24 @@ WORKERS = Path(__file__).with_name("workers.ll")
 def compile_functions(
     functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target
 ) -> tvm.runtime.Module:
-    """One module of machine code for all functions."""
-    module = tvm.IRModule(_with_workers(functions))
+    """One module of machine code for all functions, without the workers that regions run on."""
+    module = tvm.IRModule(dict(functions))
     bound = tirx.transform.BindTarget(target.with_host(target))(module)
     with target:
         lowered = tvm.ir.transform.Sequential(list(PASSES))(bound)
     return tvm.get_global_func("target.build.llvm")(lowered, target)
 
 
-def _with_workers(functions: Mapping[str, tirx.PrimFunc]) -> dict[str, tirx.PrimFunc]:
-    """The functions and three more: `ferrule_hire(count)` gives the calling thread workers and
-    their handle, `ferrule_dismiss(handle)` ends them, `ferrule_run(calls, count, place)` makes
-    calls in order.
+def workers() -> dict[str, tirx.PrimFunc]:
+    """What every library has beside its functions: `ferrule_hire(count)` gives the calling thread
+    workers and their handle, `ferrule_dismiss(handle)` ends them, `ferrule_run(calls, count,
+    place)` makes calls in order.
     """
     hire = _calling("ferrule_hire", "int32")
     text = tvm.ir.StringImm(WORKERS.read_text(encoding="utf-8"))
     number = tirx.IntImm("int32", 0)
     hire = hire.with_body(tirx.AttrStmt(number, "pragma_import_llvm", text, hire.body))
     return {
-        **functions,
         "ferrule_hire": hire,
         "ferrule_dismiss": _calling("ferrule_dismiss", "int64"),
         "ferrule_launch": _plain("ferrule_launch", "handle", "handle", "int32"),

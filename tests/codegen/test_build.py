@@ -13,7 +13,9 @@ from ferrule.codegen.expand import RULES
 from ferrule.codegen.tvm import CodegenError, build, build_library
 from ferrule.codegen.tvm.build import ANCHORS, canonical
 from ferrule.codegen.tvm.function import build_function
-from ferrule.codegen.tvm.isa import isa_of
+from ferrule.codegen.tvm.isa import isa_of, tvm_target
+from ferrule.codegen.tvm.lower import compile_functions
+from ferrule.codegen.tvm.objects import Objects
 from ferrule.codegen.tvm.pull import BY_INDEX
 from ferrule.codegen.tvm.rows import LOOPS
 from ferrule.ir.dims import dim
@@ -104,3 +106,29 @@ def test_generated_text_is_as_it_was(name: str) -> None:
     header = "".join(f"# {line}\n" for line in print_graph(body).splitlines())
     path = GOLDEN / f"{name}.py.txt"
     assert path.read_text() == header + source + "\n"
+
+
+def test_a_function_that_was_compiled_is_not_compiled_again(tmp_path: pathlib.Path) -> None:
+    def made(name: str, eps: float) -> int:
+        x, w = given("x", "f32", T, 72), given("w", "f32", 72)
+        kernel = KernelBody(Graph("norm", (x, w), (model.rms_norm(x, w, eps=eps),)))
+        before = build.OBJECTS.made
+        build_library({name: kernel}, Target.parse("cpu"), tmp_path / "kernels.so")
+        return build.OBJECTS.made - before
+
+    made("once", 3e-12)
+    assert made("once", 3e-12) == 0
+    assert made("once", 3.1e-12) == 1  # a number is told from its neighbours
+    assert made("another", 3e-12) == 1  # a library finds its functions by their names
+
+
+def test_the_object_files_that_were_asked_for_last_are_kept() -> None:
+    target = Target.parse("cpu")
+
+    def functions(name: str) -> dict[str, object]:
+        return {name: build_function(name, canonical(linear()), isa_of(target), ANCHORS)}
+
+    objects = Objects(compile_functions, most=2)
+    for name, made in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("a", 3), ("b", 4)):
+        assert objects.of(functions(name), tvm_target(target)).startswith(b"\x7fELF")
+        assert objects.made == made, name
