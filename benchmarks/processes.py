@@ -31,6 +31,8 @@ class Worker:
             *("--sequences", str(given.sequences), "--mode", stack.mode),
         ]
         env = os.environ | {"OMP_NUM_THREADS": str(given.threads)} | dict(stack.environment)
+        # Byte code is kept, as installed packages have theirs: or each start would compile sources.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.begun = time.perf_counter()
         with log.open("a", encoding="utf-8") as errors:
             self.process = subprocess.Popen(

@@ -1,14 +1,19 @@
 """Text to tokens and back, as the model's own tokenizer files say."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from .chat import ChatTemplate
 from .errors import ArtifactError, RequestError
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,8 +43,16 @@ class Text:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.added = {token.content: i for i, token in added.items()}
         self._pieces: dict[int, str] = {}
-        source = _template_source(directory)
-        self.template = ChatTemplate(source, self.special_tokens) if source else None
+        self._source = _template_source(directory)
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, if there is one; read when it is first asked for: whoever gives tokens
+        or text does not wait for it.
+        """
+        from .chat import ChatTemplate
+
+        return ChatTemplate(self._source, self.special_tokens) if self._source else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, with the tokens that the tokenizer puts around a prompt."""

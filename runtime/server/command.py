@@ -147,6 +147,8 @@ def _set_talk(model: ServedModel, artifact: Artifact, talk: Talk) -> None:
         except OSError as error:
             raise ArtifactError(f"the chat template cannot be read: {error}") from error
         model.tokenizer.template = ChatTemplate(source, model.tokenizer.special_tokens)
+    elif artifact.text is not None:
+        _ = artifact.text.template  # one that cannot be read is no server's
     if talk.own_sampling:
         model.sampling = artifact.sampling
 
