@@ -14,6 +14,7 @@ from torch.nn.modules import transformer
 
 from .associative import scanned_pairs
 from .errors import CompileError
+from .flexible_attention import plain_flexible_attention
 from .recurrent_layers import scanned_layers
 
 
@@ -51,6 +52,7 @@ def plain_forms(model: nn.Module, undo: ExitStack) -> None:
     _plain_distances(undo)
     _plain_windows(undo)
     _plain_bags(undo)
+    plain_flexible_attention(undo)
 
 
 def _plain_masks(undo: ExitStack) -> None:

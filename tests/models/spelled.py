@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .public import HEADS, VOCABULARY, WIDTH, Model, future
 
@@ -96,6 +97,28 @@ class Blocks(Projected):
         first = torch.arange(q.shape[2])[:, None, None] == 0
         scores = (q @ k.mT * SIZE**-0.5).masked_fill(~seen | first & (column < size), -torch.inf)
         return (scores.softmax(dim=-1) @ v).flatten(2, 3)[:, :, :length]
+
+
+class Flexible(Projected):
+    """torch's flex_attention: scores less a slope times the distance, under a soft cap, of keys in
+    a window.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.rand(HEADS))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[2]
+        mask = create_block_mask(
+            lambda b, h, i, j: (i >= j) & (i - j < 7), None, None, length, length, device="cpu"
+        )
+
+        def changed(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return 9.0 * torch.tanh((score - self.slopes[h] * (i - j)) / 9.0)
+
+        plain = flex_attention(q, k[:, ::2], v[:, ::2], block_mask=mask, enable_gqa=True)
+        return plain + flex_attention(q, k, v, score_mod=changed, block_mask=mask)
 
 
 class Separate(Projected):
@@ -196,6 +219,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "talking": lambda: Model(Talking()),
     "stick breaking": lambda: Model(StickBreaking()),
     "blocks": lambda: Model(Blocks()),
+    "flexible": lambda: Model(Flexible()),
     "documents": Documents,
     "before": Before,
     "boolean rows": lambda: Model(BooleanRows()),

@@ -15,7 +15,7 @@ from .public import VOCABULARY
 from .schedules import check_served
 from .spelled import MODELS
 
-FEW = ("grouped", "blocks", "documents", "before", "boolean rows")
+FEW = ("grouped", "blocks", "flexible", "documents", "before", "boolean rows")
 KINDS = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 RAISED = {
     "grouped": ("attention", 1),
