@@ -20,7 +20,8 @@ from ..ir.graph import Graph
 from ..ir.node import Node, input_, parameter, walk
 from ..ir.types import TensorType
 from .reference import evaluate
-from .reference.context import DTYPES
+from .reference import walk as walk_values
+from .reference.context import DTYPES, Context
 
 ELEMENTS = 1 << 19
 """Elements of a block: a few values of so many float32 stay in the second or third cache."""
@@ -28,7 +29,7 @@ LEAST = 4
 """Blocks from which on it is worth it."""
 ROWS = dim("rows")
 # What joins and turns parameters as they lie: done for all rows at once, at no great cost.
-_ARRANGED = frozenset({"parameter", "concat", "transpose", "reshape", "slice", "cast"})
+_ARRANGED = frozenset({"parameter", "concat", "transpose", "reshape", "slice"})
 _REDUCTIONS = frozenset({"reduce_max", "reduce_min", "reduce_sum", "reduce_prod"})
 
 
@@ -76,12 +77,11 @@ def _parts(graph: Graph) -> list[_Rows]:
     for node in graph.nodes():
         if node.op.name in _ARRANGED and arranged.issuperset(node.inputs):
             arranged.add(node)
-            if node.op.name != "cast":
-                if _is_big(node):
-                    shape = (ROWS, *node.shape[1:])
-                    source = input_(name=f"n{len(sources)}", type=TensorType(node.dtype, shape))
-                    sources[source], blocks[node] = node, source
-                continue
+            if _is_big(node):
+                shape = (ROWS, *node.shape[1:])
+                source = input_(name=f"n{len(sources)}", type=TensorType(node.dtype, shape))
+                sources[source], blocks[node] = node, source
+            continue
         block = _block_of(node, blocks)
         if block is not None:
             blocks[node] = block
@@ -145,10 +145,20 @@ def _over_blocks(part: _Rows, parameters: Mapping[str, torch.Tensor]) -> tuple[t
 
     def block(first: int) -> None:
         rows = slice(first, min(first + count, part.rows))
-        values = evaluate(part.block, [whole[rows] for whole in given])
+        values = values_of_rows(part.block, [whole[rows] for whole in given])
         for whole, value in zip(made, values, strict=True):
             whole[rows] = value
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         list(pool.map(block, range(0, part.rows, count)))
     return made
+
+
+def values_of_rows(block: Graph, given: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The outputs of a block's graph; the types that its values have are those of all rows, which
+    were inferred.
+    """
+    names = [str(n["name"]) for n in block.inputs]
+    sizes = {str(ROWS): int(given[0].shape[0])}
+    context = Context(sizes, wide=False, body=evaluate, checked=False)
+    return walkvalues_of_rows(block, context, dict(zip(names, given, strict=True)), {})

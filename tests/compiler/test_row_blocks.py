@@ -20,14 +20,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Blocks of a few rows; gives the rows of those that are made, in order of their number."""
     found: list[list[int]] = []
     monkeypatch.setattr(row_blocks, "ELEMENTS", 1000)
-    real = row_blocks.evaluate
+    real = row_blocks.values_of_rows
 
-    def seen(graph: Graph, given: object, *rest: object) -> tuple[torch.Tensor, ...]:
-        if isinstance(given, list):
-            found.append([int(v.shape[0]) for v in given])
-        return real(graph, given, *rest)
+    def seen(block: Graph, given: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        found.append([int(v.shape[0]) for v in given])
+        return real(block, given)
 
-    monkeypatch.setattr(row_blocks, "evaluate", seen)
+    monkeypatch.setattr(row_blocks, "values_of_rows", seen)
     return found
 
 
