@@ -161,4 +161,4 @@ def values_of_rows(block: Graph, given: list[torch.Tensor]) -> tuple[torch.Tenso
     names = [str(n["name"]) for n in block.inputs]
     sizes = {str(ROWS): int(given[0].shape[0])}
     context = Context(sizes, wide=False, body=evaluate, checked=False)
-    return walkvalues_of_rows(block, context, dict(zip(names, given, strict=True)), {})
+    return walk_values(block, context, dict(zip(names, given, strict=True)), {})
