@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as _torch_config
 
 from .capture import BATCH, LENGTH, MOST_BATCH, LogitsOf, export, input_symbols
-from .conditions import broken_condition
+from .conditions import broken_condition, first_broken, noted_conditions
 from .errors import CompileError
 from .refusals import is_settled
 
@@ -23,23 +23,29 @@ TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
 def export_any_length(
     model: nn.Module, limit: int, wanted: int | None
-) -> tuple[ExportedProgram, tuple[int, int]]:
-    """The program, and the lengths that it holds for."""
+) -> tuple[ExportedProgram, tuple[int, int], str]:
+    """The program, the lengths that it holds for, and the condition in the model's source that
+    longer ones break, where there is one.
+    """
     try:
-        return _export_up_to(model, limit), (1, limit)
+        return _export_up_to(model, limit), (1, limit), ""
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none
         # was asked for.
         found = None if is_settled(str(refusal)) else _found_bounds(model, limit)
+        if found is not None and wanted and found[0] == MOST_BATCH and found[2]:
+            raise CompileError(
+                f"{refusal}\nmax_context {found[1]} is served; longer sequences break {found[2]}"
+            ) from None
         if found is None or (wanted and found[0] == MOST_BATCH):
             raise refusal
-    batch, high = found
+    batch, high, why = found
     high = min(high, wanted or high)
     try:
-        return _export_up_to(model, high, batch), (1, high)
+        return _export_up_to(model, high, batch), (1, high), why
     except CompileError:
         # The whole of a table is a case of its own to the tracer: its full length is not shared.
-        return _export_up_to(model, high - 1, batch), (1, high - 1)
+        return _export_up_to(model, high - 1, batch), (1, high - 1), why
 
 
 def _ids(limit: int) -> torch.Tensor:
@@ -117,19 +123,27 @@ def _open_shapes(limit: int, batch: int, least: int) -> Any:
     return ({0: Dim("B", min=least, max=batch), 1: Dim("S", min=least, max=limit)},)
 
 
-def _found_bounds(model: nn.Module, limit: int) -> tuple[int, int] | None:
+def _found_bounds(model: nn.Module, limit: int) -> tuple[int, int, str] | None:
     """The batch and the length up to which the tracer finds that the model works, where either is
-    bound: a buffer has room for so many sequences, a table ends.
+    bound (a buffer has room for so many sequences, a table ends, longer sequences go another way),
+    and the condition that bounds the length.
     """
     try:
         shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
-        program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes, open_sizes=True)
+        with noted_conditions() as conditions:
+            program = export(LogitsOf(model, limit), (_ids(limit),), {}, shapes, open_sizes=True)
     except CompileError:
         return None
-    found = (MOST_BATCH, limit)
-    for at, symbol in enumerate(input_symbols(program)):
-        for name, bound in program.range_constraints.items():
-            if str(name) == symbol and int(bound.lower) <= 2 <= bound.upper < 1 << 31:
-                most = min(found[at], int(bound.upper))
-                found = (most, found[1]) if at == 0 else (found[0], most)
-    return None if found == (MOST_BATCH, limit) else found
+    batch, length = (_most(program, at, most) for at, most in enumerate((MOST_BATCH, limit)))
+    symbol = str(input_symbols(program)[1])
+    why = first_broken(conditions, symbol, length + 1, "S") if length < limit else ""
+    return None if (batch, length) == (MOST_BATCH, limit) else (batch, length, why)
+
+
+def _most(program: ExportedProgram, axis: int, most: int) -> int:
+    """The most that a size of the token ids may be, up to a number."""
+    symbol = input_symbols(program)[axis]
+    for name, bound in program.range_constraints.items():
+        if str(name) == symbol and int(bound.lower) <= 2 <= bound.upper < 1 << 31:
+            most = min(most, int(bound.upper))
+    return most

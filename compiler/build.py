@@ -218,6 +218,7 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             "source": str(opened.folder.resolve()) if opened.folder else None,
             "dtype": opened.dtype,
             "limits": limits,
+            "bounded_by": made.sizes.bounded_by,
             "options": _given(options),
             "parity": parity.to_json() if parity else None,
             "report": build_report(recorder, reports, plan, clock)
@@ -252,6 +253,7 @@ def imported_of(
         options.chunk,
         options.block,
         options.cache_dtype,
+        captured.bounded_by,
     )
     return imported, sizes
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -51,7 +51,8 @@ class Captured:
     `dims` maps the tracer's symbols to our dim names, `bounds` gives each dim's (lowest, highest),
     `prefix` is the path that
     the wrapper put before every name of the model's state dict, `tree` rebuilds the module's own
-    result from flat outputs. `imported` is what the import gives, where it was done already.
+    result from flat outputs. `imported` is what the import gives, where it was done already;
+    `bounded_by` says what in the model bounds the length, where something does.
     """
 
     program: ExportedProgram
@@ -64,6 +65,7 @@ class Captured:
     tree: Any = None
     is_language_model: bool = False
     imported: Any = None
+    bounded_by: str = ""
 
 
 def capture(
@@ -151,14 +153,17 @@ _NOT_LOGITS = (
 
 
 def logits_in(result: Any) -> Any:
-    """The logits among the results of a forward: it, its `logits`, or the first of several, behind
-    a loss where that comes first.
+    """The logits among the results of a forward: it, its `logits`, those of a field of a dataclass,
+    or the first of several, behind a loss where that comes first.
     """
     if isinstance(result, Mapping) and "logits" in result:
         return result["logits"]
     if isinstance(result, (tuple, list)) and result and not hasattr(result, "logits"):
         ranked = [r for r in result if isinstance(r, torch.Tensor) and r.dim() >= 2]
         return ranked[0] if ranked else result[0]
+    if is_dataclass(result) and not hasattr(result, "logits"):
+        inner = (getattr(result, f.name) for f in fields(result))
+        return next((r.logits for r in inner if hasattr(r, "logits")), result)
     return getattr(result, "logits", result)
 
 
@@ -188,7 +193,7 @@ def _capture_language_model(
         return joined
 
     try:
-        program, (low, high) = export_any_length(model, limit, max_context)
+        program, (low, high), why = export_any_length(model, limit, max_context)
     except CompileError as refusal:
         longer = capture_longer(model, limit, weights, name, refusal)
         return by_lengths(refusal) if longer is None else within_tables(longer, max_context)
@@ -200,6 +205,7 @@ def _capture_language_model(
         )
     dims = {str(symbols[0]): "B", str(symbols[1]): "S"}
     captured = of_logits(program, dims, {"S": (low, high)}, weights, name)
+    captured = replace(captured, bounded_by=why)
     try:
         captured = replace(captured, imported=import_captured(captured))
     except CompileError as refusal:

@@ -10,7 +10,7 @@ becomes a number all the same, it is noted where.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from itertools import product
@@ -132,6 +132,40 @@ def noted_numbers(*, refused: str = "") -> Iterator[list[str]]:
         yield places
     finally:
         tracer._set_replacement = known
+
+
+@contextmanager
+def noted_conditions() -> Iterator[list[tuple[sympy.Basic, str]]]:
+    """The conditions on sizes that a trace takes for granted, each with the model's line."""
+    tracer: Any = ShapeEnv
+    known, found = tracer._maybe_guard_rel, list[tuple[sympy.Basic, str]]()
+
+    @wraps(known)
+    def guarded(env: Any, condition: Any) -> None:
+        found.append((condition, calling_line()))
+        known(env, condition)
+
+    tracer._maybe_guard_rel = guarded
+    try:
+        yield found
+    finally:
+        tracer._maybe_guard_rel = known
+
+
+def first_broken(
+    conditions: Iterable[tuple[sympy.Basic, str]], symbol: str, size: int, name: str
+) -> str:
+    """The first of the conditions on one size alone that does not hold at a number, the size by a
+    name, with its model line; "" where all hold.
+    """
+    for condition, place in conditions:
+        symbols = list(condition.free_symbols)
+        if [str(s) for s in symbols] != [symbol]:
+            continue
+        if condition.xreplace({symbols[0]: sympy.Integer(size)}) is sympy.false:
+            text = condition.xreplace({symbols[0]: sympy.Symbol(name)})
+            return f"{text}, {place}" if place else str(text)
+    return ""
 
 
 def _is_of(tracer: Any, symbol: Any, argument: str) -> bool:

@@ -287,6 +287,8 @@ def print_build(manifest: dict[str, Any], place: str) -> None:
         print(f"  left: {line}")
     for line in report.get("unquantized", ()):
         print(f"  unquantized: {line}")
+    if reason := manifest.get("bounded_by"):
+        print(f"  sequences of {manifest['limits']['max_context']} tokens at most: {reason}")
     if reason := report.get("unbatched"):
         print(f"  one text at a time: {reason}")
     if manifest.get("parity"):

@@ -123,7 +123,10 @@ def _joined(
     graph = _within_slices(graph, limit)
     first = captures[min(captures)]
     imported = Imported(graph, held)
-    _check(model, imported, first.weights, name, min(captures))
+    try:
+        _check(model, imported, first.weights, name, min(captures))
+    except IRError as error:  # a size that is no more than that of the lengths tried
+        raise CompileError(f"{refusal}\n{error}\n{WHAT_TO_WRITE}") from None
     return replace(first, bounds={**first.bounds, "S": graph.bounds["S"]}, imported=imported)
 
 

@@ -24,18 +24,21 @@ def within_tables(captured: Captured, wanted: int | None) -> Captured:
         imported = import_captured(captured)
     except CompileError:
         return captured  # the import reports its own problems when its turn comes
-    low, high = captured.bounds["S"]
+    (low, high), why = captured.bounds["S"], captured.bounded_by
     for lookup in _lookups_by_length(imported.graph):
         limit = _longest(lookup, high, imported.weights)
-        if limit < high and wanted is not None:
-            place = ", ".join(imported.graph.origin(lookup)) or "a lookup by position"
+        if limit >= high:
+            continue
+        place = ", ".join(imported.graph.origin(lookup)) or "a lookup by position"
+        why = f"the table of {lookup.inputs[0].shape[0]} rows at {place}"
+        if wanted is not None:
             raise CompileError(
-                f"max_context {wanted} given; the table of {lookup.inputs[0].shape[0]} rows at "
-                f"{place} holds for {limit} tokens at most"
+                f"max_context {wanted} given; {why} holds for {limit} tokens at most"
             )
-        high = min(high, limit)
+        high = limit
     bounds = {**captured.bounds, "S": (low, high)}
-    return replace(captured, bounds=bounds, imported=imported)  # that is not to be done twice
+    # What was imported is not to be imported again.
+    return replace(captured, bounds=bounds, imported=imported, bounded_by=why)
 
 
 def _lookups_by_length(graph: Graph) -> list[Node]:

@@ -60,7 +60,10 @@ def capture_longer(
             reason = str(again)
             continue
         imported = import_captured(captured)
-        _check_shorter(model, imported, weights, name, low)
+        try:
+            _check_shorter(model, imported, weights, name, low)
+        except CompileError as error:
+            raise CompileError(f"{error}\n{refusal}") from None
         return replace(captured, imported=imported)
     return None
 

@@ -55,8 +55,9 @@ KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 
 @dataclass(frozen=True)
 class Sizes:
-    """The limits that a serving graph is made for; `block` is slots in a block of the cache, and
-    `cache_dtype` the caches' dtype ("" for that of the model).
+    """The limits that a serving graph is made for; `block` is slots in a block of the cache,
+    `cache_dtype` the caches' dtype ("" for that of the model), and `bounded_by` what in the model
+    bounds max_context, where something does.
     """
 
     max_context: int
@@ -64,6 +65,7 @@ class Sizes:
     chunk: int
     block: int
     cache_dtype: str = ""
+    bounded_by: str = ""
 
 
 def raising(run_part: Run | None = None) -> tuple[Phase, ...]:

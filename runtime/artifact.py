@@ -120,7 +120,9 @@ class Artifact:
         ends = end_ids(_text_directory(self.path), self.text)
         try:
             arguments = options.arguments(self.plan, executor.blocks)
-            return Engine(executor, self.text, ends, pooling=self.pooling, **arguments)
+            bounded_by = str(self.manifest.get("bounded_by") or "")
+            arguments |= {"pooling": self.pooling, "bounded_by": bounded_by}
+            return Engine(executor, self.text, ends, **arguments)
         except ValueError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
 

@@ -22,7 +22,7 @@ from .errors import LogitsError, QueueFullError, RequestError
 from .executor import Batch, Releasing, StepRunner
 from .flight import Flight, Flights
 from .grammar import Grammars
-from .limits import at_most, check_budget
+from .limits import at_most, check_budget, ended_by
 from .logprobs import Decode
 from .memory import BlockMemory
 from .monitor import config_of, spreads
@@ -80,7 +80,8 @@ class Engine:
     others decode; with a `pace` the latter follows what is measured, so that such a step takes at
     most so many times as long as one of decodes. `max_batch` and `max_context` are limits below
     those of the runner. With a `seed` requests without one get theirs from it, one after another.
-    With a `pooling` the runner's rows are no logits, and a request ends with one vector.
+    With a `pooling` the runner's rows are no logits, and a request ends with one vector. Refusals
+    of long prompts name what in the model bounds them, `bounded_by`.
     """
 
     def __init__(
@@ -101,14 +102,15 @@ class Engine:
         max_context: int | None = None,
         seed: int | None = None,
         pooling: Pooling | None = None,
+        bounded_by: str = "",
     ) -> None:
         if pace is not None and not pace > 1.0:
             raise ValueError(f"pace={pace}: wanted more than 1")
-        self.runner, self.text, self.max_waiting = runner, text, max_waiting
+        self.runner, self.text, self.max_waiting, self.pooling = runner, text, max_waiting, pooling
         self.max_context = at_most("max_context", max_context, runner.max_context)
         self.max_batch = at_most("max_batch", max_batch, runner.max_batch)
         check_budget(token_budget, self.max_batch)
-        self.pooling = pooling
+        self.bounded = ended_by(bounded_by, self.max_context, runner.max_context)
         self.vocabulary = pooling.token_ids if pooling else runner.vocabulary
         # A configuration may name tokens that the model never learned to give.
         self.ends = frozenset(e for e in ends if 0 <= e < runner.vocabulary)
@@ -210,7 +212,7 @@ class Engine:
             room = "" if self.pooling else ", and room for one token"
             raise RequestError(
                 f"the prompt has {len(tokens)} tokens, the limit is {longest}"
-                f" (a context of {self.max_context}{room})"
+                f" (a context of {self.max_context}{room}){self.bounded}"
             )
         return tokens
 

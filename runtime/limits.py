@@ -15,3 +15,10 @@ def at_most(name: str, given: int | None, limit: int) -> int:
     if given is not None and not 1 <= given <= limit:
         raise ValueError(f"{name}={given}: wanted 1 to {limit}, which the artifact was built for")
     return limit if given is None else given
+
+
+def ended_by(reason: str, limit: int, most: int) -> str:
+    """What in a model bounds its context, as the end of a sentence; nothing where there is no such
+    thing, or where a lower limit was asked for.
+    """
+    return f": in the model, {reason}" if reason and limit == most else ""

@@ -188,6 +188,7 @@ def _served(
         plan=plan,
         config=engine.config(),
         kernels=lambda: _kernels(artifact, engine, machine),
+        bounded=engine.bounded,
     )
 
 

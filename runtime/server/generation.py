@@ -67,7 +67,7 @@ def fitted(
         message = (
             # Clients tell this error from others by the words of the second half.
             f"{param}: the prompt has {len(tokens)} tokens, this model's maximum context length is"
-            f" {model.max_context} tokens{beside}"
+            f" {model.max_context} tokens{beside}{model.bounded}"
         )
         raise ApiError(400, message, param=param, code="context_length_exceeded")
     return tokens

@@ -38,7 +38,8 @@ class ServedModel:
     generates.
 
     `plan` is what /plan answers, `kernels` what /kernels does (None: no step was timed yet), and
-    `config` how its engine was made; `max_context` counts prompt and output together. `sampling`
+    `config` how its engine was made; `max_context` counts prompt and output together; what in the
+    model bounds it, `bounded`, ends the sentence of a refusal. `sampling`
     holds for requests that do not say otherwise; `fingerprint` tells builds apart,
     `startup_seconds` is what it took to load.
     """
@@ -56,6 +57,7 @@ class ServedModel:
     kernels: Callable[[], dict[str, Any] | None] = field(default=lambda: None)
     fingerprint: str | None = None
     startup_seconds: float | None = None
+    bounded: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -1,11 +1,15 @@
 """Capture: any batch, any length, the model left as it was; refusals that say why and where."""
 
+import re
+
 import pytest
 import torch
+from ferrule.compiler.build import Options, build_in_temporary
 from ferrule.compiler.capture import capture
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.import_aten import import_captured
 from ferrule.compiler.reference import evaluate
+from ferrule.runtime.errors import RequestError
 from models import zoo
 from models.tables import CountedLM, MaskTableLM
 from torch import nn
@@ -240,3 +244,39 @@ def test_a_write_into_a_part_is_refused():
     # It would have to reach the whole.
     with pytest.raises(CompileError, match=r"Written does not export|is written to"):
         capture(zoo.randomize(Written()), max_context=24)
+
+
+class Turning(nn.Module):
+    """A branch in Python on the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(31, 6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        if ids.shape[1] > 70:
+            x = x * 2
+        return x @ self.words.weight.T
+
+
+def test_a_branch_on_the_length_bounds_it_and_is_named():
+    captured = capture(Turning())
+    assert captured.bounds["S"] == (1, 70)
+    assert re.fullmatch(r"S <= 70, test_capture\.py:\d+", captured.bounded_by)
+    with pytest.raises(CompileError, match=r"max_context 70 is served; .* S <= 70, test_capture"):
+        capture(Turning(), max_context=90)
+
+
+def test_prompts_beyond_a_branch_are_refused_with_its_line():
+    options = Options(max_batch=2, chunk=8, block=4, progress=False)
+    artifact = build_in_temporary(Turning().eval(), options)
+    assert artifact.manifest["bounded_by"].startswith("S <= 70, test_capture.py:")
+    with pytest.raises(RequestError, match=r"80 tokens, the limit is 69 .*in the model, S <= 70"):
+        artifact.new_engine().submit([1] * 80)
+
+
+def test_a_table_that_bounds_the_length_is_named():
+    assert re.match(
+        r"S <= 96, |the table of 96 rows at", capture(zoo.build("scratch_plain")).bounded_by
+    )
