@@ -33,7 +33,7 @@ from .refusals import A_NUMBER
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
 from .strides import WithoutStrides
-from .traced_anew import without_known_results
+from .trace_costs import seldom_collected, without_known_results
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
 # them, because symbolic
@@ -298,6 +298,7 @@ def export(
         with (
             torch.no_grad(),
             without_known_results(),
+            seldom_collected(),
             tried_conditions(),
             noted_numbers(refused=IDS if open_sizes else "") as numbers,
             _without_refused_graph(),
