@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir.dims import Shape, equal
+from ..ir.dims import Shape, equal, product
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.ops import recurrent
@@ -24,7 +24,7 @@ EXACT = 1 << 24
 
 @dataclass(frozen=True)
 class RaiseCounts:
-    """Running sums of small whole numbers over the tokens [B, S] become linear_scan; sums over
+    """Running sums of small whole numbers over the tokens [B, S, ...] become linear_scan; sums over
     positions alone stay, for they become tables.
     """
 
@@ -45,11 +45,13 @@ class RaiseCounts:
 
 
 def _over_tokens(node: Node) -> bool:
-    """Whether a running sum of whole numbers runs along the second of two symbolic dims."""
-    whole = not node.tensor.is_float and node.dtype != "bool"
-    return (
-        whole and len(node.shape) == 2 and node["axis"] == 1 and not isinstance(node.shape[1], int)
-    )
+    """Whether a running sum of whole numbers runs along the second of two symbolic dims, behind
+    which are numbers.
+    """
+    if node.tensor.is_float or node.dtype == "bool" or node["axis"] != 1:
+        return False
+    _, length, *rest = node.shape
+    return not isinstance(length, int) and all(isinstance(d, int) for d in rest)
 
 
 def bound(node: Node) -> int | None:
@@ -75,8 +77,8 @@ def bound(node: Node) -> int | None:
 def _scan(node: Node) -> Node:
     """S_t = S_{t-1} + x_t: nothing decays, and key and query are 1."""
     x = node.inputs[0]
-    lead: Shape = (*x.shape, 1, 1)
-    rows = reshaped(t.cast(x, dtype="f32"), lead)
+    lead: Shape = (*x.shape[:2], 1, 1)
+    rows = reshaped(t.cast(x, dtype="f32"), (*lead[:3], product(x.shape[2:])))
     one, none = (spread(reshaped(t.scalar(v, "f32"), (1, 1, 1, 1)), lead) for v in (1.0, 0.0))
     summed = reshaped(recurrent.linear_scan(one, one, rows, none), x.shape)
     assert equal(summed.shape[1], node.shape[1]), node

@@ -292,9 +292,28 @@ def roll(call: Call, x: Node, shifts: Any, dims: Any = ()) -> Node:
     for shift, dim in zip(shifts, dims, strict=True):
         axis = axis_of(dim, len(x.shape))
         size = x.shape[axis]
+        if shift == 0:
+            continue
+        if shift > 1 and not isinstance(size, int):
+            x = _rolled(x, axis, shift)
+            continue
         at = place(-shift, size) if shift > 0 else -shift
         x = t.concat(part(x, axis, at, size), part(x, axis, 0, at), axis=axis)
     return x
+
+
+def _rolled(x: Node, axis: int, by: int) -> Node:
+    """roll of an axis that may be shorter than what it is moved by: what is moved, and where that
+    is from before the first, the element of that place from the end.
+    """
+    size = x.shape[axis]
+    before, none = (tuple(n if i == axis else 0 for i in range(len(x.shape))) for n in (by, 0))
+    moved = part(t.pad(x, before=before, after=none, value=0.0), axis, 0, size)
+    places = t.iota(size=size, dtype="i64")
+    source = t.mod(t.sub(places, operand(by, "i64")), operand(size, "i64"))
+    is_inside = t.ge(places, operand(by, "i64"))
+    shape = tuple(size if i == axis else 1 for i in range(len(x.shape)))
+    return t.where(reshape(is_inside, shape), moved, t.take(x, source, axis=axis))
 
 
 # -- joins

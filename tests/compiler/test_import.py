@@ -104,6 +104,7 @@ FUNCTIONS = {
     "stack and unbind": lambda x: torch.stack(x.unbind(1)[::-1], 2),
     "chunk": lambda x: torch.cat([c * i for i, c in enumerate(x.chunk(3, 1))], 1),
     "pad and cut": lambda x: torch.nn.functional.pad(x, (-1, 2, 1, 0), value=3.0),
+    "roll of few": lambda x: (x.roll(7, 0), x.roll(2, 0), x.roll(0, 0), (9 * x).long().roll(13, 0)),
     "roll and flip": lambda x: x.roll(2, 1).roll(-1, -1).flip(1),
     "repeat": lambda x: (x.repeat(1, 2, 1), x.repeat_interleave(3, 1), x.tile(2)),
     "as many from the end as there are": lambda x: (x[-x.shape[0] :], x[:, -2:]),

@@ -40,6 +40,14 @@ def test_positions_without_padding_are_a_scan():
     assert scan.shape == (B, S, 1, 1) and scan.dtype == "f32"
 
 
+def test_counts_of_several_things_are_one_scan():
+    classes = t.reshape(IDS, shape=(B, S, 1))
+    each = t.cast(t.eq(classes, t.iota(size=3, dtype="i64")), dtype="i64")
+    found = check_pass(RaiseCounts(), graph(t.cumsum(each, axis=1)), ranges={"ids": (0, 3)})
+    (scan,) = (n for n in found.nodes() if n.op.name == "linear_scan")
+    assert scan.shape == (B, S, 1, 3) and "cumsum" not in ops(found)
+
+
 @pytest.mark.parametrize(
     "kept",
     [
