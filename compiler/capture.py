@@ -297,7 +297,7 @@ def export(
     try:
         with (
             torch.no_grad(),
-            without_known_results(),
+            without_known_results(module),
             seldom_collected(),
             tried_conditions(),
             noted_numbers(refused=IDS if open_sizes else "") as numbers,
