@@ -85,6 +85,25 @@ def add_integers(
         over_steps(steps, lambda s, _: add(parts, s))
 
 
+def add_pairs(
+    linear: Linear,
+    pairs: Parts,
+    block: list[Expr],
+    at: list[list[Expr]],
+    g: Expr,
+    steps: int,
+    dot: Dot,
+    *,
+    first: int = 0,
+) -> None:
+    """What add_integers adds, in 16 bits, a pair of products a lane."""
+
+    def add(s: Expr) -> None:
+        _step(linear, pairs, block, at, g, s + i64(first) if first else s, dot)
+
+    looped(linear.kernel, steps, add)
+
+
 def _in_chains(parts: Parts, steps: int, add: Callable[[Parts, Expr], None]) -> None:
     """Sums that wait for each other in turn: of one row and vector alone each would wait for the
     one before.

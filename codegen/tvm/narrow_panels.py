@@ -25,7 +25,14 @@ from .linear import Linear, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .row_tiles import MANY
 from .tiles import column_vectors
-from .two_levels import BYTES, ask_next, group_multipliers, groups_per_block, steps_of_group
+from .two_levels import (
+    BYTES,
+    ask_next,
+    begin_of_pairs,
+    groups_per_block,
+    pair_multipliers,
+    steps_of_group,
+)
 from .values import Expr, bind, const, i64
 
 PANEL = Tile(16, 4)
@@ -186,13 +193,10 @@ def _unpack(panel: _Panel, v: Expr, block: Expr, g: Expr) -> None:
     half_steps, steps = i64(panel.per * panel.fours), panel.per * panel.fours // 2
     first, vector = panel.at(v, g)
     for p in range(panel.per if panel.times is not None else 0):
-        pair = group_multipliers(linear, block, g, p) * T.broadcast(
-            const(0x00010001, "int32"), LANES
-        )
-        value = tirx.op.reinterpret(f"int16x{2 * LANES}", bind(pair))
+        value = pair_multipliers(linear, block, g, p)
         assert panel.times is not None
         at = [first * i64(panel.per) + i64(p), vector, T.ramp(i64(0), i64(1), 2 * LANES)]
-        T.buffer_store(panel.times, bind(value), at)
+        T.buffer_store(panel.times, value, at)
     with T.serial(i64(0), i64(steps)) as s:
         parts = codes_at(linear, _DOT, block, bind(g * i64(steps) + s))
         for half in range(2):
@@ -281,7 +285,8 @@ def _whole_numbers(panel: _Panel, v: Expr, g: Expr, run: Expr) -> list[tirx.Buff
     with T.serial(i64(0), i64(per)) as p:
         number, held = bind(g * i64(per) + p), bind(block * i64(per) + p)
         narrow = [
-            fresh_vector("int16", _begin(begin[run, number, i64(r)]), 2 * LANES) for r in rows
+            fresh_vector("int16", begin_of_pairs(begin[run, number, i64(r)]), 2 * LANES)
+            for r in rows
         ]
         _add_fours(panel, narrow, panel.fours, fours(g, p * i64(panel.fours)))
         times = [
@@ -294,15 +299,6 @@ def _whole_numbers(panel: _Panel, v: Expr, g: Expr, run: Expr) -> list[tirx.Buff
 
 def _none(dtype: str, lanes: int = LANES) -> Expr:
     return T.broadcast(const(0, dtype), lanes)
-
-
-def _begin(value: Expr) -> Expr:
-    """What a group's 16-bit sums begin with: all of it in the even ones of two lanes that are added
-    in the end. |sum (q - 8) x| of half a group and 8 |sum x| of the other are less than 2^15
-    together for |x| <= 127, and what is carried out of 16 bits before the end does not matter.
-    """
-    word = tirx.op.bitwise_and(value, const(0xFFFF, "int32"))
-    return bind(tirx.op.reinterpret(f"int16x{2 * LANES}", T.broadcast(bind(word), LANES)))
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from ...ir.ops.quantized import operands
 from . import amx
 from .dots import Dot
 from .fetch import LINE, fetch
-from .group_steps import Parts, add_integers, codes_at, fresh_vector, gather
+from .group_steps import Parts, add_integers, add_pairs, codes_at, fresh_vector, gather
 from .isa import LANES, Isa, Tile
 from .linear import Linear, Sums, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .panels import Put, emit_all
 from .row_tiles import MANY
 from .tiles import column_vectors
-from .values import Expr, bind, i64
+from .values import Expr, bind, const, i64
 
 BYTES = 4 * LANES
 """Codes of sixteen columns by four k, unpacked."""
@@ -96,6 +96,8 @@ def _summed(
     first, lanes = linear.kernel.places[below], T.ramp(0, 1, LANES)
     steps = steps_of_group(linear.node)
     dot = Dot(linear.kernel.isa.integer_dot, linear.codes.dtype)
+    if len(at) > 1 and dot.narrow >= 2 * steps:  # one row is no faster so
+        return _in_pairs(linear, sums, block, at, g, below)
     wholes: dict[tuple[int, int, int], tirx.Buffer] = {}
     for p in range(groups_per_block(linear.node)):
         begin = [T.broadcast(bind(first.read([*row, g, i64(p)])), LANES) for row in at]
@@ -114,6 +116,49 @@ def _summed(
                 total = wholes[o, r, c]
                 T.buffer_store(total, total[lanes] + whole, [lanes])
     return wholes
+
+
+def _in_pairs(
+    linear: Linear, sums: Sums, block: list[Expr], at: list[list[Expr]], g: Expr, below: Node
+) -> Parts:
+    """A block's whole numbers; the sums of a group, in 16 bits, are multiplied as they widen."""
+    first, steps = linear.kernel.places[below], steps_of_group(linear.node)
+    dot = Dot(linear.kernel.isa.integer_dot, linear.codes.dtype)
+    none = T.broadcast(const(0, "int32"), LANES)
+    wholes = {key: fresh_vector("int32", none) for key in sums.parts}
+    for p in range(groups_per_block(linear.node)):
+        begin = [begin_of_pairs(first.read([*row, g, i64(p)])) for row in at]
+        pairs = {key: fresh_vector("int16", begin[key[1]], 2 * LANES) for key in sums.parts}
+        add_pairs(linear, pairs, block, at, g, steps, dot, first=p * steps)
+        for o in linear.offsets:
+            for c, b in enumerate(block):
+                both = pair_multipliers(linear, linear.stored(b, o), g, p)
+                held = fresh_vector("int16", both, 2 * LANES)
+                times = [held[T.ramp(low, 1, LANES)] for low in (0, LANES)]
+                for r in range(len(at)):
+                    dot.widen(wholes[o, r, c], pairs[o, r, c], times)
+    return wholes
+
+
+def begin_of_pairs(value: Expr) -> Expr:
+    """What a group's 16-bit sums begin with: all of it in the even ones of two lanes that are added
+    in the end. |sum (q - 8) x| of half a group and 8 |sum x| of the other are less than 2^15
+    together for |x| <= 127, and what is carried out of 16 bits before the end does not matter.
+    """
+    word = tirx.op.bitwise_and(value, const(0xFFFF, "int32"))
+    return bind(tirx.op.reinterpret(f"int16x{2 * LANES}", T.broadcast(bind(word), LANES)))
+
+
+def pair_multipliers(linear: Linear, block: Expr, g: Expr, p: int) -> Expr:
+    """The multipliers of the p-th group of a block of groups, each of sixteen columns' twice, as
+    int16.
+    """
+    twice = T.broadcast(const(0x00010001, "int32"), LANES)
+    return bind(
+        tirx.op.reinterpret(
+            f"int16x{2 * LANES}", bind(group_multipliers(linear, block, g, p) * twice)
+        )
+    )
 
 
 def _by_multiplied(
