@@ -234,10 +234,12 @@ def _fork_each(types: list[str], limit: float, to: Any) -> None:
     """Send what becomes of each type. What a process does for the first time (loading libraries,
     filling their tables) takes longer than the rest: it is done once, before the forks.
     """
+    from ..codegen.tvm.build import OBJECTS
     from .zoo_models import tiny_model
 
     if len(types) > 1:
         compiled(tiny_model(WARMING))  # no kernel is run, so no thread is begun
+        OBJECTS.forget()  # each type's own kernels are part of its seconds
     fork = multiprocessing.get_context("fork")
     for kind in types:
         here, there = fork.Pipe(duplex=False)
