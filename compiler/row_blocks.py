@@ -7,7 +7,6 @@ blocks go to all cores. What mixes rows is done once all rows are there.
 
 from __future__ import annotations
 
-import os
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from ..ir.dims import dim, product
 from ..ir.graph import Graph
 from ..ir.node import Node, input_, parameter, walk
+from ..ir.target import Host
 from ..ir.types import TensorType
 from .reference import evaluate
 from .reference import walk as walk_values
@@ -89,6 +89,7 @@ def _parts(graph: Graph) -> list[_Rows]:
 
 
 def _joined(graph: Graph, blocks: Mapping[Node, Node], sources: Mapping[Node, Node]) -> list[_Rows]:
+    """The nodes that have a form for a block, together with others of as many rows."""
     made = [n for n in blocks if blocks[n] not in sources]
     outside = {i for n in graph.nodes() if n not in blocks for i in n.inputs} | set(graph.outputs)
     read = [n for n in made if n in outside]
@@ -149,7 +150,7 @@ def _over_blocks(part: _Rows, parameters: Mapping[str, torch.Tensor]) -> tuple[t
         for whole, value in zip(made, values, strict=True):
             whole[rows] = value
 
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(Host().cores()) as pool:
         list(pool.map(block, range(0, part.rows, count)))
     return made
 

@@ -20,7 +20,7 @@ from .isa import LANES, Isa, Tile
 from .linear import Linear, load_vector, store_rows
 from .loops import Work, flat_index
 from .row_tiles import MANY
-from .tiles import column_vectors
+from .tiles import column_vectors, stored_blocks, sums_of
 from .values import Expr, bind, cast, const, i64
 
 CHUNK = 256
@@ -113,9 +113,7 @@ def _laid_out(linear: Linear, rows: Expr) -> tirx.Buffer:
 def _panel(linear: Linear, tile: Tile, group: Expr, x: tirx.Buffer, rows: Expr) -> _Panel:
     vectors = column_vectors(linear, group, tile.columns)
     width = len(vectors)
-    blocks = T.alloc_buffer((width,), "int64")
-    for v, (offset, b) in enumerate(vectors):
-        T.buffer_store(blocks, linear.stored(b, offset), [i64(v)])
+    blocks = stored_blocks(linear, vectors)
     weights = amx.buffer((width, CHUNK + 4, LANES), "float32")
     sums = amx.buffer((width, tile.rows, LANES), "float32")
     return _Panel(linear, tile, x, vectors, blocks, weights, sums, rows)
@@ -141,7 +139,9 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr) -> None:
             with T.serial(i64(0), runs) as run:
                 _add(panel, abreast, (k, count), bind(first + run), bind(run * i64(held)))
     for c in range(panel.tile.columns):
-        sides = {o: _side(panel, i * panel.tile.columns + c) for i, o in enumerate(linear.offsets)}
+        sides = {
+            o: sums_of(panel.sums, i * panel.tile.columns + c) for i, o in enumerate(linear.offsets)
+        }
         span, block = (start, panel.tile.rows, panel.rows), panel.vectors[c][1]
         within = group * i64(panel.tile.columns) + i64(c) if c else None
         store_rows(linear, work, sides, span, block, within=within)
@@ -177,10 +177,3 @@ def _add(panel: _Panel, abreast: list[Expr], part: tuple[Expr, Expr], run: Expr,
     looped(panel.linear.kernel, turns, steps)
     for total, at in zip(sums, places, strict=True):
         T.buffer_store(panel.sums, total[inside], at)
-
-
-def _side(panel: _Panel, vector: int) -> tirx.Buffer:
-    """The sums of one column vector, [row, lane]."""
-    start = i64(vector * panel.tile.rows * LANES)
-    rows = (panel.tile.rows, LANES)
-    return T.decl_buffer(rows, "float32", data=panel.sums.data, elem_offset=start)

@@ -72,9 +72,7 @@ def add_integers(
     each block; the first of them is step `first` of what x has for g.
     """
 
-    def add(to: Parts, s: Expr) -> None:
-        _step(linear, to, block, at, g, s + i64(first) if first else s, dot)
-
+    add = _adder(linear, block, at, g, dot, first)
     if dot.narrow:
         _in_stretches(linear, parts, steps, dot, add)
     elif dot.kind == "pairs":
@@ -97,11 +95,19 @@ def add_pairs(
     first: int = 0,
 ) -> None:
     """What add_integers adds, in 16 bits, a pair of products a lane."""
+    add = _adder(linear, block, at, g, dot, first)
+    looped(linear.kernel, steps, lambda s: add(pairs, s))
 
-    def add(s: Expr) -> None:
-        _step(linear, pairs, block, at, g, s + i64(first) if first else s, dot)
 
-    looped(linear.kernel, steps, add)
+def _adder(
+    linear: Linear, block: list[Expr], at: list[list[Expr]], g: Expr, dot: Dot, first: int
+) -> Callable[[Parts, Expr], None]:
+    """add(parts, s): the products of step s of group g, of those from `first` on."""
+
+    def add(to: Parts, s: Expr) -> None:
+        _step(linear, to, block, at, g, s + i64(first) if first else s, dot)
+
+    return add
 
 
 def _in_chains(parts: Parts, steps: int, add: Callable[[Parts, Expr], None]) -> None:

@@ -24,7 +24,7 @@ from .isa import LANES, Tile
 from .linear import Linear, load_vector, store_rows
 from .loops import Place, Work, flat_index
 from .row_tiles import MANY
-from .tiles import column_vectors
+from .tiles import column_vectors, stored_blocks, sums_of
 from .two_levels import (
     BYTES,
     ask_next,
@@ -170,9 +170,7 @@ def _panel(linear: Linear, tile: Tile, group: Expr, x: _Rows, rows: Expr, *, onc
     vectors = column_vectors(linear, group, tile.columns)
     node, width = linear.node, len(vectors)
     count, length = (int(d) for d in operands(node).x.shape[-2:])
-    blocks = T.alloc_buffer((width,), "int64")
-    for v, (offset, b) in enumerate(vectors):
-        T.buffer_store(blocks, linear.stored(b, offset), [i64(v)])
+    blocks = stored_blocks(linear, vectors)
     held = (1, 1) if once else (count, width)
     codes = amx.buffer((held[0] * length // 4, held[1], BYTES), "uint8")
     times = None
@@ -233,17 +231,11 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr, tiles: Expr)
                 _add_block(panel, sums, (v, block, bind(part * i64(_ROWS))), g, bind(first + part))
     wide = panel.tile.columns
     for c in range(wide):
-        mine = {o: _side(sums, panel.tile.rows, i * wide + c) for i, o in enumerate(linear.offsets)}
+        mine = {o: sums_of(sums, i * wide + c) for i, o in enumerate(linear.offsets)}
         within = group * i64(wide) + i64(c) if c else None
         store_rows(
             linear, work, mine, (start, panel.tile.rows, rows), panel.vectors[c][1], within=within
         )
-
-
-def _side(sums: tirx.Buffer, rows: int, vector: int) -> tirx.Buffer:
-    """The sums of one column vector, [row, lane]."""
-    start = i64(vector * rows * LANES)
-    return T.decl_buffer((rows, LANES), "float32", data=sums.data, elem_offset=start)
 
 
 def _add_block(

@@ -14,7 +14,7 @@ run wait there between chunks. Threads take runs. Three forms:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -167,6 +167,21 @@ def column_vectors(linear: Linear, group: Expr, wide: int) -> tuple[tuple[int, E
         for o in linear.offsets
         for c in range(wide)
     )
+
+
+def stored_blocks(linear: Linear, vectors: Sequence[tuple[int, Expr]]) -> tirx.Buffer:
+    """Where the blocks of a panel's vectors lie among those of all weights, for loops over them."""
+    blocks = T.alloc_buffer((len(vectors),), "int64")
+    for v, (offset, block) in enumerate(vectors):
+        T.buffer_store(blocks, linear.stored(block, offset), [i64(v)])
+    return blocks
+
+
+def sums_of(sums: tirx.Buffer, vector: int) -> tirx.Buffer:
+    """The sums of one column vector [row, lane], of those of a panel [vector, row, lane]."""
+    rows = int(sums.shape[1])
+    start = i64(vector * rows * LANES)
+    return T.decl_buffer((rows, LANES), "float32", data=sums.data, elem_offset=start)
 
 
 def _tiled(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, read: Read | None) -> tirx.Buffer:
