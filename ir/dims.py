@@ -47,6 +47,9 @@ def as_dim(value: object) -> Dim:
 @functools.lru_cache(maxsize=65536)
 def _canonical(d: sympy.Expr) -> Dim:
     expanded = sympy.expand(d)
+    if expanded.has(sympy.Max, sympy.Min):
+        # Where arguments have some in common, sympy takes these out and leaves Max(2, 3) as it is.
+        expanded = sympy.expand(expanded.doit())
     return int(expanded) if isinstance(expanded, sympy.Integer) else expanded
 
 

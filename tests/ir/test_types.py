@@ -61,6 +61,8 @@ def test_a_dim_means_the_same_after_its_text_is_parsed(rng):
 
 
 def test_dims_are_canonical():
+    within = sympy.Min(B, sympy.Max(2, 3, evaluate=False), evaluate=False)
+    assert as_dim(B + within) == B + sympy.Min(3, B)
     assert TensorType("f32", ((T + 4) - T, 2 * (T + 1))).shape == (4, 2 * T + 2)
     assert type(TensorType("f32", ((T + 4) - T,)).shape[0]) is int
     assert as_dim(B * (S + 1)) == B * S + B
