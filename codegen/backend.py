@@ -25,7 +25,8 @@ class Template:
     An op in `prologue` or `epilogue` is always correct there; whether it costs a pass over
     memory is the template's affair. Those in `redone` are done anew at each read of what is larger
     than its parts. Those in `before`, which go over whole rows, are taken in as the anchor's first
-    operand, where nothing else reads them and another anchor has made what they read.
+    operand, where nothing else reads them and another anchor has made what they read. With
+    `several`, more than one value of the epilogue may be a result, all of as many columns.
     """
 
     anchors: frozenset[str]
@@ -33,6 +34,7 @@ class Template:
     epilogue: frozenset[str] = frozenset()
     redone: frozenset[str] = frozenset()
     before: frozenset[str] = frozenset()
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,15 @@ def _exchanged(x: Node, axis: int, outer: int) -> Node:
 @dataclass(frozen=True)
 class Backend:
     """A code generator as the passes see it: templates by name, and the layout of packed weights
-    by dtype; `integer_dots`: whether quantized linears want what they read in int8 too.
+    by dtype; `integer_dots`: whether quantized linears want what they read in int8 too;
+    `few_columns`: those of a linear that rows make as fast.
     """
 
     name: str
     templates: Mapping[str, Template] = field(default_factory=dict[str, Template])
     layouts: Mapping[str, Layout] = field(default_factory=dict[str, Layout])
     integer_dots: bool = False
+    few_columns: int = 0
 
     def template_of(self, op: str) -> str | None:
         """The template that an op anchors, if one does."""
@@ -197,13 +201,13 @@ def cpu_backend(target: Target) -> Backend:
     )
     templates = {
         "rows": Template(rows, rows, rows),
-        "linear": Template(_LINEARS, rows, rows),
+        "linear": Template(_LINEARS, rows, rows, several=True),
         "expert_linear": Template(_EXPERT_LINEARS, rows, rows),
         "selection": Template(frozenset({"paged_selected_keys"}), rows),
         "attention": Template(
             frozenset({"attention", "paged_attention", "ragged_attention"}), rows, _RESHAPES
         ),
-        "conv": Template(frozenset({"causal_conv", "state_conv"}), rows, _RESHAPES),
+        "conv": Template(frozenset({"causal_conv", "state_conv"}), rows, rows, several=True),
         "scan": Template(frozenset({"linear_scan", "state_scan"}), rows, _RESHAPES, _SUMS),
         "context": Template(frozenset({"token_context", "paged_context"}), rows),
         "loop": Template(frozenset({"token_loop", "state_loop"}), rows),
@@ -215,7 +219,7 @@ def cpu_backend(target: Target) -> Backend:
     integer = bool(integer_dot(target))
     if integer:
         layouts |= {"u8": Layout(16, 4), "u4": Layout(16, 4, 2)}
-    return Backend("tvm", templates, layouts, integer)
+    return Backend("tvm", templates, layouts, integer, few_columns=4)
 
 
 def gpu_backend(target: Target) -> Backend:

@@ -6,6 +6,7 @@ length, without looking at how values lie in memory, up to a length that the tra
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,20 +16,27 @@ from torch.fx.experimental import _config as _torch_config
 
 from .capture import BATCH, LENGTH, MOST_BATCH, LogitsOf, export, input_symbols
 from .conditions import broken_condition, first_broken, noted_conditions
+from .early_refusals import EarlyRefusalError, ended_early
 from .errors import CompileError
+from .fixed_lengths import is_computable
 from .refusals import is_settled
 
 TORCH_CONFIG: Any = _torch_config  # its methods are made when it is loaded
 
 
 def export_any_length(
-    model: nn.Module, limit: int, wanted: int | None
+    model: nn.Module, limit: int, wanted: int | None, *, early: bool = True
 ) -> tuple[ExportedProgram, tuple[int, int], str]:
     """The program, the lengths that it holds for, and the condition in the model's source that
     longer ones break, where there is one.
+
+    With `early`, EarlyRefusalError is raised for a model in memory that takes another way where
+    there are few windows of tokens, as soon as that is known; without, the tracer's whole refusal.
     """
     try:
-        return _export_up_to(model, limit), (1, limit), ""
+        return _export_up_to(model, limit, early=early), (1, limit), ""
+    except EarlyRefusalError:
+        raise
     except CompileError as refusal:
         # A table that is sliced to the length bounds it: let the tracer find the bound, where none
         # was asked for.
@@ -52,9 +60,11 @@ def _ids(limit: int) -> torch.Tensor:
     return torch.zeros(BATCH, min(LENGTH, limit), dtype=torch.int64)
 
 
-def _export_up_to(model: nn.Module, limit: int, batch: int = MOST_BATCH) -> ExportedProgram:
+def _export_up_to(
+    model: nn.Module, limit: int, batch: int = MOST_BATCH, *, early: bool = False
+) -> ExportedProgram:
     longest = LogitsOf(model, limit, end=1)
-    program = _export_for_all(longest, limit, batch)
+    program = _export_for_all(longest, limit, batch, early=early)
     if longest.splits.places:
         shortest = _export_for_all(LogitsOf(model, limit, end=0), limit, batch)
         if str(shortest.graph) != str(program.graph):
@@ -66,11 +76,23 @@ def _export_up_to(model: nn.Module, limit: int, batch: int = MOST_BATCH) -> Expo
     return program
 
 
-def _export_for_all(model: LogitsOf, limit: int, batch: int) -> ExportedProgram:
-    """The program for any batch up to one, and every length up to the limit."""
+def _export_for_all(
+    model: LogitsOf, limit: int, batch: int, *, early: bool = False
+) -> ExportedProgram:
+    """The program for any batch up to one, and every length up to the limit. With `early` the
+    tracer is heard out only where nothing else helps.
+    """
     try:
         shapes = _open_shapes(limit, batch, least=1)
-        return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
+        with ended_early(limit, by_windows=is_computable(model.model)) if early else nullcontext():
+            return export(model, (_ids(limit),), {}, shapes, open_sizes=True)
+    except EarlyRefusalError as refusal:
+        if refusal.by_windows:
+            raise
+        try:
+            return export_obliviously(model, _ids(limit), _open_shapes(limit, batch, least=2))
+        except CompileError:
+            return _export_for_all(model, limit, batch)
     except CompileError as refusal:
         if is_settled(str(refusal)):
             raise

@@ -20,7 +20,7 @@ from .check_kernels import kernel_departures
 from .console import Silent
 from .eager import eager_logits
 from .models import Opened
-from .parity import TOLERANCES, computed_dtype, random_prompts, relative_error
+from .parity import TOLERANCES, computed_dtype, random_prompts, relative_error, without
 from .pipeline import Recorder
 from .prepared import PreparedWeights
 from .replay import Replay, first_departure
@@ -90,6 +90,7 @@ def _findings(opened: Opened, options: Options, artifact: Artifact) -> Iterator[
     made = serve(opened, options, recorder, Clock(), Silent())
     captured = seen[0].before
     sequences = random_prompts(_vocabulary(captured), made.sizes.max_context, LENGTHS)
+    sequences = without(made.sizes.absent, sequences)
     replay = Replay(sequences, made.weights, options.block)
     yield _import_finding(opened, captured, replay)
     for ran in seen:

@@ -6,7 +6,6 @@ place at the end in one rename: an interrupted build leaves nothing there.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,11 +22,13 @@ from ..ir.launches import FEED, LAUNCHES, SCRATCH_ALIGNMENT, LaunchTable
 from ..ir.plan import Plan
 from ..ir.target import Target
 from ..ir.text import parse_graph, print_graph
+from ..passes.count_padding import count_padding
 from ..passes.plan_memory import plan_memory
 from ..passes.quantize import Recipe, unquantized
 from ..passes.split_preparation import split_preparation
 from ..runtime.artifact import KERNELS, PLAN, WEIGHTS, Artifact, read_plan
 from ..runtime.library import bundle_runtime
+from ..runtime.limits import Absent
 from ..runtime.manifest import write_manifest
 from .capture import capture, own_limit
 from .check_parity import can_run, check_parity
@@ -38,9 +39,10 @@ from .errors import CompileError, kernel_lines
 from .evaluator import evaluator, part_runner
 from .hardware import fingerprint, records_path
 from .import_aten import Imported, import_captured
-from .models import Opened, open_model
+from .models import Opened, graph_name, open_model, padding_of
 from .parity import Tolerance, computed_dtype, tolerance_of
 from .pipeline import Recorder, Sizes, grouping, language_model, laying_out, quantizing
+from .probed import explained
 from .records import Records, read_records
 from .report import Clock, build_report, versions
 from .tuning import TUNING, chosen, read_known, tuned, tuned_machines, write_own
@@ -210,7 +212,8 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             shown.stage("parity", 2)
             with clock("parity"):
                 tolerance = options.tolerance(kernels.step, opened.dtype)
-                parity = check_parity(opened, folder, plan, shown, tolerance, target)
+                absent = made.sizes.absent
+                parity = check_parity(opened, folder, plan, shown, tolerance, target, absent)
     write_manifest(
         folder,
         manifest_fields(opened.name, target, made.graph)
@@ -219,6 +222,7 @@ def build(model: nn.Module | str | Path, folder: Path, options: Options) -> None
             "dtype": opened.dtype,
             "limits": limits,
             "bounded_by": made.sizes.bounded_by,
+            "absent": made.sizes.absent.to_json(),
             "options": _given(options),
             "parity": parity.to_json() if parity else None,
             "report": build_report(recorder, reports, plan, clock)
@@ -263,17 +267,14 @@ def serve(
 ) -> Serving:
     """Capture a language model and bring it into serving form."""
     imported, sizes = imported_of(opened, options, clock, shown)
+    counted = count_padding(imported.graph, padding_of(opened.model))
+    sizes = replace(sizes, absent=Absent(counted.token, counted.place))
     phases = language_model(sizes, evaluator(imported.weights), part_runner(imported.weights))
     shown.stage("passes", sum(len(p.passes) for p in phases) + 2)
-    with clock("passes"):
-        graph = recorder.run(imported.graph, phases)
+    with clock("passes"), explained(opened.model):
+        graph = recorder.run(counted.graph, phases)
     _check_not_stopped(recorder)
     return Serving(graph, imported.weights, sizes)
-
-
-def graph_name(name: str) -> str:
-    """The last part of a model's name, in the letters that a graph's name may have."""
-    return re.sub(r"[^\w.\-]", "-", Path(name).name) or "model"
 
 
 def _capped(model: nn.Module) -> int | None:

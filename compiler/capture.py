@@ -8,6 +8,7 @@ called with.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
@@ -29,7 +30,7 @@ from .grad_mode import WithoutGradients
 from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
-from .refusals import A_NUMBER
+from .refusals import A_NUMBER, in_plain_words
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
 from .strides import WithoutStrides
@@ -91,13 +92,41 @@ def capture(
     weights = LiveWeights(model) if weights is None else weights
     with prepared(model), helped(model):
         if args is None and kwargs is None:
-            return _capture_language_model(model, max_context, weights, name)
+            try:
+                return _capture_language_model(model, max_context, weights, name)
+            except CompileError as refusal:
+                raise CompileError(_reason(model, refusal)) from refusal
         return _capture_module(
             model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, weights, name
         )
 
 
 # -- language models
+
+
+def _reason(model: nn.Module, refusal: CompileError) -> str:
+    """Why a language model is refused: what running it shows, or what the tracer says of it."""
+    from .probed import no_language_model
+
+    said = in_plain_words(str(refusal))
+    return no_language_model(model, said) or said
+
+
+class OpenSizes:
+    """The tracer's symbols for the sizes of token ids [B, S]."""
+
+    def __init__(self) -> None:
+        self.symbols: tuple[str, ...] = ()
+
+    def note(self, ids: torch.Tensor) -> None:
+        """Note the symbols of a trace's token ids."""
+        self.symbols = tuple(str(size) for size in ids.shape)
+
+    def named(self, text: str) -> str:
+        """A text with B and S in place of the symbols."""
+        for symbol, name in zip(self.symbols, "BS", strict=False):
+            text = re.sub(rf"\b{symbol}\b", name, text) if not symbol.isdecimal() else text
+        return text
 
 
 class LogitsOf(nn.Module):
@@ -108,6 +137,7 @@ class LogitsOf(nn.Module):
         self.model, self.ends, self.end = model, (1, longest), end
         self.strides = True  # whether how parts of values lie in memory is looked at
         self.splits, self.by_name = Splits(), token_argument(model)
+        self.sizes = OpenSizes()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of ids [B, S]; outside a capture [B, 1, V] where the model gives the
@@ -115,6 +145,7 @@ class LogitsOf(nn.Module):
         """
         if not torch.compiler.is_exporting():
             return self._logits(ids)
+        self.sizes.note(ids)
         # What the length alone decides is asked first.
         decided = decided_by_length(ids, self.ends, self.end, self.splits)
         strides = nullcontext() if self.strides else WithoutStrides()
@@ -181,10 +212,11 @@ def _capture_language_model(
     limit = max_context or own_limit(model) or DEFAULT_CONTEXT
     # They build on this module.
     from .any_length import export_any_length
+    from .early_refusals import EarlyRefusalError
     from .fixed_lengths import capture_by_lengths, check_long, chunk_in
     from .import_aten import import_captured
     from .limits import within_tables
-    from .longer_lengths import capture_longer
+    from .longer_lengths import capture_from_traced, capture_longer
 
     def by_lengths(refusal: CompileError) -> Captured:
         joined = capture_by_lengths(model, limit, weights, name, refusal)
@@ -193,7 +225,13 @@ def _capture_language_model(
         return joined
 
     try:
-        program, (low, high), why = export_any_length(model, limit, max_context)
+        try:
+            program, (low, high), why = export_any_length(model, limit, max_context)
+        except EarlyRefusalError:
+            longer = capture_from_traced(model, limit, weights, name)
+            if longer is not None:
+                return within_tables(longer, max_context)
+            program, (low, high), why = export_any_length(model, limit, max_context, early=False)
     except CompileError as refusal:
         longer = capture_longer(model, limit, weights, name, refusal)
         return by_lengths(refusal) if longer is None else within_tables(longer, max_context)
@@ -336,6 +374,8 @@ def _refusal(module: nn.Module, error: Exception, numbers: Sequence[str]) -> str
     if not where and A_NUMBER in str(error) and numbers:
         where = numbers[0]
     reason = str(error).strip().split("\n\n")[0]
+    if isinstance(module, LogitsOf) and type(error) is RuntimeError:
+        reason = module.sizes.named(reason)
     return (
         f"{_name(module)} does not export"
         + (f", at {where}" if where else "")

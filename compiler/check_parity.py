@@ -17,6 +17,7 @@ from ..ir.target import Target
 from ..runtime.artifact import KERNELS, WEIGHTS
 from ..runtime.executor import Executor, StepRunner, context_limit
 from ..runtime.library import KernelLibrary
+from ..runtime.limits import ABSENT, Absent
 from ..runtime.pools import Pools
 from ..runtime.text import Text
 from ..runtime.weights import Weights
@@ -37,6 +38,7 @@ from .parity import (
     faults_of,
     random_prompts,
     text_prompts,
+    without,
 )
 
 
@@ -58,11 +60,12 @@ def check_parity(
     shown: Progress,
     tolerance: Tolerance | None,
     target: Target,
+    absent: Absent = ABSENT,
 ) -> Parity:
     """The comparison; raises CompileError where it is beyond the tolerance, the dtype's by
     default.
     """
-    parity = measure_parity(opened, folder, plan, shown, tolerance, target)
+    parity = measure_parity(opened, folder, plan, shown, tolerance, target, absent)
     check(parity, opened.dtype, tolerance)
     return parity
 
@@ -74,6 +77,7 @@ def measure_parity(
     shown: Progress,
     tolerance: Tolerance | None,
     target: Target,
+    absent: Absent = ABSENT,
 ) -> Parity:
     """How far the kernels in a folder depart from the eager model, on text where there is a
     tokenizer. A build beyond the tolerance of an eager model in half precision, whose own rounding
@@ -81,6 +85,7 @@ def measure_parity(
     """
     sequences = parity_prompts(folder, plan)
     sequences += long_prompts(opened.model, plan, max(map(len, sequences)))
+    sequences = without(absent, sequences)
     with eager_logits(opened.model, opened.weights) as logits:
         eager = eager_rows(logits, sequences)
     # What eager read leaves memory before the artifact's weights are mapped.

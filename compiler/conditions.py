@@ -10,6 +10,7 @@ becomes a number all the same, it is noted where.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -32,13 +33,14 @@ from torch.utils._sympy.functions import (
     PythonMod,
 )
 
+from .refusals import SIZES
 from .sources import calling_line, origin
 from .whole_numbers import in_whole_numbers
 
 Sizes = Mapping[str, tuple[int, int]]
 MOST_TRIED = 1 << 13
 FEW = (1, 2, 3, 5, 8, 13, 64)
-_BEYOND_ALGEBRA = (
+BEYOND_ALGEBRA = (
     *(Min, Max, FloorDiv, Mod, PythonMod),
     *(CeilToInt, FloorToInt, IntTrueDiv, FloatTrueDiv),
 )
@@ -64,7 +66,7 @@ def tried_conditions() -> Iterator[None]:
 
 def _decided(env: Any, condition: Any) -> sympy.Basic | None:
     symbols = list(condition.free_symbols)
-    if len(symbols) != 1 or not condition.has(*_BEYOND_ALGEBRA):
+    if len(symbols) != 1 or not condition.has(*BEYOND_ALGEBRA):
         return None
     if env.is_unbacked_symint(symbols[0]):
         return None  # a number that the data decides, and that may be 0
@@ -80,7 +82,7 @@ def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.B
     """What a condition is at each size from 1 to the most; None where that differs, or is not
     known.
     """
-    value_at = _trial(condition, (symbol,))
+    value_at = trial(condition, (symbol,))
     first: bool | None = None
     for size in range(1, most + 1):
         try:
@@ -93,7 +95,7 @@ def _at_each(condition: sympy.Basic, symbol: sympy.Symbol, most: int) -> sympy.B
     return None if first is None else sympy.true if first else sympy.false
 
 
-def _trial(condition: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..., bool | None]:
+def trial(condition: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..., bool | None]:
     """What a condition is at sizes, one for each symbol; None where that is not known."""
     plain = in_whole_numbers(condition, symbols)
 
@@ -112,9 +114,9 @@ class BecameNumberError(BaseException):
 @contextmanager
 def noted_numbers(*, refused: str = "") -> Iterator[list[str]]:
     """Where in the model's source sizes became numbers while it was traced, in order: `file.py:12,
-    where s3 becomes 19`, the size by the tracer's symbol. Where it is a size of the argument
-    `refused`, that ends the trace: loops over the tokens go on for long, and their program would be
-    refused anyway.
+    where s3 becomes 19`, the size by the tracer's symbol, or as what it is of token ids. Where it
+    is a size of the argument `refused`, that ends the trace: loops over the tokens go on for long,
+    and their program would be refused anyway.
     """
     tracer: Any = ShapeEnv
     known, places = tracer._set_replacement, list[str]()
@@ -122,8 +124,9 @@ def noted_numbers(*, refused: str = "") -> Iterator[list[str]]:
     @wraps(known)
     def replaced(env: Any, symbol: Any, value: Any, *rest: Any) -> None:
         if isinstance(value, sympy.Integer) and symbol not in env.replacements:
-            places.append(f"{calling_line()}, where {symbol} becomes {value}")
-            if refused and _is_of(env, symbol, refused):
+            size = _named(env, symbol, refused)
+            places.append(f"{calling_line()}, where {size} becomes {value}")
+            if refused and axis_of(env, symbol, refused) is not None:
                 raise BecameNumberError(str(value))
         known(env, symbol, value, *rest)
 
@@ -168,10 +171,17 @@ def first_broken(
     return ""
 
 
-def _is_of(tracer: Any, symbol: Any, argument: str) -> bool:
-    """Whether a symbol is a size of an argument of the traced module."""
-    sources = tracer.var_to_sources.get(symbol, ())
-    return any(str(source.name).startswith(f"L['{argument}']") for source in sources)
+def _named(tracer: Any, symbol: Any, argument: str) -> str:
+    """What a size is of, where it is one of token ids: else the tracer's symbol."""
+    axis = axis_of(tracer, symbol, argument)
+    return str(symbol) if axis is None else [*SIZES.values()][axis]
+
+
+def axis_of(tracer: Any, symbol: Any, argument: str) -> int | None:
+    """The axis of an argument of the traced module that a symbol is the size of, if it is one."""
+    sources = [str(source.name) for source in tracer.var_to_sources.get(symbol, ())]
+    found = (re.fullmatch(rf"L\['{argument}'\]\.size\(\)\[(\d)\]", name) for name in sources)
+    return next((int(each[1]) for each in found if each), None)
 
 
 def broken_condition(program: ExportedProgram, sizes: Sizes) -> str | None:
@@ -205,7 +215,7 @@ def _counterexample(condition: sympy.Basic, sizes: Sizes) -> str | None:
     for symbol in symbols:
         tried.append(list(_values(*sizes[str(symbol)], most=left)))
         left = max(len(FEW), left // len(tried[-1]))
-    holds = _trial(condition, symbols)
+    holds = trial(condition, symbols)
     for values in product(*tried):
         if not holds(*values):
             return ", ".join(f"{s} = {v}" for s, v in zip(symbols, values, strict=True))

@@ -289,6 +289,8 @@ def print_build(manifest: dict[str, Any], place: str) -> None:
         print(f"  unquantized: {line}")
     if reason := manifest.get("bounded_by"):
         print(f"  sequences of {manifest['limits']['max_context']} tokens at most: {reason}")
+    if absent := manifest.get("absent"):
+        print(f"  no token {absent['token']}, padding that is counted at {absent['place']}")
     if reason := report.get("unbatched"):
         print(f"  one text at a time: {reason}")
     if manifest.get("parity"):

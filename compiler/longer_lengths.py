@@ -68,6 +68,25 @@ def capture_longer(
     return None
 
 
+def capture_from_traced(
+    model: nn.Module, limit: int, weights: Weights, name: str
+) -> Captured | None:
+    """The capture for lengths from that of a trace on; None where the model does not export so, or
+    computes differently at fewer tokens, of which some are tried for every size of windows.
+    """
+    try:
+        captured = _captured(model, (LENGTH, limit), LENGTH, weights, name)
+        imported = import_captured(captured)
+        _check_shorter(model, imported, weights, name, LENGTH, _ONE_WINDOW)
+    except CompileError:
+        return None
+    return replace(captured, imported=imported)
+
+
+_ONE_WINDOW = tuple(1 << n for n in range(LENGTH.bit_length()) if 1 << n < LENGTH)
+"""Lengths of which one has a single window, of whatever size up to that of a trace."""
+
+
 def _captured(
     model: nn.Module, lengths: tuple[int, int], traced: int, weights: Weights, name: str
 ) -> Captured:
@@ -82,7 +101,12 @@ def _captured(
 
 
 def _check_shorter(
-    model: nn.Module, longer: Imported, weights: Weights, name: str, low: int
+    model: nn.Module,
+    longer: Imported,
+    weights: Weights,
+    name: str,
+    low: int,
+    also: Sequence[int] = (),
 ) -> None:
     """Refuse a graph whose first tokens have other values than the model has for as many tokens
     alone: those of the model itself, or, where its weights are on disk or of few bits, those of
@@ -90,7 +114,7 @@ def _check_shorter(
     """
     ids = torch.randint(0, FEW, (2, low))
     (given,) = evaluate(longer.graph, [ids], longer.weights, wide=True)
-    lengths = sorted({1, low // 2, low - 1})  # no window, one, and the last that are fewer
+    lengths = sorted({1, low // 2, low - 1, *also})  # no window, one, and the last that are fewer
     shorter = _computed if is_computable(model) else _exported
     for length, wanted in zip(lengths, shorter(model, ids, lengths, weights, name), strict=True):
         if far_apart(wanted, given[:, :length]):

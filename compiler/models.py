@@ -69,6 +69,18 @@ def _in_memory(model: nn.Module, dtype: str) -> Opened:
     return Opened(model, LiveWeights(model), None, name, float_dtype(model))
 
 
+def graph_name(name: str) -> str:
+    """The last part of a model's name, in the letters that a graph's name may have."""
+    return re.sub(r"[^\w.\-]", "-", Path(name).name) or "model"
+
+
+def padding_of(model: nn.Module) -> set[int]:
+    """The tokens that a model says are padding: its config, or a table with a row for padding."""
+    said = {getattr(getattr(model, "config", None), "pad_token_id", None)}
+    said |= {m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)}
+    return {token for token in said if isinstance(token, int)}
+
+
 def float_dtype(model: nn.Module) -> str:
     """The dtype of most of a model's floating-point parameters, as an IR word."""
     counts: dict[torch.dtype, int] = {}

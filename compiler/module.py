@@ -16,12 +16,13 @@ from ..ir.graph import Graph
 from ..ir.plan import TensorSpec
 from ..runtime.artifact import WEIGHTS, Artifact, load
 from ..runtime.manifest import write_manifest
-from .build import Kernels, Options, graph_name, in_folder, manifest_fields, target_of, unverified
+from .build import Kernels, Options, in_folder, manifest_fields, target_of, unverified
 from .capture import Captured, capture, prepared
 from .check_parity import can_run
 from .console import progress
 from .errors import CompileError
 from .import_aten import import_captured
+from .models import graph_name
 from .parity import relative_error
 from .pipeline import Recorder, raising
 from .reference.context import DTYPES as TORCH

@@ -19,6 +19,7 @@ from ..ir.types import TensorType
 from ..passes.quantize import NONE, Recipe
 from ..passes.weight_formats import Format
 from ..runtime.executor import Batch, StepRunner
+from ..runtime.limits import Absent
 from .errors import CompileError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -228,6 +229,14 @@ def random_prompts(
     """Ragged sequences of random token ids, for a model that has no tokenizer."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, vocabulary, min(n, limit)).tolist() for n in lengths]
+
+
+def without(absent: Absent, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Sequences with another token where they have one that is to be absent."""
+    if absent.token is None:
+        return [list(ids) for ids in sequences]
+    other = absent.token - 1 if absent.token else 1
+    return [[other if token == absent.token else token for token in ids] for ids in sequences]
 
 
 def text_prompts(

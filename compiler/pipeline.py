@@ -15,6 +15,7 @@ from ..passes.cache_attention import CacheAttention
 from ..passes.cache_states import CacheStates
 from ..passes.canonicalize import Canonicalize
 from ..passes.describe_masks import DescribeMasks
+from ..passes.few_columns import FewColumns
 from ..passes.flatten_tokens import FlattenTokens
 from ..passes.group_kernels import GroupKernels
 from ..passes.layout_weights import LayoutWeights
@@ -37,6 +38,7 @@ from ..passes.select_logit_rows import SelectLogitRows
 from ..passes.spell_out import SpellOut
 from ..passes.split_masks import SplitMasks
 from ..passes.tabulate_positions import TabulatePositions
+from ..runtime.limits import ABSENT, Absent
 
 if TYPE_CHECKING:
     from ..passes.analyze_tokens import Evaluate
@@ -56,8 +58,8 @@ KERNELS = frozenset({"kernel", "reshape", "item", "input", "parameter"})
 @dataclass(frozen=True)
 class Sizes:
     """The limits that a serving graph is made for; `block` is slots in a block of the cache,
-    `cache_dtype` the caches' dtype ("" for that of the model), and `bounded_by` what in the model
-    bounds max_context, where something does.
+    `cache_dtype` the caches' dtype ("" for that of the model), `bounded_by` what in the model
+    bounds max_context, where something does, and `absent` the token that no sequence may have.
     """
 
     max_context: int
@@ -66,6 +68,7 @@ class Sizes:
     block: int
     cache_dtype: str = ""
     bounded_by: str = ""
+    absent: Absent = ABSENT
 
 
 def raising(run_part: Run | None = None) -> tuple[Phase, ...]:
@@ -182,7 +185,10 @@ def laying_out(backend: Backend) -> tuple[Phase, ...]:
     """Ops that a backend has templates for, and weights in the layouts that kernels read, where it
     has any; what depends on weights alone is split off after it.
     """
-    spelled: tuple[Pass, ...] = (SpellOut(templates=backend.templates),)
+    spelled: tuple[Pass, ...] = (
+        SpellOut(templates=backend.templates),
+        FewColumns(backend.few_columns),
+    )
     if not backend.layouts:
         return (Phase("lay out", spelled),)
     layouts = LayoutWeights(layouts=backend.layouts, integer=backend.integer_dots)

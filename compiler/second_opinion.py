@@ -14,13 +14,14 @@ import torch
 
 from ..ir.graph import Graph
 from ..runtime.artifact import load
+from ..runtime.limits import Absent
 from .build import imported_of, step_of, target_of
 from .check_parity import built, parity_prompts
 from .checkpoint import Weights
 from .console import Silent
 from .mlir.program import program_of
 from .mlir.running import Runner
-from .parity import Array, Parity, Tolerance, compare, eager_rows
+from .parity import Array, Parity, Tolerance, compare, eager_rows, without
 from .reference.context import DTYPES
 from .report import Clock
 from .verify import options_of, source_of
@@ -34,7 +35,8 @@ def verify_against_mlir(folder: Path, model: str | None = None) -> tuple[Parity,
     artifact = load(folder)
     opened, options = source_of(artifact, model), options_of(artifact.manifest)
     imported, _ = imported_of(opened, options, Clock(), Silent())
-    sequences = parity_prompts(artifact.path, artifact.plan)
+    absent = Absent.of_manifest(artifact.manifest)
+    sequences = without(absent, parity_prompts(artifact.path, artifact.plan))
     logits = MlirLogits(imported.graph, imported.weights)
     wanted = eager_rows(logits, sequences)
     tolerance = options.tolerance(step_of(artifact), opened.dtype)

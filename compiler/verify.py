@@ -7,6 +7,7 @@ from typing import Any
 
 from ..passes.quantize import Recipe
 from ..runtime.artifact import Artifact, load
+from ..runtime.limits import Absent
 from .bisect import Bisection, bisect
 from .build import Options, step_of, target_of
 from .check_parity import measure_parity
@@ -23,7 +24,13 @@ def verify_artifact(folder: Path, model: str | None = None) -> tuple[Parity, str
     options = options_of(artifact.manifest)
     tolerance = options.tolerance(step_of(artifact), opened.dtype)
     parity = measure_parity(
-        opened, artifact.path, artifact.plan, Silent(), tolerance, target_of(options)
+        opened,
+        artifact.path,
+        artifact.plan,
+        Silent(),
+        tolerance,
+        target_of(options),
+        Absent.of_manifest(artifact.manifest),
     )
     return parity, opened.dtype, tolerance
 

@@ -85,6 +85,7 @@ def try_type(kind: str) -> Found:
     """Build the tiny model of a type, compile it, compare its tokens and logits with eager's."""
     import transformers
 
+    from .sources import model_line
     from .zoo_configs import layers_of
     from .zoo_models import tiny_model
 
@@ -92,7 +93,9 @@ def try_type(kind: str) -> Found:
     try:
         model = tiny_model(kind)
     except Exception as error:
-        return Found(kind, refused=_line(f"no tiny model: {type(error).__name__}: {error}"))
+        at = f", at {line}" if (line := model_line(error)) else ""
+        said = f"no tiny model{at}: {type(error).__name__}: {error}"
+        return Found(kind, refused=_line(said))
     family = type(model).__name__
     begun = _spent()
     try:

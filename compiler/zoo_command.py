@@ -70,8 +70,10 @@ def page(found: Sequence[Found]) -> str:
     import torch
     import transformers
 
+    from ..ir.target import Host
     from .zoo import zoo_types
 
+    host = Host()
     rows = sorted(found, key=lambda one: one.kind)
     served = [one for one in rows if one.served]
     departed = [one for one in rows if not one.refused and not one.served]
@@ -83,6 +85,7 @@ def page(found: Sequence[Found]) -> str:
             served=len(served),
             transformers=transformers.__version__,
             torch=torch.__version__.partition("+")[0],
+            processor=f"{host.model()}, code for {host.arch()}",
         ),
         _table(served),
     ]
@@ -106,7 +109,7 @@ are served.
 - tokens: those equal to eager's, of those compared
 - error: the largest difference of a logit, over its row's largest
 - kernels: calls of a decode step, for each layer (those before and after the layers among them)
-- seconds: of one processor, to compile the tiny model
+- seconds: of one processor ({processor}), to compile the tiny model
 
 | type | class | tokens | error | kernels a layer | seconds |
 |---|---|---|---|---|---|"""

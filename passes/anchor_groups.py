@@ -9,7 +9,7 @@ whatever a group reads has a smaller key than the group, and no group reads itse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..ir.dims import equal_shapes
 from ..ir.errors import IRError
@@ -18,6 +18,7 @@ from ..ir.node import Node
 from ..ir.types import TensorType
 from ..ir.verify import quote
 from .backends import ROWS, Template, Templates
+from .epilogues import Epilogue
 
 Key = tuple[int, int]
 NO_ANCHOR: Key = (0, -1)
@@ -28,13 +29,13 @@ GIVEN = frozenset({"input", "parameter"})
 @dataclass(frozen=True)
 class AnchorGroup:
     """An anchor, what is before it and follows it in the same kernel (in topological order), and
-    the one value that leaves.
+    the values that leave; for a tuple's items the tuple.
     """
 
     template: str
     anchor: Node
     members: tuple[Node, ...]
-    result: Node
+    results: tuple[Node, ...]
 
 
 class Anchors:
@@ -81,18 +82,31 @@ class Anchors:
         return (below[0] + 1, self.place[node]) if self.is_anchor(node) else below
 
     def _grow(self, anchor: Node) -> AnchorGroup:
-        inside: dict[Node, None] = {anchor: None}
-        waiting = set(self.graph.users(anchor))
+        value = self._value(anchor)
+        inside: dict[Node, None] = {anchor: None, value: None}
+        waiting = set(self.graph.users(value))
         while waiting:
             node = min(waiting, key=self.place.__getitem__)
             waiting.remove(node)
             if node not in self.group and self._may_follow(anchor, inside, node):
                 inside[node] = None
                 waiting.update(self.graph.users(node))
-        group = self._closed(anchor, inside)
-        group = replace(group, members=(*self._before(anchor), *group.members))
+        epilogue = Epilogue(self.graph, anchor, value, sorted(inside, key=self.place.__getitem__))
+        part = epilogue.of_one()
+        template = self.template[anchor]
+        assert template is not None, anchor
+        if self.templates[template].several:
+            part = max(part, epilogue.of_several(self.key), key=len)
+        own = tuple(n for n in part if n is anchor or n.op.name != "item")
+        results = tuple(n for n in own if n is anchor or epilogue.leaves(n, part))
+        group = AnchorGroup(template, anchor, (*self._before(anchor), *own), results)
         self.group.update(dict.fromkeys(group.members, group))
         return group
+
+    def _value(self, anchor: Node) -> Node:
+        """What the ops behind an anchor work on: its value, or the first item of it."""
+        items = (n for n in self.graph.users(anchor) if n.op.name == "item" and n["index"] == 0)
+        return next(items, anchor)
 
     def _before(self, anchor: Node) -> tuple[Node, ...]:
         """What of the anchor's first operand its template takes in. What rows make is theirs: they
@@ -105,50 +119,38 @@ class Anchors:
         made = node.inputs[0]
         while made.op.name == "reshape":
             made = made.inputs[0]
-        return (node,) if made in self.group and made is self.group[made].result else ()
+        return (node,) if made in self.group and made in self.group[made].results else ()
 
     def _may_follow(self, anchor: Node, inside: dict[Node, None], node: Node) -> bool:
         template = self.templates[self.template[anchor] or ROWS]
-        if node.op.name not in template.epilogue or not self._has_shape(anchor, node):
+        value = self._value(anchor)
+        if node.op.name not in template.epilogue or not _has_shape(value, node):
             return False
         return all(i in inside or self._is_earlier(i, self.key[anchor]) for i in node.inputs)
-
-    def _has_shape(self, anchor: Node, node: Node) -> bool:
-        """Elementwise on the rows of the anchor's result, or a part of its columns (a gate beside
-        what it gates).
-        """
-        if not isinstance(anchor.type, TensorType) or not isinstance(node.type, TensorType):
-            return False
-        rows, columns = anchor.shape[:-1], anchor.shape[-1:]
-        if node.op.name == "slice":
-            return node.inputs[0] is anchor and node["axis"] == len(anchor.shape) - 1
-        if not node.op.has("elementwise") or not equal_shapes(node.shape[:-1], rows):
-            return False
-        return equal_shapes(node.shape[-1:], columns) or _is_even_part(node, anchor)
 
     def _is_earlier(self, node: Node, key: Key) -> bool:
         """Whether an operand is there before the anchor with this key runs."""
         if self.key[node] < key and self.depth(node) < key[0]:
             return True
-        while node.op.name == "reshape":
+        while node.op.name in ("reshape", "item"):
             node = node.inputs[0]
-        return node in self.group and node is self.group[node].result and self.key[node] < key
+        return node in self.group and node in self.group[node].results and self.key[node] < key
 
-    def _closed(self, anchor: Node, inside: dict[Node, None]) -> AnchorGroup:
-        """The largest part of what could follow whose values, but for the last, stay inside."""
-        best: tuple[Node, ...] = (anchor,)
-        order = sorted(inside, key=self.place.__getitem__)
-        for last in order[1:]:
-            part = _behind(last, inside)
-            leaves = [n for n in part if n is not last and not self._stays(n, part)]
-            if anchor in part and not leaves and len(part) > len(best):
-                best = tuple(n for n in order if n in part)
-        template = self.template[anchor]
-        assert template is not None, anchor
-        return AnchorGroup(template, anchor, best, best[-1])
 
-    def _stays(self, node: Node, part: set[Node]) -> bool:
-        return node not in self.graph.outputs and part.issuperset(self.graph.users(node))
+def _has_shape(value: Node, node: Node) -> bool:
+    """Elementwise on the rows of an anchor's value, or a part of its columns (a gate beside what it
+    gates).
+    """
+    if not isinstance(value.type, TensorType) or not isinstance(node.type, TensorType):
+        return False
+    if not value.shape:
+        return False
+    rows, columns = value.shape[:-1], value.shape[-1:]
+    if node.op.name == "slice":
+        return node.inputs[0] is value and node["axis"] == len(value.shape) - 1
+    if not node.op.has("elementwise") or not equal_shapes(node.shape[:-1], rows):
+        return False
+    return equal_shapes(node.shape[-1:], columns) or _is_even_part(node, value)
 
 
 def _is_even_part(node: Node, anchor: Node) -> bool:
@@ -157,15 +159,3 @@ def _is_even_part(node: Node, anchor: Node) -> bool:
     """
     a, b = anchor.shape[-1], node.shape[-1]
     return isinstance(a, int) and isinstance(b, int) and b > 1 and a % b == 0
-
-
-def _behind(last: Node, inside: dict[Node, None]) -> set[Node]:
-    """What of the group a node depends on, itself included."""
-    found: set[Node] = set()
-    stack = [last]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(i for i in node.inputs if i in inside)
-    return found

@@ -80,6 +80,11 @@ class Template(Protocol):
         ...
 
     @property
+    def several(self) -> bool:
+        """Whether more than one value of the epilogue may leave, all of as many columns."""
+        ...
+
+    @property
     def redone(self) -> frozenset[str]:
         """Ops of the prologue that are cheap enough to be done anew at each read, where their
         results take more memory than what they are made of.

@@ -33,7 +33,7 @@ class Waiting:
 class LaterRows:
     """Joins groups. `sources` gives the values that a node reads from memory, `joins` whether row r
     of the second needs only row r of the first, `order` where a node stands, and `anchored` the
-    readers that are in no group of rows, each with its kernel's result and place.
+    readers that are in no group of rows, each with its kernel's anchor and place.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class LaterRows:
         return next(found, None)
 
     def _kernels_reading(self, group: Waiting) -> dict[object, Place]:
-        """What reads a group: groups of rows, and anchored groups by their results."""
+        """What reads a group: groups of rows, and anchored groups by their anchors."""
         found: dict[object, Place] = {}
         for node in group.members:
             for reader in self.readers.get(node, ()):
                 if reader in self.anchored:
-                    result, place = self.anchored[reader]
-                    found[result] = place
+                    anchor, place = self.anchored[reader]
+                    found[anchor] = place
                 elif self.group[reader] is not group:
                     found[self.group[reader]] = self.group[reader].place
         return found

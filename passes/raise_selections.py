@@ -23,7 +23,7 @@ from ..ir.ops import model, selection
 from ..ir.ops import tensor as t
 from ..ir.verify import quote
 from .analyze_tokens import analyze
-from .rules.values import literal, reshaped, spread, transposed, without_widening
+from .rules.values import literal, reshaped, spread, transposed, without_casts, without_widening
 
 LOWEST = -9e3
 """What is below this hides a key: masks add or put -inf, the dtype's lowest, -1e9 or -1e4."""
@@ -154,8 +154,7 @@ def _picked(node: Node, kinds: Mapping[Node, str]) -> Picked | None:
     base, index, source = node.inputs
     if (literal(base), literal(source)) != ((True, False) if turned else (False, True)):
         return None
-    while index.op is t.cast:
-        index = index.inputs[0]
+    index = without_casts(index)
     if index.op.name != "item" or index["index"] != 1 or index.inputs[0].op is not t.topk:
         return None
     return _by_scores(index.inputs[0], kinds)

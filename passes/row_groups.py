@@ -155,7 +155,7 @@ class Rows:
             for g in self._joined(nodes)
         ]
         anchored = {
-            n: (g.result, (self.anchors.depth(g.anchor), 0))
+            n: (g.anchor, (self.anchors.depth(g.anchor), 0))
             for g in self.anchors.groups
             for n in g.members
         }

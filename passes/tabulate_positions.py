@@ -34,6 +34,7 @@ from .walk_tokens import TokenWalk
 
 Array = np.ndarray[Any, Any]
 SIZES = ((2, 5), (3, 9), (1, 1), (1, 6))
+FEW = max(length for _, length in SIZES)
 PARTS = (0.64, 0.37)  # of the longest length, which are looked at beside it
 POSITIONS = "positions"
 
@@ -75,7 +76,7 @@ class TabulatePositions:
             long = self._long(evaluate, axes)
             if _is_uniform([*rows, *long]):
                 return {value: axes.uniform()}
-            self._check_table(axes, [*rows, *long], long[0])
+            self._check_table(evaluate, axes, [*rows, *long])
             return {value: axes.table(positions, self.max_context)}
         except _NoTableError as error:
             raise IRError(
@@ -89,17 +90,32 @@ class TabulatePositions:
         lengths = dict.fromkeys(max(1, int(self.max_context * part)) for part in (1.0, *PARTS))
         return [axes.rows(_run(evaluate, axes.value, 1, n), 1, n) for n in lengths]
 
-    def _check_table(self, axes: _Axes, rows: list[Array], whole: Array) -> None:
-        """Refuse what is no table; `whole` is the value at the longest length."""
+    def _check_table(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> None:
+        """Refuse what is no table."""
         if not _agree([r[:1] for r in rows], rows):
             raise _NoTableError("differs between the sequences of a batch")
+        whole = max(rows, key=lambda r: r.shape[1])  # at the longest length
         for found in rows:
             if not _close(whole[0, : found.shape[1]], found[0]):
+                count, last = found.shape[1], self._last_alike(evaluate, axes, found)
+                once = FEW >= count < last
+                kept = f"; a max_context of {last} keeps them" if once else ""
                 raise _NoTableError(
-                    f"changes with the length: its first {found.shape[1]} rows are others at "
-                    f"length {self.max_context}; "
-                    "a smaller max_context may keep it fixed"
+                    f"changes with the length: its first {count} rows are others at length "
+                    f"{last + 1}{kept}"
                 )
+
+    def _last_alike(self, evaluate: Evaluate, axes: _Axes, first: Array) -> int:
+        """The length up to which the first rows are what they are at their own, where they change
+        once.
+        """
+        low, high = first.shape[1], self.max_context
+        while high - low > 1:
+            middle = (low + high) // 2
+            rows = axes.rows(_run(evaluate, axes.value, 1, middle), 1, middle)
+            alike = _close(rows[0, : first.shape[1]], first[0])
+            low, high = (middle, high) if alike else (low, middle)
+        return low
 
 
 class _NoTableError(Exception):

@@ -17,6 +17,7 @@ from .errors import ArtifactError, RequestError
 from .executor import Executor, ModuleExecutor, ModuleRunner, StepRunner, available_memory
 from .front import Front
 from .library import KernelLibrary
+from .limits import Absent
 from .manifest import MANIFEST, Manifest, check_files, check_machine, read_manifest
 from .options import DEFAULTS, EngineOptions
 from .pooling import Pooling, probabilities, unit
@@ -122,6 +123,7 @@ class Artifact:
             arguments = options.arguments(self.plan, executor.blocks)
             bounded_by = str(self.manifest.get("bounded_by") or "")
             arguments |= {"pooling": self.pooling, "bounded_by": bounded_by}
+            arguments["absent"] = Absent.of_manifest(self.manifest)
             return Engine(executor, self.text, ends, **arguments)
         except ValueError as error:
             raise ArtifactError(f"{self.path}: {error}") from error

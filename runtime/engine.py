@@ -22,7 +22,7 @@ from .errors import LogitsError, QueueFullError, RequestError
 from .executor import Batch, Releasing, StepRunner
 from .flight import Flight, Flights
 from .grammar import Grammars
-from .limits import at_most, check_budget, ended_by
+from .limits import ABSENT, Absent, at_most, check_budget, ended_by
 from .logprobs import Decode
 from .memory import BlockMemory
 from .monitor import config_of, spreads
@@ -81,7 +81,7 @@ class Engine:
     most so many times as long as one of decodes. `max_batch` and `max_context` are limits below
     those of the runner. With a `seed` requests without one get theirs from it, one after another.
     With a `pooling` the runner's rows are no logits, and a request ends with one vector. Refusals
-    of long prompts name what in the model bounds them, `bounded_by`.
+    of long prompts name what bounds them, `bounded_by`; those with an `absent` token are refused.
     """
 
     def __init__(
@@ -103,12 +103,13 @@ class Engine:
         seed: int | None = None,
         pooling: Pooling | None = None,
         bounded_by: str = "",
+        absent: Absent = ABSENT,
     ) -> None:
         if pace is not None and not pace > 1.0:
             raise ValueError(f"pace={pace}: wanted more than 1")
         self.runner, self.text, self.max_waiting, self.pooling = runner, text, max_waiting, pooling
         self.max_context = at_most("max_context", max_context, runner.max_context)
-        self.max_batch = at_most("max_batch", max_batch, runner.max_batch)
+        self.absent, self.max_batch = absent, at_most("max_batch", max_batch, runner.max_batch)
         check_budget(token_budget, self.max_batch)
         self.bounded = ended_by(bounded_by, self.max_context, runner.max_context)
         self.vocabulary = pooling.token_ids if pooling else runner.vocabulary
@@ -136,13 +137,12 @@ class Engine:
         if pooling is not None:
             self.max_context = pooling.longest(self.max_context, self.scheduler)
         self.steps = self.prompt_tokens = self.generated_tokens = self.corrupted = 0
-        self._ended = 0.0
         self._requests: dict[str, Request] = {}
         self._tracks: dict[Scheduled, Track] = {}
         self._flights = Flights(
             runner, self.scheduler, self._batch, self._tracks.__contains__, self._may_guess
         )
-        self._numbers = count()
+        self._ended, self._numbers = 0.0, count()
         self._seeds = None if seed is None else Random(seed)
 
     @property
@@ -207,6 +207,7 @@ class Engine:
             tokens = [checked_token(t, self.vocabulary) for t in prompt]
         if not tokens:
             raise RequestError("the prompt is empty: wanted at least one token")
+        self.absent.check(tokens)
         longest = self.max_context - (self.pooling is None)
         if len(tokens) > longest:
             room = "" if self.pooling else ", and room for one token"
@@ -229,9 +230,8 @@ class Engine:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._check_text(params)
         params.check_vocabulary(self.runner.vocabulary)
-        ends = frozenset(params.stop_token_ids or ()) | (
-            frozenset() if params.ignore_eos else self.ends
-        )
+        ends = frozenset(params.stop_token_ids or ()) | self.absent.ends
+        ends |= frozenset() if params.ignore_eos else self.ends
         room = self.max_context - len(tokens)
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
         bad = bad_word_tokens(params.bad_words, self.text) if params.bad_words and self.text else ()

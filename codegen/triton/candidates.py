@@ -27,7 +27,7 @@ from .tiles import (
     fitting_codes,
 )
 
-LADDER = (1, 16, 64, 256)
+LADDER = (1, 16, 64, 128, 256)
 """The most rows of each form of a linear but the last, which takes any number."""
 
 OVERLAP = 0.1

@@ -25,7 +25,7 @@ from .candidates import (
 from .tiles import Sizes, Tiles
 
 SAMPLES: Mapping[int | None, tuple[int, ...]] = {
-    1: (1,), 16: (4, 16), 64: (32, 64), 256: (128, 256), None: (512, 2048),
+    1: (1,), 16: (4, 16), 64: (32, 64), 128: (96, 128), 256: (192, 256), None: (512, 2048),
 }  # fmt: skip
 """Rows that stand for those of a form, by the most that it serves."""
 

@@ -15,7 +15,7 @@ So a row's result depends on its own sequence alone, however the work is shared 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -26,7 +26,7 @@ from ..space import Bucket, Choice, Sample
 from ..space import Space as TuningSpace
 from .fetch import LINE, fetch
 from .function import Kernel
-from .isa import LANES
+from .isa import LANES, Isa, isa_of
 from .loops import Place, Work
 from .rows import kept_nodes
 from .values import Expr, bind, bytes_of, i64
@@ -46,8 +46,14 @@ class Space:
 
 
 SPACE = Space()
+ROWS_AT_ONCE = 4
+"""By so much larger prefill items are where tile registers multiply: what every item does to all
+keys, turning them round, is then a quarter of the time that the products of SPACE.rows take.
+"""
+ROWS_BYTES = 1 << 19
+"""What an item's queries and results take at most of the second cache."""
 ANY = Bucket("1-", 1, None, (Sample(1, 1, 2048), Sample(8, 8, 512), Sample(512)))
-VALUES = {"keys": (128, 256, 512), "stream": (32, 64, 128), "rows": (32, 64, 128)}
+VALUES = {"keys": (128, 256, 512), "stream": (32, 64, 128), "rows": (32, 64, 128, 256)}
 """What may be chosen, for decode and prefill alike: a row's sums do not depend on its step."""
 
 
@@ -141,7 +147,8 @@ class Attention:
     @property
     def space(self) -> Space:
         """The tile sizes."""
-        return self.kernel.chosen(ANY.name, SPACE)
+        own = _own_space(self.kernel.isa, self.width, self.value_width)
+        return self.kernel.chosen(ANY.name, own)
 
     @property
     def tokens(self) -> int:
@@ -205,9 +212,20 @@ class Span:
         return first, bind(tirx.floordiv(self.end + i64(size - 1), i64(size)))
 
 
+def _own_space(isa: Isa, width: int, value_width: int) -> Space:
+    """The template's own sizes for queries and values so wide."""
+    if not isa.has_bf16_tiles:
+        return SPACE
+    rows = SPACE.rows * ROWS_AT_ONCE
+    while rows > SPACE.rows and rows * (2 * width + 4 * value_width) > ROWS_BYTES:
+        rows //= 2
+    return replace(SPACE, rows=rows)
+
+
 def attention_spaces(node: Node, target: Target) -> tuple[TuningSpace, ...]:
     """The space of an attention over ragged rows."""
-    default = Choice.of({name: getattr(SPACE, name) for name in VALUES})
+    own = _own_space(isa_of(target), int(node.inputs[0].shape[-1]), int(node.shape[-1]))
+    default = Choice.of({name: getattr(own, name) for name in VALUES})
     return (TuningSpace(ANY, node.shape[0], default, VALUES, dtype="bf16"),)
 
 

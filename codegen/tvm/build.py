@@ -7,16 +7,19 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 
 from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node
-from ...ir.target import Target
+from ...ir.target import Host, Target
 from ...ir.text import print_graph
 from ..backend import KernelBody, KernelReport, Tunable
 from ..bodies import canonical
@@ -79,31 +82,64 @@ def build_library(
     functions: dict[Graph, str] = {}
     built: dict[str, _Built] = {}
     reports: dict[str, KernelReport] = {}
-    for name, kernel in kernels.items():
-        body = canonical(kernel.body)
-        function = functions.setdefault(body, name)
-        if function == name:
-            built[name] = _built(name, body, target, chosen or {})
-        reports[name] = _report(name, function, kernel, built[function])
-    _write({n: b.source for n, b in built.items()}, target, path)
+    with _compiling(target) as compiling, _objects() as objects:
+        base, made = compiling(workers()), dict[str, Future[bytes]]()
+        for name, kernel in kernels.items():
+            body = canonical(kernel.body)
+            function = functions.setdefault(body, name)
+            if function == name:
+                built[name] = _built(name, body, target, chosen or {})
+                made[name] = compiling({name: built[name].source})
+            reports[name] = _report(name, function, kernel, built[function])
+        objects.add(base)
+        for name, function in made.items():
+            with _named(name, kernels[name].body):
+                objects.add(function)
+        objects.link(path)
     return reports
 
 
 OBJECTS = Objects(compile_functions)
+MOST_THREADS = 16  # each takes some hundred megabytes
+
+Functions = Mapping[str, tvm.tirx.PrimFunc]
 
 
-def _write(
-    functions: Mapping[str, tvm.tirx.PrimFunc], target: Target, path: str | os.PathLike[str]
-) -> None:
-    """One shared library, of an object file for each function."""
+@contextmanager
+def _compiling(target: Target) -> Iterator[Callable[[Functions], Future[bytes]]]:
+    """What compiles functions to an object file on another thread, one for each core up to
+    MOST_THREADS: TVM and LLVM run without Python's lock. After an error nothing more is begun.
+    """
     machine = tvm_target(target)
-    parts = [workers(), *({name: source} for name, source in functions.items())]
+    pool = ThreadPoolExecutor(min(Host().cores(), MOST_THREADS), "ferrule-compile")
+    try:
+        yield lambda functions: pool.submit(OBJECTS.of, functions, machine)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Linked:
+    """Object files in a folder, for one shared library."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.files: list[str] = []
+
+    def add(self, made: Future[bytes]) -> None:
+        """One more object file, once it is made."""
+        content = made.result()
+        self.files.append(f"{self.folder}/{len(self.files)}.o")
+        Path(self.files[-1]).write_bytes(content)
+
+    def link(self, path: str | os.PathLike[str]) -> None:
+        """The library of them all."""
+        link(os.fspath(path), self.files)
+
+
+@contextmanager
+def _objects() -> Iterator[_Linked]:
     with tempfile.TemporaryDirectory(prefix=".ferrule-") as folder:
-        files: list[str] = []
-        for part in parts:
-            files.append(f"{folder}/{len(files)}.o")
-            Path(files[-1]).write_bytes(OBJECTS.of(part, machine))
-        link(os.fspath(path), files)
+        yield _Linked(folder)
 
 
 @dataclass(frozen=True)
@@ -130,9 +166,20 @@ def _built(name: str, body: Graph, target: Target, chosen: Mapping[str, Choices]
 def _function(
     name: str, body: Graph, isa: Isa, choices: Choices | None = None
 ) -> tvm.tirx.PrimFunc:
-    try:
+    with _named(name, body):
         return build_function(name, body, isa, ANCHORS, choices)
-    except (CodegenError, IRError, tvm.error.InternalError, TypeError, ValueError) as error:
+
+
+_FAULTS = (tvm.error.InternalError, TypeError, ValueError)
+"""What TVM raises of a function that it does not compile."""
+
+
+@contextmanager
+def _named(name: str, body: Graph) -> Iterator[None]:
+    """Errors say of which kernel they are."""
+    try:
+        yield
+    except (CodegenError, IRError, *_FAULTS) as error:
         raise CodegenError(f"kernel {name}: {error}\n{print_graph(body)}", name) from error
 
 
@@ -161,7 +208,7 @@ def text_digest(body: Graph, target: Target, source: tvm.tirx.PrimFunc) -> str:
 
     A template that changes makes other code, and what was measured before says nothing about it.
     """
-    code = source.with_attr("global_symbol", "kernel").script()
+    code = tvm_ffi.structural_hash(source.with_attr("global_symbol", "kernel"))
     text = f"{target} {sorted(target.features)}\n{print_graph(body)}\n{code}"
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -181,24 +228,16 @@ def build_candidates(
             sources[at] = _function(f"c{at}", body, isa, {bucket: choice})
         except CodegenError as error:
             faults[at] = str(error).partition("\n")[0]
-    library = _compiled(sources, target)
-    if isinstance(library, str):
-        alone = {at: _compiled({at: source}, target) for at, source in sources.items()}
-        faults |= {at: fault for at, fault in alone.items() if isinstance(fault, str)}
-        library = _compiled({at: s for at, s in sources.items() if at not in faults}, target)
-    if isinstance(library, str):
-        raise CodegenError(f"candidates that compile alone do not together: {library}")
-    library.export_library(path, fcompile=link)
+    with _compiling(target) as compiling, _objects() as objects:
+        objects.add(compiling(workers()))
+        made = {at: compiling({f"c{at}": source}) for at, source in sources.items()}
+        for at, function in made.items():
+            try:
+                objects.add(function)
+            except _FAULTS as error:
+                faults[at] = f"TVM: {str(error).strip().splitlines()[0]}"
+        objects.link(path)
     return faults
-
-
-def _compiled(sources: Mapping[int, tvm.tirx.PrimFunc], target: Target) -> tvm.runtime.Module | str:
-    """Functions c0, c1, ... compiled; or what is wrong with them."""
-    try:
-        functions = {f"c{at}": s for at, s in sources.items()}
-        return compile_functions({**functions, **workers()}, tvm_target(target))
-    except (tvm.error.InternalError, TypeError, ValueError) as error:
-        return f"TVM: {str(error).strip().splitlines()[0]}"
 
 
 def _report(name: str, function: str, kernel: KernelBody, built: _Built) -> KernelReport:

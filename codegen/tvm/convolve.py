@@ -17,22 +17,20 @@ from .function import Anchor, Kernel
 from .isa import LANES
 from .loops import Place, Work
 from .sequences import Sequences, accumulated, pieces_of, wanted_whole
-from .values import Expr, bind, cast, const, i64, rounded, vectorized
+from .values import Expr, bind, bind_opaque, cast, const, i64, rounded, vectorized
 
-COLUMNS = 2 * LANES
-"""Channels of an item."""
 Buffers = list[list[tirx.Buffer]]
 
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution: its sequences, taps, and where its rows go."""
+    """One convolution: its sequences, taps, and where goes what is made of its rows."""
 
     batch: Sequences
     node: Node
     taps: int
     channels: int
-    place: Place
+    results: Mapping[Node, Place]
 
     @property
     def dtype(self) -> str:
@@ -54,6 +52,13 @@ class _Conv:
         at = [c, i64(j)] if self.batch.state is None else [i64(j), c]
         return cast(work.pull().value(self.node.inputs[1], at), self.dtype)
 
+    def store(self, work: Work, at: list[Expr], total: Expr) -> None:
+        """What is made of the sum of a token and channel."""
+        total = bind_opaque(total)
+        pull = work.with_sources({self.batch.value: lambda _: total}).pull()
+        for node, place in self.results.items():
+            place.store(at, pull.value(node, at))
+
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     return wanted_whole(kernel, node.inputs[:2])
@@ -62,21 +67,22 @@ def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
 def emit_conv(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None:
     """Emit a causal_conv or a state_conv."""
     batch = Sequences.of(kernel, node, 2)
-    place, done = batch.result(results)
+    fused, done = batch.results(results)
     taps = int(node.inputs[1].shape[1 if batch.state is None else 0])
     channels = int(node.inputs[0].shape[-1])
-    conv = _Conv(batch, node, taps, channels, place)
-    whole, rest = divmod(channels, COLUMNS)
+    conv = _Conv(batch, node, taps, channels, fused)
+    size = LANES if kernel.isa.registers < 32 else 2 * LANES  # rows and taps stay in registers
+    whole, rest = divmod(channels, size)
 
     def one(work: Work, n: Expr, each: Expr) -> None:
-        first = bind(each * i64(COLUMNS))
+        first = bind(each * i64(size))
         if not rest or not whole:
-            return _columns(conv, work, n, first, rest or COLUMNS)
+            return _columns(conv, work, n, first, rest or size)
         with T.If(tirx.LT(each, i64(whole))):
             with T.Then():
-                _columns(conv, work, n, first, COLUMNS)
+                _columns(conv, work, n, first, size)
             with T.Else():
-                _columns(conv, work, n, i64(whole * COLUMNS), rest)
+                _columns(conv, work, n, i64(whole * size), rest)
 
     batch.over(whole + bool(rest), channels * (taps + 2) // LANES, one)
     kernel.places.update(done)
@@ -102,7 +108,7 @@ def _columns(conv: _Conv, work: Work, n: Expr, first: Expr, count: int) -> None:
                 total = rows[0][p][v] * weights[0][p][v]
                 for j in range(1, conv.taps):
                     total = total + rows[j][p][v] * weights[j][p][v]
-                conv.place.store([*conv.batch.index(n, t), c], total)
+                conv.store(work.within(v, 0, lanes), [*conv.batch.index(n, t), c], total)
                 for j in range(conv.taps - 1):
                     T.buffer_store(rows[j][p], rows[j + 1][p][v], [v])
     _end(conv, n, first, pieces, rows)

@@ -22,13 +22,13 @@ from ..space import Space
 from .float_panels import SIZES, emit_float_panels, panel_of
 from .function import Anchor, Kernel
 from .isa import DOT_BF16, LANES, Isa, Tile, isa_of
-from .linear import Linear, Scheme, Sums, emit_scheme, widened
+from .linear import Linear, Scheme, Sums, Tiling, emit_scheme, widened
 from .loops import Place
 from .panels import Steps
 from .row_tiles import tile_spaces
 from .streams import read_weights
 from .tiled_rows import emit_whole
-from .tiles import plain
+from .tiles import in_order, plain
 from .values import Expr, bind, cast, i64
 
 PANELS_ABOVE = 32
@@ -69,8 +69,8 @@ def emit_linear(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> No
     layout, scheme = Layout.parse(node["layout"]), float_scheme(kernel, node)
     isa, x = kernel.isa, operand(node)
     tiled: Callable[[Linear, Expr], None] | None = None
-    if isa.sums_by_tiles and layout.depth == 2:
-        tiled = _by_tiles
+    if scheme.tiled is not None:
+        tiled = partial(in_order, tiled=scheme.tiled)
     elif _in_panels(isa, node):
         tiled = partial(emit_float_panels, tile=panel_of(isa))
     # A second tile of a few rows leaves less of itself empty than one of many.
@@ -102,12 +102,13 @@ def float_scheme(kernel: Kernel, node: Node, bias_from: int = 2) -> Scheme:
                 f"{node.op.name}: layout n16k2 needs avx512_bf16, which the target lacks"
             )
         kernel.snippets.add(DOT_BF16)
-    return Scheme((isa.one, isa.few, isa.many), _over_depth, bias_from)
+    tiled = _by_tiles if isa.sums_by_tiles and layout.depth == 2 else None
+    return Scheme((isa.one, isa.few, isa.many), _over_depth, bias_from, tiled=tiled)
 
 
-def _by_tiles(linear: Linear, rows: Expr) -> None:
+def _by_tiles(linear: Linear, tiling: Tiling) -> None:
     steps = Steps(groups=1, length=int(linear.x.shape[-1]), size=32, width=2)
-    emit_whole(linear, rows, "tdpbf16ps", steps, plain)
+    emit_whole(linear, tiling, "tdpbf16ps", steps, plain)
 
 
 def _uses_dot(linear: Linear) -> bool:

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...ir.dims import Shape, equal_shapes, product
+from ...ir.dims import Shape, product
 from ...ir.node import Node
 from ..backend import Layout
-from ..errors import NotRowwise
+from .epilogues import fused_behind
 from .function import Kernel
 from .isa import LANES, Tile
-from .loops import Place, Work, flat_index, over_rows, probe
-from .pull import BY_INDEX
+from .loops import Place, Work, flat_index, over_rows
 from .row_tiles import variants
-from .rows import kept_nodes
-from .values import COMPUTED, Expr, bind, cast, const, i64, vectorized
+from .values import Expr, bind, cast, const, i64, vectorized
 
 PARALLEL_FROM = 1 << 18
 """Multiplications from which a linear goes to all threads."""
@@ -37,6 +36,7 @@ class Scheme:
     tile's sums, and which inputs come before the bias; `by_tiles` does more than
     `tiles_above` rows, where the target has tile registers. `some` is the most rows, more than
     few's, that another tile takes by itself, and that tile: it may be few's, more than once.
+    `tiled` does rows as a tiling lays them out in tile registers, rows of many weights too.
     """
 
     tiles: tuple[Tile, Tile, Tile]
@@ -45,6 +45,7 @@ class Scheme:
     by_tiles: Callable[[Linear, Expr], None] | None = None
     tiles_above: int = 0
     some: tuple[int, Tile] | None = None
+    tiled: Callable[[Linear, Tiling], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,49 @@ class Route:
     row: Callable[[Expr], Expr]
     expert: Expr
     blocks: int
+
+
+class Tiling(Protocol):
+    """Rows as they lie in the tiles of tile registers. A row's number is its place there, tile
+    after tile of sixteen rows each; at some places there is no row.
+    """
+
+    @property
+    def tiles(self) -> Expr:
+        """How many tiles there are."""
+        ...
+
+    @property
+    def most(self) -> tuple[Expr, Expr]:
+        """How many tiles there are at most, and how many of a share's rows, by the dims alone: by
+        what is read on the way no memory can be sized.
+        """
+        ...
+
+    def has(self, number: Expr) -> Expr:
+        """Whether there is a row at a place."""
+        ...
+
+    def index(self, number: Expr) -> list[Expr]:
+        """Where x has the row at a place; where there is none it is that of another one."""
+        ...
+
+    def over(self, runs: int, body: Callable[[Share], None]) -> None:
+        """body(share) for all rows by all of so many runs of columns, shared out among threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a tiling that go by the same weights, and a run of columns: the linear that knows
+    the weights, the first of the rows' tiles, how many these are, and how many the rows.
+    """
+
+    linear: Linear
+    run: Expr
+    base: Expr
+    tiles: Expr
+    rows: Expr
 
 
 def _same(at: list[Expr]) -> list[Expr]:
@@ -184,72 +228,14 @@ def with_epilogue(
     is done once it is emitted.
     """
     left = {n: p for n, p in results.items() if kernel.places.get(n) is not p}
-    fused = _aliased(kernel, node, left)
-    if fused is not None and (offsets := _offsets(kernel, node, fused)) is not None:
+    if found := fused_behind(kernel, node, left):
+        fused, offsets = found
         width = int(next(iter(fused)).shape[-1])
         return Linear(kernel, node, x, layout, fused, offsets, width, scheme), left
     place = results[node] if node in results else kernel.scratch(node)
     kernel.places.pop(node, None)
     width = int(node.shape[-1])
     return Linear(kernel, node, x, layout, {node: place}, (0,), width, scheme), {node: place}
-
-
-def _aliased(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> dict[Node, Place] | None:
-    """The results in the linear's own row shape: reshapes at the end are views of the same
-    memory; None if one is not.
-    """
-    found: dict[Node, Place] = {}
-    for n, place in results.items():
-        inner = n
-        while inner.op.name == "reshape" and not equal_shapes(inner.shape[:-1], node.shape[:-1]):
-            inner = inner.inputs[0]
-        if not hasattr(inner.type, "shape") or not equal_shapes(inner.shape[:-1], node.shape[:-1]):
-            return None
-        found[inner] = place if inner is n else kernel.view(place, inner.shape)
-    widths = {n.shape[-1] for n in found}
-    return found if len(widths) == 1 and len(found) == len(results) else None
-
-
-def _offsets(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> tuple[int, ...] | None:
-    """The column distances at which the results read the linear; None where they read it in
-    another way.
-    """
-    if any(n is not node and n.op.name not in BY_INDEX for n in results):
-        return None
-    work = kernel.work()
-    if kept_nodes(results, {**work.sources, node: lambda at: at[-1]}):
-        return None
-    found: set[int] = set()
-    width = int(next(iter(results)).shape[-1])
-    try:
-        with probe():
-            rows = [tirx.Var(f"r{i}", "int64") for i in range(len(node.shape) - 1)]
-            j = tirx.Var("j", "int64")
-            inside = work.within(j, 0, width)
-            source = _probing_source(inside, node, rows, j, found)
-            for n in results:
-                inside.with_sources({node: source}).pull().value(n, [*rows, j])
-    except NotRowwise:
-        return None
-    aligned = all(o % LANES == 0 and o >= 0 and o + width <= int(node.shape[-1]) for o in found)
-    covers = width % LANES == 0 or found == {0}
-    return tuple(sorted(found)) if found and aligned and covers and len(found) <= 3 else None
-
-
-def _probing_source(
-    work: Work, node: Node, rows: Sequence[Expr], j: Expr, found: set[int]
-) -> Callable[[Sequence[Expr]], Expr]:
-    facts = work.pull().facts
-
-    def read(at: Sequence[Expr]) -> Expr:
-        distance = facts.simplify(at[-1] - j)
-        same = all(a is r or facts.can_prove_equal(a, r) for a, r in zip(at, rows, strict=False))
-        if not same or not isinstance(distance, tirx.IntImm):
-            raise NotRowwise
-        found.add(int(distance.value))
-        return const(0, COMPUTED[node.dtype])
-
-    return read
 
 
 # -- loops

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import amx
 from .isa import LANES
-from .linear import Linear
+from .linear import Linear, Tiling
 from .row_tiles import Panels
 from .values import Expr, bind, i64
 
@@ -67,7 +67,7 @@ class Steps:
     def place(self, tile: Expr, step: Expr) -> list[Expr]:
         """Where a tile of x begins, of all groups' steps in a row; but for its rows."""
         chunk = i64(self.chunk)
-        return [tirx.floordiv(step, chunk), tile, tirx.floormod(step, chunk)]
+        return [tirx.truncdiv(step, chunk), tile, tirx.truncmod(step, chunk)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Panel:
     """A panel at work: the linear, steps, tiles of x [chunk, tile, step, 16, size], the column
     vectors as (offset, block), the sums [place, tile, vector, 16, 16] with its place in them, and
     room [number, 16, 16] for what leaves tiles, and what comes after it: the first
-    panel of its run, its next place in the run and how many there are.
+    panel of its run, its next place in the run and how many there are. Its rows are `rows` of a
+    tiling, in `tiles` tiles from tile `base` on.
     """
 
     linear: Linear
@@ -85,6 +86,8 @@ class Panel:
     sums: tirx.Buffer
     aside: tirx.Buffer
     place: Expr
+    tiling: Tiling
+    base: Expr
     tiles: Expr
     rows: Expr
     group: Expr
@@ -105,6 +108,15 @@ class Panel:
         start = place * i64(amx.ROWS * LANES)
         rows = (amx.ROWS, LANES)
         return T.decl_buffer(rows, dtype, data=self.aside.data, elem_offset=start)
+
+    def tile_of_x(self, tile: Expr, step: Expr) -> Expr:
+        """The element where one of its tiles of x begins."""
+        return self.x[(*self.steps.place(self.base + tile, step), i64(0), i64(0))]
+
+    def number(self, tile: Expr, r: Expr | int = 0) -> Expr:
+        """The number of a row of a tile."""
+        row = i64(r) if isinstance(r, int) else r
+        return bind((self.base + tile) * i64(amx.ROWS) + row)
 
     def row_of_sums(self, tile: Expr, vector: int, r: Expr | int = 0) -> list[Expr]:
         """The index of a row of sums, but for its lane."""

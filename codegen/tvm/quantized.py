@@ -31,6 +31,7 @@ from .loops import Place
 from .narrow_panels import PANEL, SIZES, emit_narrow, fits_narrow
 from .quantized_tiles import Vectors, by_tiles, fits_tiles, group_sums, zeros_of
 from .row_tiles import tile_spaces
+from .tiles import in_order
 from .two_levels import (
     begin_of_blocks,
     emit_unpacked,
@@ -76,10 +77,15 @@ def wide_tiles(isa: Isa) -> tuple[Tile, Tile, Tile]:
 def integer_tiles(isa: Isa, node: Node) -> tuple[Tile, Tile, Tile]:
     """Row tiles for integer dots: the sums of rows leave the registers where they are touched
     once, and stay where they are touched for every group.
+
+    Without VNNI four-bit codes of one row are read as they lie, which memory is asked ahead for
+    (Zen 3, 6 layers of hidden 896: 3.7 ms, four column vectors side by side 4.7); codes of eight
+    bits, of which there is less to compute, are faster side by side (4.0 ms, as they lie 5.0).
     """
     groups = int(node.inputs[0].shape[-2])
     if isa.registers < 32:  # a column vector takes two registers
-        return Tile(1, 4), Tile(2, 1), Tile(4, 1)
+        one = Tile(1, 1) if operands(node).codes.dtype == "u4" else Tile(1, 4)
+        return one, Tile(2, 1), Tile(4, 1)
     if operands(node).multipliers is not None:
         return Tile(1, 1), Tile(4, 1), Tile(4, 2)
     return Tile(1, 1), Tile(4, 1), Tile(6, 4) if groups == 1 else Tile(4, 3)
@@ -210,7 +216,8 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     some = _some_rows(kernel.isa)
     if kernel.isa.has_integer_tiles and fits_tiles(node):
         above = 0 if groups == 1 else GROUPS_ABOVE
-        return Scheme(tiles, _over_integer_groups, _bias_from(node), by_tiles, above)
+        bias, many = _bias_from(node), partial(in_order, tiled=by_tiles)
+        return Scheme(tiles, _over_integer_groups, bias, many, above, tiled=by_tiles)
     if some is not None and unpacks(kernel.isa, node):
         begin = block_sums_below(kernel, node)
         many = partial(emit_unpacked, tile=UNPACKED, begin=begin)

@@ -22,6 +22,7 @@ from .quantized import (
     wide_scheme,
     wide_tiles,
 )
+from .quantized_tiles import group_sums
 from .routed import Stack, emit_routed, routed_spaces, unspread
 
 
@@ -53,6 +54,8 @@ def emit_integer(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> N
     places = kernel.places
     pairs = zip(beginnings(kernel, node), beginnings(kernel, node, x), strict=True)
     beside = {node.inputs[1]: places[x_scale]} | {own: places[begin] for own, begin in pairs}
+    if kernel.isa.has_integer_tiles:
+        beside[group_sums(node.inputs[0])] = places[group_sums(x)]
     inner = replace(kernel, places={**places, **beside})
     scheme = integer_scheme(kernel, node)
     kernel.places.update(emit_routed(inner, node, x, _stack(node), results, scheme))
@@ -65,7 +68,8 @@ def _integer_operands(node: Node) -> tuple[Node, Node]:
 
 def _integer_needs(kernel: Kernel, node: Node) -> dict[Node, str]:
     x, x_scale = _integer_operands(node)
-    return {x: "i8", x_scale: "f32"} | dict.fromkeys(beginnings(kernel, node, x), "i32")
+    needed = {x: "i8", x_scale: "f32"} | dict.fromkeys(beginnings(kernel, node, x), "i32")
+    return needed | ({group_sums(x): "i32"} if kernel.isa.has_integer_tiles else {})
 
 
 def _integer_spaces(node: Node, target: Target) -> tuple[Space, ...]:

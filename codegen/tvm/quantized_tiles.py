@@ -13,12 +13,10 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.node import Node
 from ...ir.ops import tensor as t
 from ...ir.ops.quantized import operands
-from .amx import ROWS
 from .dots import Dot
 from .group_steps import codes_at
 from .isa import LANES
-from .linear import Linear, load_vector
-from .loops import flat_index
+from .linear import Linear, Tiling, load_vector
 from .panels import Panel, Put, Steps
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
@@ -43,31 +41,27 @@ def group_sums(x: Node) -> Node:
     return t.reduce_sum(t.cast(x, dtype="i32"), axes=(len(x.shape) - 1,))
 
 
-def by_tiles(linear: Linear, rows: Expr) -> None:
+def by_tiles(linear: Linear, tiling: Tiling) -> None:
     """All rows of an integer linear by tiles, in the form that its codes want."""
     groups, length = (int(d) for d in linear.node.inputs[0].shape[-2:])
     if groups == 1 and linear.codes.dtype == "u8":
         steps = Steps(groups, length, size=64, width=1)
-        return emit_whole(linear, rows, "tdpbsud", steps, _whole_row)
+        return emit_whole(linear, tiling, "tdpbsud", steps, _whole_row)
     one_level, isa = operands(linear.node).multipliers is None, linear.kernel.isa
     if one_level and isa.sums_by_tiles and linear.node.dtype == "bf16" and length % 32 == 0:
         wide = Wide(_runs, _zero_columns, _tile_scale, _tile_factor(linear))
         steps = Steps(groups, length, size=32, width=2, together=True)
-        return emit_widened(linear, rows, steps, wide)
+        return emit_widened(linear, tiling, steps, wide)
     size = 64 if length % 64 == 0 else 32
     codes = Codes(_unpacked, _tile_scale, _tile_factor(linear))
-    return emit_groups(linear, rows, Steps(groups, length, size, 1, together=True), codes)
+    return emit_groups(linear, tiling, Steps(groups, length, size, 1, together=True), codes)
 
 
 def _whole_row(panel: Panel, tile: Expr, vector: int, r: Expr, lane: Expr) -> Expr:
     """A sum less the codes' offset, times the scales of its row and column."""
     linear = panel.linear
     node, places = linear.node, linear.kernel.places
-    row = flat_index(
-        linear.kernel.work(),
-        bind(tirx.min(tile * i64(ROWS) + r, panel.rows - i64(1))),
-        linear.rows,
-    )
+    row = panel.tiling.index(panel.number(tile, r))
     offset, block = panel.vectors[vector]
     at = [linear.stored(block, offset), i64(0), lane]
     zeros = operands(node).zeros

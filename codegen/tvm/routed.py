@@ -5,11 +5,14 @@ Rows are put in the order of their experts first (a counting sort: rows of an ex
 order). The work is then units of one expert, one group of columns and one tile of rows, in this
 order of significance; threads take even runs of units, so that a group of columns stays in a
 thread's cache for all rows of its expert.
+
+Where there are tile registers and experts have some rows each, they are done as the dense linears'
+are, each expert's in tiles of their own. Threads take runs of columns then, of all experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -21,12 +24,16 @@ from ...ir.ops import tensor as t
 from ...ir.target import Target
 from ..backend import Layout
 from ..space import Bucket, Choice, Sample, Space
+from .amx import ROWS
 from .function import Kernel
 from .isa import LANES, Tile, isa_of
-from .linear import Linear, Route, Scheme, emit_tile, with_epilogue
+from .linear import Linear, Route, Scheme, Share, emit_tile, with_epilogue
 from .loops import Place, Work, flat_index
 from .row_tiles import Tiles, stays_in_registers
 from .values import Expr, bind, i64
+
+TILED_FROM, CODES_TILED_FROM = 2, 4
+"""Rows of an expert, in the mean, from which tile registers do them: by floats, by codes."""
 
 ANY = Bucket("1-", 1, None, (Sample(1), Sample(64)))
 VALUES = {"rows": (2, 4, 6, 8, 12), "columns": (1, 2, 3, 4)}
@@ -85,7 +92,7 @@ def emit_routed(
     def x_row(at: list[Expr]) -> list[Expr]:
         return [i64(0) if once else e for e, once in zip(at, repeated, strict=True)]
 
-    _emit_units(replace(linear, x_row=x_row), stack)
+    _emit_all(replace(linear, x_row=x_row), stack)
     return done
 
 
@@ -146,17 +153,111 @@ def _divisor(whole: int, most: int) -> int:
     return next(d for d in range(most, 0, -1) if whole % d == 0)
 
 
-def _emit_units(linear: Linear, stack: Stack) -> None:
-    shape, work = _Shape.of(linear), linear.kernel.work()
+def _emit_all(linear: Linear, stack: Stack) -> None:
+    shape, tiled = _Shape.of(linear), linear.scheme.tiled
     order = _in_order(linear, stack, shape)
+    if tiled is None:
+        return _emit_units(linear, stack, shape, order)
+    rows = linear.kernel.dims.expr(product(linear.rows))
+    codes = linear.codes.dtype in ("u4", "u8")
+    least = (CODES_TILED_FROM if codes else TILED_FROM) * stack.experts
+    with T.If(tirx.GE(rows, i64(least))):
+        with T.Then():
+            tiled(linear, _InTiles.of(linear, stack, order))
+        with T.Else():
+            _emit_units(linear, stack, shape, order)
+
+
+@dataclass(frozen=True)
+class _InTiles:
+    """Each expert's rows in tiles of their own: the row at each place, or -1, and the experts that
+    have rows. `numbers` holds how many tiles there are and how many such experts.
+    """
+
+    linear: Linear
+    stack: Stack
+    order: _Order
+    rows: tirx.Buffer
+    starts: tirx.Buffer
+    taken: tirx.Buffer
+    numbers: tuple[Expr, Expr]
+
+    @staticmethod
+    def of(linear: Linear, stack: Stack, order: _Order) -> _InTiles:
+        """Lay rows out that are in order."""
+        experts = stack.experts
+        starts, taken = (T.alloc_buffer((i64(experts + 1),), "int64") for _ in range(2))
+        count = T.alloc_buffer((1,), "int64")
+        zero = i64(0)
+        T.buffer_store(count, zero, [zero])
+        T.buffer_store(starts, zero, [zero])
+        with T.serial(zero, i64(experts)) as e:
+            own = bind(order.starts[e + i64(1)] - order.starts[e])
+            T.buffer_store(starts, starts[e] + _tiles(own, ROWS), [e + i64(1)])
+            T.buffer_store(taken, e, [count[zero]])  # written over by the next, if it has no rows
+            more = tirx.Select(tirx.GT(own, zero), i64(1), zero)
+            T.buffer_store(count, count[zero] + more, [zero])
+        tiles = bind(starts[i64(experts)])
+        most, _ = _most_tiles(linear, stack)
+        rows = T.alloc_buffer((most * i64(ROWS),), "int64")
+        with T.serial(zero, i64(experts)) as e:
+            first, own = bind(order.starts[e]), bind(order.starts[e + i64(1)] - order.starts[e])
+            start = bind(starts[e] * i64(ROWS))
+            with T.serial(zero, (starts[e + i64(1)] - starts[e]) * i64(ROWS)) as r:
+                there = tirx.LT(r, own)
+                held = order.rows[first + tirx.min(r, own - i64(1))]
+                T.buffer_store(rows, tirx.Select(there, held, i64(-1)), [start + r])
+        return _InTiles(linear, stack, order, rows, starts, taken, (tiles, bind(count[zero])))
+
+    @property
+    def tiles(self) -> Expr:
+        """How many tiles there are."""
+        return self.numbers[0]
+
+    @property
+    def most(self) -> tuple[Expr, Expr]:
+        """How many tiles there are at most, and how many of one expert."""
+        return _most_tiles(self.linear, self.stack)
+
+    def has(self, number: Expr) -> Expr:
+        """Whether there is a row at a place."""
+        return tirx.GE(self.rows[number], i64(0))
+
+    def index(self, number: Expr) -> list[Expr]:
+        """Where x has the row at a place, or the first row."""
+        row = bind(tirx.max(self.rows[number], i64(0)))
+        return self.linear.x_row(flat_index(self.linear.kernel.work(), row, self.linear.rows))
+
+    def over(self, runs: int, body: Callable[[Share], None]) -> None:
+        """body(share) for each run of columns and expert that has rows, in this order."""
+        count = self.numbers[1]
+        with T.parallel(i64(0), i64(runs) * count) as unit:
+            run = bind(tirx.truncdiv(unit, count))
+            expert = bind(self.taken[unit - run * count])
+            base = bind(self.starts[expert])
+            tiles = bind(self.starts[expert + i64(1)] - base)
+            own = bind(self.order.starts[expert + i64(1)] - self.order.starts[expert])
+            route = Route(lambda n: self.rows[n], expert, _blocks(self.linear))
+            body(Share(replace(self.linear, route=route), run, base, tiles, own))
+
+
+def _most_tiles(linear: Linear, stack: Stack) -> tuple[Expr, Expr]:
+    """The most tiles of all experts together, and of one."""
+    rows = linear.kernel.dims.expr(product(linear.rows))
+    whole = bind(tirx.truncdiv(rows, i64(ROWS)))
+    return bind(whole + i64(stack.experts)), bind(whole + i64(1))
+
+
+def _emit_units(linear: Linear, stack: Stack, shape: _Shape, order: _Order) -> None:
+    work = linear.kernel.work()
     with T.parallel(i64(0), bind(order.units[i64(stack.experts)])) as unit:
         expert = _expert_of(order, stack.experts, unit)
         first = bind(order.starts[expert])
         end = bind(order.starts[expert + i64(1)])
         tiles = bind(_tiles(end - first, shape.rows))
         number = bind(unit - order.units[expert])
-        group = bind(tirx.floordiv(number, tiles))
-        start = bind(first + tirx.floormod(number, tiles) * i64(shape.rows))
+        group = bind(tirx.truncdiv(number, tiles))
+        start = bind(first + tirx.truncmod(number, tiles) * i64(shape.rows))
         stop = bind(tirx.min(start + i64(shape.rows), end))
         route = Route(lambda n: order.rows[n], expert, _blocks(linear))
         own = replace(linear, route=route)
@@ -168,7 +269,7 @@ def _blocks(linear: Linear) -> int:
 
 
 def _tiles(count: Expr, rows: int) -> Expr:
-    return tirx.floordiv(count + i64(rows - 1), i64(rows))
+    return tirx.truncdiv(count + i64(rows - 1), i64(rows))
 
 
 def _in_order(linear: Linear, stack: Stack, shape: _Shape) -> _Order:

@@ -2,8 +2,8 @@
 
     S = diag(exp(g)) S + k new^T,   y = S^T q,   new = v, or beta (v - (diag(exp(g)) S)^T k)
 
-Columns of S do not meet: an item is a run of columns of one head of one sequence, which it takes
-through its tokens, the columns staying in the nearest memory: whole blocks of tokens first
+Columns of S do not meet: an item is a few runs of columns of one head of one sequence, which it
+takes through its tokens, the columns staying in the nearest memory: whole blocks of tokens first
 (scan_blocks.py), then one after another. Where S has one column, an item is a run of heads, and the
 rows of S are the vectors. So a row's result depends on its own sequence alone, and, where sums are
 to be made in one order, not on the steps it comes in: then there are no blocks.
@@ -20,7 +20,7 @@ from ...ir.node import Node
 from .function import Anchor, Kernel
 from .isa import LANES
 from .loops import Place, Work
-from .scan_blocks import emit_blocks
+from .scan_blocks import emit_blocks, over_runs
 from .scan_values import Pieces, Scan, fill, load_decays, load_vector, sum_of_rows
 from .sequences import Sequences, accumulated, pieces_of, wanted_whole
 from .values import Expr, bind, bind_opaque, const, i64, vectorized
@@ -50,9 +50,8 @@ def emit_scan(kernel: Kernel, node: Node, results: Mapping[Node, Place]) -> None
     if columns == 1:
         batch.over(-(-heads // HEADS), cost, lambda w, n, each: _heads(scan, w, n, each))
     else:
-        batch.over(
-            heads * -(-columns // scan.run), cost, lambda w, n, each: _head(scan, w, n, each)
-        )
+        items = -(-columns // (scan.run * scan.runs))
+        batch.over(heads * items, cost, lambda w, n, each: _head(scan, w, n, each, items))
     kernel.places.update(done)
 
 
@@ -63,27 +62,49 @@ def _scratch(batch: Sequences, entry: tuple[int, ...]) -> Place:
     return Place(held, "f64" if dtype == "float64" else "f32")
 
 
-def _head(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
-    """Some columns of one head of a sequence."""
-    whole, rest = divmod(scan.columns, scan.run)
-    runs = whole + bool(rest)
-    h = bind(tirx.floordiv(each, i64(runs)))
-    run = bind(tirx.floormod(each, i64(runs)))
+def _head(scan: Scan, work: Work, n: Expr, each: Expr, items: int) -> None:
+    """Some runs of columns of one head of a sequence."""
+    h = bind(tirx.floordiv(each, i64(items)))
+    number = bind(tirx.floormod(each, i64(items)))
+    size = scan.run * scan.runs
+    whole, rest = divmod(scan.columns, size)
     if not rest or not whole:
-        return _columns(scan, work, n, h, bind(run * i64(scan.run)), pieces_of(rest or scan.run))
-    with T.If(tirx.LT(run, i64(whole))):
+        return _runs(scan, work, n, h, bind(number * i64(size)), rest or size)
+    with T.If(tirx.LT(number, i64(whole))):
         with T.Then():
-            _columns(scan, work, n, h, bind(run * i64(scan.run)), pieces_of(scan.run))
+            _runs(scan, work, n, h, bind(number * i64(size)), size)
         with T.Else():
-            _columns(scan, work, n, h, i64(whole * scan.run), pieces_of(rest))
+            _runs(scan, work, n, h, i64(whole * size), rest)
 
 
-def _columns(scan: Scan, work: Work, n: Expr, h: Expr, first: Expr, pieces: Pieces) -> None:
-    """Columns `first` and on of one head, through all tokens of the sequence in this step."""
+def _runs(scan: Scan, work: Work, n: Expr, h: Expr, first: Expr, count: int) -> None:
+    """Columns `first` and on of one head, through all tokens of the sequence in this step: whole
+    blocks of tokens with all columns, then the others run by run.
+    """
     target = bind(scan.batch.target(n))
     with T.serial(i64(0), i64(scan.rows)) as i:
-        _begin(scan, n, target, lambda v: (h, i, first + v), pieces)
-    span = emit_blocks(scan, work, n, target, h, first, pieces)
+        _begin(scan, n, target, lambda v: (h, i, first + v), pieces_of(count))
+    span = emit_blocks(scan, work, n, target, h, first, count)
+
+    def alone(number: Expr, size: int) -> None:
+        low = bind(first + number * i64(scan.run))
+        _columns(scan, work, (n, target, h), low, pieces_of(size), span)
+
+    over_runs(scan, count, alone)
+
+
+def _columns(
+    scan: Scan,
+    work: Work,
+    whose: tuple[Expr, Expr, Expr],
+    first: Expr,
+    pieces: Pieces,
+    span: tuple[Expr, Expr],
+) -> None:
+    """A run of columns of a sequence's state and head through the tokens of a span, one after
+    another.
+    """
+    n, target, h = whose
     q, k, decay = (scan.vector() for _ in range(3))
     new, held, y = (scan.sums(pieces) for _ in "nhy")
     group = scan.group(h)

@@ -13,7 +13,7 @@ No decay is divided by: d_ts k_s is k_s multiplied by one decay after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -29,6 +29,7 @@ from .scan_values import (
     over_rows_of,
     sum_of_rows,
 )
+from .sequences import pieces_of
 from .values import Expr, bind, bind_opaque, i64, vectorized
 
 Sums = list[tirx.Buffer]
@@ -36,18 +37,30 @@ Sums = list[tirx.Buffer]
 
 @dataclass(frozen=True)
 class _Head:
-    """Some columns of one head, from `first` on, in the state `target`."""
+    """Columns of one head, from `first` on, in the state `target`; blocks have them in `held`, run
+    after run, where those of a run lie together: apart from one another they would share a few sets
+    of the nearest cache.
+    """
 
     scan: Scan
     work: Work
     target: Expr
     h: Expr
     first: Expr
+    held: tirx.Buffer
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Columns of a head that go through the state together, the `number`-th of them."""
+
+    head: _Head
+    number: Expr
     pieces: Pieces
 
-    def state(self, i: Expr, column: Expr) -> list[Expr]:
-        """Where an element of the state is."""
-        return [self.target, self.h, i, self.first + column]
+    def held(self, i: Expr, column: Expr) -> Expr:
+        """An element of the state."""
+        return self.head.held[self.number, i, column]
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class _Block:
 
 
 def emit_blocks(
-    scan: Scan, work: Work, n: Expr, target: Expr, h: Expr, first: Expr, pieces: Pieces
+    scan: Scan, work: Work, n: Expr, target: Expr, h: Expr, first: Expr, columns: int
 ) -> tuple[Expr, Expr]:
     """Take a sequence's whole blocks through some columns of one head; gives the first token that
     is left, and the one behind the last.
@@ -81,14 +94,49 @@ def emit_blocks(
     if scan.block == 1:
         return start, stop
     count = bind(tirx.floordiv(stop - start, i64(scan.block)))
-    head = _Head(scan, work, target, h, first, pieces)
+    held = T.alloc_buffer((-(-columns // scan.run), scan.rows, scan.run), scan.dtype)
+    head = _Head(scan, work, target, h, first, held)
+    with T.If(tirx.GT(count, i64(0))), T.Then():
+        _move(head, columns, lambda at, to: T.buffer_store(held, scan.read(*at), to))
     with T.serial(i64(0), count) as number:
         at = bind(start + number * i64(scan.block))
         tokens = [scan.batch.index(n, bind(at + i64(t))) for t in range(scan.block)]
         block = _prepare(head, tokens)
-        sums = _through(head, block)
-        _results(head, block, tokens, sums)
+
+        def through(number: Expr, size: int) -> None:
+            run = _Run(head, number, pieces_of(size))
+            _results(run, block, tokens, _through(run, block))
+
+        over_runs(scan, columns, through)
+    with T.If(tirx.GT(count, i64(0))), T.Then():
+        _move(head, columns, lambda at, to: scan.state.store(at, held[to[0], to[1], to[2]]))
     return bind(start + count * i64(scan.block)), stop
+
+
+def over_runs(scan: Scan, columns: int, body: Callable[[Expr, int], None]) -> None:
+    """body(number, columns) for each run of some columns."""
+    whole, rest = divmod(columns, scan.run)
+    if whole == 1:
+        body(i64(0), scan.run)
+    elif whole:
+        with T.serial(i64(0), i64(whole)) as number:
+            body(number, scan.run)
+    if rest:
+        body(i64(whole), rest)
+
+
+def _move(head: _Head, columns: int, one: Callable[[list[Expr], list[Expr]], None]) -> None:
+    """one(place in the state, place where it is held) for all columns of a head."""
+
+    def run(number: Expr, size: int) -> None:
+        with T.serial(i64(0), i64(head.scan.rows)) as i:
+            for low, lanes in pieces_of(size):
+                with vectorized(lanes) as v:
+                    c = i64(low) + v
+                    column = head.first + number * i64(head.scan.run) + c
+                    one([head.target, head.h, i, column], [number, i, c])
+
+    over_runs(head.scan, columns, run)
 
 
 def _prepare(head: _Head, tokens: Sequence[tuple[Expr, ...]]) -> _Block:
@@ -141,9 +189,9 @@ def _dot(scan: Scan, x: tirx.Buffer, y: tirx.Buffer) -> Expr:
     return sum_of_rows(scan, lambda j: x[j] * y[j])
 
 
-def _through(head: _Head, block: _Block) -> tuple[list[Sums], list[Sums]]:
+def _through(run: _Run, block: _Block) -> tuple[list[Sums], list[Sums]]:
     """Each token's query, and key where there is a beta, against the state before the block."""
-    scan, pieces = head.scan, head.pieces
+    scan, pieces = run.head.scan, run.pieces
     results = [scan.sums(pieces) for _ in block.queries]
     known = [scan.sums(pieces) for _ in block.held]
     for sums in (*results, *known):
@@ -153,28 +201,30 @@ def _through(head: _Head, block: _Block) -> tuple[list[Sums], list[Sums]]:
         factors = [bind_opaque(x[i]) for x, _ in pairs]
         for p, (low, lanes) in enumerate(pieces):
             with vectorized(lanes) as v:
-                s = bind_opaque(scan.read(*head.state(i, i64(low) + v)))
+                s = bind_opaque(run.held(i, i64(low) + v))
                 for a, (_, sums) in zip(factors, pairs, strict=True):
                     T.buffer_store(sums[p], sums[p][v] + s * a, [v])
     return results, known
 
 
 def _results(
-    head: _Head,
+    run: _Run,
     block: _Block,
     tokens: Sequence[tuple[Expr, ...]],
     sums: tuple[list[Sums], list[Sums]],
 ) -> None:
     """The rows of a block's tokens, and the state behind it."""
-    scan, (results, known) = head.scan, sums
-    news = [scan.sums(head.pieces) for _ in tokens]
+    head, (results, known) = run.head, sums
+    scan = head.scan
+    first = bind(head.first + run.number * i64(scan.run))
+    news = [scan.sums(run.pieces) for _ in tokens]
     for t, token in enumerate(tokens):
         beta = None
         if scan.beta is not None:
             beta = bind_opaque(scan.value(head.work, scan.beta, [*token, head.h]))
-        for p, (low, lanes) in enumerate(head.pieces):
+        for p, (low, lanes) in enumerate(run.pieces):
             with vectorized(lanes) as v:
-                column = head.first + i64(low) + v
+                column = first + i64(low) + v
                 new = scan.value(head.work, 2, [*token, head.h, column])
                 if beta is not None:
                     new = new - known[t][p][v]
@@ -188,10 +238,9 @@ def _results(
                 scan.place.store([*token, head.h, column], y)
     with T.serial(i64(0), i64(scan.rows)) as i:
         factor, keys = block.factor(i), [bind_opaque(k[i]) for k in block.keys]
-        for p, (low, lanes) in enumerate(head.pieces):
+        for p, (low, lanes) in enumerate(run.pieces):
             with vectorized(lanes) as v:
-                at = head.state(i, i64(low) + v)
-                s = scan.read(*at) * factor
+                s = run.held(i, i64(low) + v) * factor
                 for key, new in zip(keys, news, strict=True):
                     s = s + new[p][v] * key
-                scan.state.store(at, s)
+                T.buffer_store(head.held, s, [run.number, i, i64(low) + v])

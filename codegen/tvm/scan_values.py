@@ -18,7 +18,9 @@ from .values import Expr, bind, bind_opaque, cast, const, i64, vectorized
 
 Pieces = list[tuple[int, int]]
 STATE_BYTES = 32 << 10
-"""What an item's part of a state may take of the nearest cache."""
+"""What a run's part of a state may take of the nearest cache."""
+ITEMS = 16
+"""Items of a sequence that are enough for its threads."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,26 @@ class Scan:
         """Tokens that go through the state together; 1 where sums are made in one order."""
         if self.isa.one_order:
             return 1
-        return 4 if self.isa.registers >= 32 else 2
+        return 4 if self.isa.registers >= 32 or self.beta is None else 2
 
     @property
     def run(self) -> int:
-        """Columns of an item: so many sums of a block's tokens as registers hold."""
+        """Columns that go through a state together: so many sums of a block's tokens as registers
+        hold.
+        """
         if self.block == 1:
             return 2 * LANES
         sums = self.block * (1 if self.beta is None else 2)
         vectors = max(1, (16 if self.isa.registers >= 32 else 4) // sums)
         size = 8 if self.dtype == "float64" else 4
         return LANES * max(1, min(vectors, STATE_BYTES // (self.rows * LANES * size)))
+
+    @property
+    def runs(self) -> int:
+        """Runs of an item, one after another: what a block's tokens need is made once for all of
+        them. As many items are left as threads may want.
+        """
+        return max(1, min(4, self.heads * -(-self.columns // self.run) // ITEMS))
 
     def value(self, work: Work, which: int | Node, at: list[Expr]) -> Expr:
         """An element of an input, by its place or itself."""

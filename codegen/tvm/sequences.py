@@ -9,8 +9,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.node import Node, item
-from ...ir.types import TupleType
+from ...ir.types import TensorType, TupleType
 from .attention import result_place
+from .epilogues import fused_behind
 from .function import Kernel, cache_of
 from .isa import LANES
 from .loops import SERIAL_BELOW, Place, Work
@@ -89,13 +90,34 @@ class Sequences:
             n, each = bind(tirx.floordiv(at, i64(items))), bind(tirx.floormod(at, i64(items)))
             body(self.kernel.work().within(n, 0, self.count).within(each, 0, items), n, each)
 
+    @property
+    def value(self) -> Node:
+        """The op's rows: the op itself, or, where states leave it too, the first of its items."""
+        return self.node if self.state is None else item(self.node, index=0)
+
+    def results(self, results: Mapping[Node, Place]) -> tuple[dict[Node, Place], dict[Node, Place]]:
+        """What is made of each row and where it goes, the row itself where nothing that is wanted
+        can be; and which nodes are done with it: the states too.
+        """
+        kernel, y = self.kernel, self.value
+        left = {
+            n: p
+            for n, p in results.items()
+            if isinstance(n.type, TensorType) and kernel.places.get(n) is not p
+        }
+        if (found := fused_behind(kernel, y, left)) and found[1] == (0,):
+            fused, done = found[0], left
+        else:
+            place, done = result_place(kernel, y, results)
+            fused = {y: place}
+        states = {} if self.state is None else {item(self.node, index=1): self.state}
+        return fused, {**done, **states}
+
     def result(self, results: Mapping[Node, Place]) -> tuple[Place, dict[Node, Place]]:
         """Where the op's rows go, and which nodes are done with it: the states too."""
-        if self.state is None:
-            return result_place(self.kernel, self.node, results)
-        y, states = (item(self.node, index=at) for at in range(2))
-        place, done = result_place(self.kernel, y, results)
-        return place, {**done, states: self.state}
+        place, done = result_place(self.kernel, self.value, results)
+        states = {} if self.state is None else {item(self.node, index=1): self.state}
+        return place, {**done, **states}
 
 
 def wanted_whole(kernel: Kernel, nodes: tuple[Node, ...]) -> dict[Node, str]:

@@ -4,6 +4,7 @@ splits into one another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,90 +88,114 @@ def weigh(
     begin = bind(_i(tirx.max(low - span.base, i64(-1))))
     end = bind(_i(tirx.min(high - span.base, span.end)))
     first, last = (bind(b * i64(step // LANES)) for b in span.blocks(step))
-    best = filled(NEVER)
-    with T.serial(first, last) as c:
-        start = bind(c * i64(LANES))
-        with vectorized(LANES) as v:
-            score = _score(a, work, item, row, bind(span.base + start), start, v)
-            j, base = tirx.Cast("int32", v), _i(start)  # lanes stay a constant vector
-            seen = tirx.And(tirx.GE(j, begin - base), tirx.LT(j, end - base))
-            score = tirx.Select(seen, score, _f(NEVER))
-            T.buffer_store(row.scores, score, [row.at, start + v])
-            T.buffer_store(best, tirx.max(best[v], row.scores[row.at, start + v]), [v])
+    best, plain = filled(NEVER), _is_plain(a, row)
+
+    def look(*, masked: bool) -> None:
+        with T.serial(first, last) as c:
+            start = bind(c * i64(LANES))
+            with vectorized(LANES) as v:
+                score = row.scores[row.at, start + v]
+                if not plain:
+                    score = _score(a, work, item, row, bind(span.base + start), start, v)
+                if masked:
+                    j, base = tirx.Cast("int32", v), _i(start)  # lanes stay a constant vector
+                    seen = tirx.And(tirx.GE(j, begin - base), tirx.LT(j, end - base))
+                    score = tirx.Select(seen, score, _f(NEVER))
+                if masked or not plain:
+                    T.buffer_store(row.scores, score, [row.at, start + v])
+                T.buffer_store(best, tirx.max(best[v], row.scores[row.at, start + v]), [v])
+
+    # Most splits are seen whole: their scores are looked at alone.
+    lanes = const(LANES, "int32")
+    whole = tirx.And(tirx.LE(begin, _i(first) * lanes), tirx.GE(end, _i(last) * lanes))
+    with T.If(whole):
+        with T.Then():
+            look(masked=False)
+        with T.Else():
+            look(masked=True)
     largest = across(best, tirx.max, "float32")
     level = bind(tirx.Select(tirx.EQ(largest, _f(NEVER)), _f(0), largest))
-    total = filled(0)
+    total, times = filled(0), a.scale if plain else 1.0
     narrow = str(row.weights.dtype) != "float32"
     if narrow:
-        a.kernel.snippets.add(SCALE)
+        a.kernel.snippets.add(POWER)
     with T.serial(first, last) as c:
         start = bind(c * i64(LANES))
         if each is not None:
             each()
         if narrow:
-            _put_narrow(row, start, level, total)
+            _put_narrow(row, start, level, times, total)
         else:
-            _put(row, start, level, total)
-    return largest, across(total, fold_of("reduce_sum"), "float32")
+            _put(row, start, level, times, total)
+    return largest * _f(times), across(total, fold_of("reduce_sum"), "float32")
 
 
-SCALE = """
-define <16 x float> @ferrule_scale(<16 x float> %x, <16 x float> %n) alwaysinline {
+def _is_plain(a: Attention, row: Row) -> bool:
+    """Whether scores are products times a scale and nothing else: the largest product is then the
+    largest score's.
+    """
+    more = (a.bias, a.visible, row.scales)
+    return a.scale > 0 and not a.softcap and all(m is None for m in more)
+
+
+POWER = """
+define <16 x float> @ferrule_power(<16 x float> %p, <16 x float> %n, <16 x float> %x) alwaysinline {
+  %low = insertelement <16 x float> poison, float -1.25e+02, i32 0
+  %all = shufflevector <16 x float> %low, <16 x float> poison, <16 x i32> zeroinitializer
+  %c = fcmp uge <16 x float> %x, %all
+  %k = bitcast <16 x i1> %c to i16
   %r = call <16 x float> @llvm.x86.avx512.mask.scalef.ps.512(
-    <16 x float> %x, <16 x float> %n, <16 x float> zeroinitializer, i16 -1, i32 4)
+    <16 x float> %p, <16 x float> %n, <16 x float> zeroinitializer, i16 %k, i32 4)
   ret <16 x float> %r
 }
 declare <16 x float> @llvm.x86.avx512.mask.scalef.ps.512(
   <16 x float>, <16 x float>, <16 x float>, i16, i32)
 """
-"""vscalefps: x 2^n, 0 where that is too small."""
+"""vscalefps: p 2^n where x is -125 or more or NaN, 0 elsewhere. Smaller ones are not scaled down to
+it: an Intel core takes hundreds of cycles for numbers that are too small for their exponent.
+"""
 
-_POWER = (0.00957010127604, 0.05591785907745, 0.24024744331837, 0.69312179088593, 0.99999928474426)
-"""2^f for |f| <= 1/2 within 2.7e-6 of itself: weights of bfloat16 are rounded by 2e-3."""
+_POWER = (0.05517161240549, 0.24261114330919, 0.69326099440538, 0.99992807235440)
+"""2^f for |f| <= 1/2 within 7.5e-5 of itself: weights of bfloat16 are rounded by 2e-3."""
 
 
-def _put(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
-    """Store weights e^(score - level) of LANES keys and add them to the total; those of codes
-    times the scales of the values, which the total is without.
+def _put(row: Row, start: Expr, level: Expr, times: float, total: tirx.Buffer) -> None:
+    """Store weights e^(times (score - level)) of LANES keys and add them to the total; those of
+    codes times the scales of the values, which the total is without.
     """
     with vectorized(LANES) as v:
-        weight = bind(m.exp_below(row.scores[row.at, start + v] - level))
+        below = row.scores[row.at, start + v] - level
+        weight = bind(m.exp_below(below if times == 1.0 else below * _f(times)))
         scale = 1 if row.scales is None else row.scales.values[row.scales.row, start + v]
         T.buffer_store(row.weights, weight * scale, [row.at, start + v])
         T.buffer_store(total, total[v] + weight, [v])
 
 
-def _put_narrow(row: Row, start: Expr, level: Expr, total: tirx.Buffer) -> None:
-    """Store bfloat16 weights e^(score - level) of LANES keys and add them to the total as they are
-    stored; those of codes times the scales of the values, which the total is without. Weights are
-    no less than zero, or are NaN: they are rounded by their bits, halves up.
+def _put_narrow(row: Row, start: Expr, level: Expr, times: float, total: tirx.Buffer) -> None:
+    """Store bfloat16 weights e^(times (score - level)) of LANES keys and add them to the total as
+    they are stored; those of codes times the scales of the values, which the total is without.
+    Weights are no less than zero, or are NaN: they are rounded by their bits, halves up.
     """
 
     def all_of(value: Expr) -> Expr:
         return T.broadcast(value, LANES)
 
     lanes = lanes_from(start)
-    x = bind((row.scores[row.at, lanes] - all_of(level)) * all_of(_f(1.4426950408889634)))
-    # Below is zero, not scaled down to it: an Intel core takes hundreds of cycles for numbers that
-    # are too small for their exponent. NaN stays.
-    low = all_of(_f(-125.0))
-    below = tirx.GT(low, x)
-    x = bind(tirx.Select(below, low, x))
+    x = bind((row.scores[row.at, lanes] - all_of(level)) * all_of(_f(times * math.log2(math.e))))
     n = bind(tirx.nearbyint(x))
     f = bind(x - n)
     power = all_of(_f(_POWER[0]))
     for c in _POWER[1:]:
         power = power * f + all_of(_f(c))
-    weight = T.call_extern("float32x16", "ferrule_scale", bind(power), n)
-    scaled = weight = bind(tirx.Select(below, all_of(_f(0.0)), weight))
+    scaled = weight = bind(T.call_extern("float32x16", "ferrule_power", bind(power), n, x))
     if row.scales is not None:
         scaled = weight * row.scales.values[row.scales.row, lanes]
     u = lambda k: all_of(const(k, "uint32"))  # noqa: E731
-    bits = tirx.op.reinterpret("uint32x16", scaled) + u(0x8000)
-    high = bind(tirx.op.shift_right(bits, u(16)))
-    T.buffer_store(row.weights, tirx.Cast("uint16x16", high), [row.at, lanes])
+    bits = bind(tirx.op.reinterpret("uint32x16", scaled) + u(0x8000))
+    high = tirx.Cast("uint16x16", tirx.op.shift_right(bits, u(16)))
+    T.buffer_store(row.weights, high, [row.at, lanes])
     if row.scales is None:
-        weight = tirx.op.reinterpret("float32x16", tirx.op.shift_left(high, u(16)))
+        weight = tirx.op.reinterpret("float32x16", bind(tirx.op.bitwise_and(bits, u(0xFFFF0000))))
     every = lanes_from(0)
     T.buffer_store(total, total[every] + weight, [every])
 

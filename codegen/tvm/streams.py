@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.dims import product
 from ...ir.ops.quantized import operands
 from .fetch import LINE, fetch, in_turn
+from .isa import READ_AHEAD, Isa
 from .linear import Linear
 from .values import Expr, bind, i64
 
@@ -31,12 +32,19 @@ def read_weights(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr], lanes:
         return in_turn(linear.kernel, buffer, at, lanes, read_after(linear, buffer, at))
     unpacked = linear.layout.pairs > 1
     if linear.streams == 1 or (linear.streams and unpacked):
-        ahead = AHEAD if linear.streams > 1 else linear.kernel.isa.read_ahead
+        ahead = AHEAD if linear.streams > 1 else _ahead_of_one(linear.kernel.isa, unpacked)
         return in_turn(linear.kernel, buffer, at, lanes, ahead)
     if linear.streams:
         _ask_ahead(buffer, at)
     *outer, first = at
     return bind(buffer[(*outer, T.ramp(first, i64(1), lanes))])
+
+
+def _ahead_of_one(isa: Isa, unpacked: bool) -> int:
+    """How far ahead one row's stream is asked for. Where codes are unpacked without VNNI a core,
+    whoever made it, has few reads in flight among so many instructions.
+    """
+    return READ_AHEAD if unpacked and isa.registers < 32 else isa.read_ahead
 
 
 def read_after(linear: Linear, buffer: tirx.Buffer, at: Sequence[Expr]) -> list[Expr]:

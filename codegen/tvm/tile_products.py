@@ -28,13 +28,13 @@ def over_tiles(panel: Panel, block: Block) -> None:
         with T.serial(i64(0), panel.tiles) as t:
             block(t, 1, None)
         return
-    pairs = bind(tirx.floordiv(panel.tiles, i64(2)))
+    pairs = bind(tirx.truncdiv(panel.tiles, i64(2)))
     with T.serial(i64(0), pairs) as t:
         before = tirx.Select(tirx.EQ(t, i64(0)), panel.tiles, (t - i64(1)) * i64(2))
         block(bind(t * i64(2)), 2, bind(before))
     with T.If(tirx.GT(pairs, i64(0))), T.Then():
         _store_sums(panel, bind(pairs * i64(2) - i64(2)), 2)
-    with T.If(tirx.EQ(tirx.floormod(panel.tiles, i64(2)), i64(1))), T.Then():
+    with T.If(tirx.EQ(tirx.truncmod(panel.tiles, i64(2)), i64(1))), T.Then():
         block(bind(panel.tiles - i64(1)), 1, None)
 
 
@@ -135,7 +135,7 @@ def _add_products(
     """
     (first, step), columns = place, len(panel.vectors)
     for i, x in enumerate(register.x):
-        amx.load(x, panel.x[(*panel.steps.place(first + i64(i), step), i64(0), i64(0))])
+        amx.load(x, panel.tile_of_x(first + i64(i), step))
         for v, w in enumerate(register.w):
             if i == 0:
                 amx.load(w, weights(v, step))

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import amx
 from .isa import LANES
-from .linear import Linear
+from .linear import Linear, Tiling
 from .panels import Panel, Put, Steps, emit_all
 from .tile_products import Stretch, add_steps, over_tiles
 from .tiles import Body, Sums, emit_panels, panels_of, plain
@@ -38,7 +38,7 @@ class Wide:
     factor: Callable[[list[Expr], Expr], Expr]
 
 
-def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
+def emit_widened(linear: Linear, tiling: Tiling, steps: Steps, wide: Wide) -> None:
     """A linear whose codes and integers become bfloat16 on the way into tiles."""
     steps = replace(steps, cut=panels_of(linear).chunk)
     source = linear.kernel.places[linear.x].buffer
@@ -52,7 +52,7 @@ def emit_widened(linear: Linear, rows: Expr, steps: Steps, wide: Wide) -> None:
     def chunk(panel: Panel, number: Expr, last: bool) -> None:
         _chunk(panel, wide, number)
 
-    emit_panels(linear, rows, steps, Sums("float32", plain), Body(chunk), read)
+    emit_panels(linear, tiling, steps, Sums("float32", plain), Body(chunk), read)
 
 
 def _chunk(panel: Panel, wide: Wide, chunk: Expr) -> None:
@@ -91,8 +91,8 @@ def _widen_group(
 
     def put(run: Expr, codes: Expr) -> None:
         words = bind(tirx.op.reinterpret(f"int32x{LANES}", codes))
-        step = bind(at * i64(steps.count) + tirx.floordiv(run, i64(per_step)))
-        row = tirx.floormod(run, i64(per_step)) * i64(2)
+        step = bind(at * i64(steps.count) + tirx.truncdiv(run, i64(per_step)))
+        row = tirx.truncmod(run, i64(per_step)) * i64(2)
         for half in range(2):
             low, high = (_scaled(words, 16 * half + shift, zero, scale) for shift in (0, 8))
             sixteen = T.broadcast(tirx.IntImm("uint32", 16), LANES)

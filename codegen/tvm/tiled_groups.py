@@ -17,8 +17,7 @@ from ...ir.ops.quantized import operands
 from . import amx
 from .fetch import fetch
 from .isa import LANES
-from .linear import Linear
-from .loops import flat_index
+from .linear import Linear, Tiling
 from .panels import PANEL, Panel, Put, Steps, emit_all
 from .streams import read_after
 from .tiles import Body, Sums, emit_panels, panels_of, plain
@@ -41,11 +40,10 @@ class Codes:
     factor: Callable[[list[Expr], Expr], Expr]
 
 
-def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
+def emit_groups(linear: Linear, tiling: Tiling, steps: Steps, codes: Codes) -> None:
     """A linear whose weights have a scale for each group of k."""
     steps = replace(steps, cut=max(1, panels_of(linear).chunk * PANEL // VECTORS))
-    tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
-    factors = _scales_of_rows(linear, rows, steps, tiles, codes)
+    factors = _scales_of_rows(tiling, steps, codes)
 
     def chunk(panel: Panel, number: Expr, last: bool) -> None:
         _chunk(panel, codes, factors, (number, steps.chunk // steps.count))
@@ -55,17 +53,16 @@ def emit_groups(linear: Linear, rows: Expr, steps: Steps, codes: Codes) -> None:
     def few(panel: Callable[[Expr], Panel], count: Expr, height: int) -> None:
         _few_tiles(panel, count, codes, factors, height)
 
-    emit_panels(linear, rows, steps, sums, Body(chunk, few=few))
+    emit_panels(linear, tiling, steps, sums, Body(chunk, few=few))
 
 
-def _scales_of_rows(
-    linear: Linear, rows: Expr, steps: Steps, tiles: Expr, codes: Codes
-) -> tirx.Buffer:
+def _scales_of_rows(tiling: Tiling, steps: Steps, codes: Codes) -> tirx.Buffer:
     """The scales of x as [tile, group, 16]."""
-    made = T.alloc_buffer((tiles, i64(steps.groups), i64(amx.ROWS)), "float32")
+    tiles = tiling.tiles
+    most, _ = tiling.most
+    made = T.alloc_buffer((most, i64(steps.groups), i64(amx.ROWS)), "float32")
     with T.parallel(i64(0), tiles) as tile, T.serial(i64(0), i64(amx.ROWS)) as r:
-        at = bind(tirx.min(tile * i64(amx.ROWS) + r, rows - i64(1)))
-        row = flat_index(linear.kernel.work(), at, linear.rows)
+        row = tiling.index(bind(tile * i64(amx.ROWS) + r))
         with T.serial(i64(0), i64(steps.groups)) as g:
             T.buffer_store(made, codes.factor(row, g), [tile, g, r])
     return made
@@ -83,9 +80,9 @@ def _chunk(panel: Panel, codes: Codes, factors: tirx.Buffer, chunk: tuple[Expr, 
         _clear_sums(panel)
 
     def at(n: Expr) -> tuple[Panel, Expr, Expr]:
-        return panel, bind(tirx.floordiv(n, count)), bind(low + tirx.floormod(n, count))
+        return panel, bind(tirx.truncdiv(n, count)), bind(low + tirx.truncmod(n, count))
 
-    unit = _Unit(panel, codes, factors, held, at, lambda n: bind(tirx.floormod(n, count)))
+    unit = _Unit(panel, codes, factors, held, at, lambda n: bind(tirx.truncmod(n, count)))
     units = bind(panel.tiles * count)
     unit.begin()
     with T.serial(i64(0), units) as n:
@@ -113,21 +110,21 @@ def _few_tiles(
 
     def step(number: Expr) -> tuple[Panel, Expr]:
         at = bind(tirx.min(number, steps - i64(1)))
-        return panel(bind(tirx.floordiv(at, groups))), bind(tirx.floormod(at, groups))
+        return panel(bind(tirx.truncdiv(at, groups))), bind(tirx.truncmod(at, groups))
 
     def at(n: Expr) -> tuple[Panel, Expr, Expr]:
-        part, group = step(tirx.floordiv(n, tiles))
-        return part, bind(tirx.floormod(n, tiles)), group
+        part, group = step(tirx.truncdiv(n, tiles))
+        return part, bind(tirx.truncmod(n, tiles)), group
 
     def slot(n: Expr) -> Expr:
-        return bind(tirx.floormod(tirx.floordiv(n, tiles), i64(2)))
+        return bind(tirx.truncmod(tirx.truncdiv(n, tiles), i64(2)))
 
     unit = _Unit(first, codes, factors, held, at, slot, height)
     unit.begin()
     with T.serial(i64(0), steps) as m:
         (part, group), (later, behind) = step(m + i64(1)), step(m + i64(2))
         after = [(block, behind - group) for block in later.stored()]
-        free = bind(tirx.floormod(m + i64(1), i64(2)))
+        free = bind(tirx.truncmod(m + i64(1), i64(2)))
         unit.multiply(bind(m * tiles), _unpack(part, codes, held, group, free, after))
         if height == amx.ROWS:
             with T.serial(i64(1), tiles) as tile:
@@ -171,7 +168,7 @@ def _unpack(
             _ask_scales(part.linear, block, group)
 
         def put(run: Expr, value: Expr, v: int = v) -> None:
-            at = [tirx.floordiv(run, i64(runs)), tirx.floormod(run, i64(runs))]
+            at = [tirx.truncdiv(run, i64(runs)), tirx.truncmod(run, i64(runs))]
             T.buffer_store(held, value, [i64(v), slot, *at, T.ramp(i64(0), i64(1), 4 * LANES)])
 
         yield from codes.unpack(part, block, group, put)
@@ -224,7 +221,7 @@ class _Unit:
         """The products of unit n; the sums of unit n - 1 leave their tiles, those of n - 2 are
         scaled, and what is `beside` is emitted.
         """
-        turn = bind(tirx.floormod(n, i64(2)))
+        turn = bind(tirx.truncmod(n, i64(2)))
         panel, tile, group = self.at(n)
         slot = self.slot(n)
         gather = self._gather(bind(tirx.max(n - i64(2), i64(0))), bind(i64(1) - turn))
@@ -235,8 +232,7 @@ class _Unit:
         turns, done = beside or iter(()), 0
         for s in range(steps):
             step = bind(group * i64(steps) + i64(s))
-            first = panel.x[(*panel.steps.place(tile, step), i64(0), i64(0))]
-            amx.load(x, first, panel.steps.size)
+            amx.load(x, panel.tile_of_x(tile, step), panel.steps.size)
             for v in self.vectors:
                 number = s * len(self.vectors) + v
                 register = w[number % len(w)]
@@ -248,31 +244,31 @@ class _Unit:
                 until = self.height * (number + 1) // (steps * len(self.vectors))
                 emit_all(islice(turns, share))
                 for r in range(done, until):
-                    gather(r)
+                    gather(i64(r))
                 done = until
         emit_all(turns)
 
     def end(self, units: Expr) -> None:
         """What the last two units have left."""
-        turn = bind(tirx.floormod(units, i64(2)))
+        turn = bind(tirx.truncmod(units, i64(2)))
         for v in self.vectors:
             amx.store(v, self._room(turn, v)[i64(0), i64(0)])
         for before, place in ((2, i64(1) - turn), (1, turn)):
             gather = self._gather(bind(tirx.max(units - i64(before), i64(0))), bind(place))
-            for r in range(self.height):
+            with T.serial(i64(0), i64(self.height)) as r:
                 gather(r)
 
-    def _gather(self, n: Expr, turn: Expr) -> Callable[[int], None]:
+    def _gather(self, n: Expr, turn: Expr) -> Callable[[Expr], None]:
         """gather(r): a row's sums with those of unit n more, which lie aside at `turn`."""
         lanes = T.ramp(i64(0), i64(1), LANES)
         panel, tile, group = self.at(n)
         scales = [bind(self.codes.scale(panel, b, group)) for b in panel.stored()]
 
-        def row(r: int) -> None:
-            factor = bind(T.broadcast(self.factors[tile, group, i64(r)], LANES))
+        def row(r: Expr) -> None:
+            factor = bind(T.broadcast(self.factors[panel.base + tile, group, r], LANES))
             for v, scale in enumerate(scales):
-                place = (*panel.row_of_sums(tile, v, i64(r)), lanes)
-                whole = tirx.Cast(f"float32x{LANES}", self._room(turn, v)[i64(r), lanes])
+                place = (*panel.row_of_sums(tile, v, r), lanes)
+                whole = tirx.Cast(f"float32x{LANES}", self._room(turn, v)[r, lanes])
                 total = panel.sums[place] + whole * (scale * factor)
                 T.buffer_store(panel.sums, total, list(place))
 

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from . import amx
 from .fetch import fetch
 from .isa import LANES
-from .linear import Linear
+from .linear import Linear, Tiling
 from .panels import Panel, Steps
 from .tile_products import Stretch, Weights, add_steps, over_tiles
 from .tiles import Body, Scaled, Sums, column_vectors, emit_panels, panels_of
@@ -50,7 +50,7 @@ class Ahead:
         cut = i64(panel.steps.cut)
         step = bind(tirx.Select(more, chunk, chunk + i64(1)) * cut)
         lines = cut * i64(amx.ROWS) + panel.tiles - i64(1)
-        return Ahead(panel, blocks, step, bind(tirx.floordiv(lines, panel.tiles)))
+        return Ahead(panel, blocks, step, bind(tirx.truncdiv(lines, panel.tiles)))
 
     def for_tiles(self, first: Expr, count: int) -> None:
         """The share of some row tiles."""
@@ -62,7 +62,7 @@ class Ahead:
                 fetch(w, [block, low + line, i64(0), i64(0)], near=2)
 
 
-def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scaled) -> None:
+def emit_whole(linear: Linear, tiling: Tiling, kind: str, steps: Steps, value: Scaled) -> None:
     """A linear whose tiles of sums run over all of k, by the instruction `kind`."""
     steps = replace(steps, cut=panels_of(linear).chunk)
     cut = i64(steps.cut)
@@ -94,7 +94,7 @@ def emit_whole(linear: Linear, rows: Expr, kind: str, steps: Steps, value: Scale
 
     dtype = "float32" if kind == "tdpbf16ps" else "int32"
     emit_panels(
-        linear, rows, steps, Sums(dtype, value), Body(add_chunk, apart=True, few=few, most=1)
+        linear, tiling, steps, Sums(dtype, value), Body(add_chunk, apart=True, few=few, most=1)
     )
 
 

@@ -22,7 +22,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import amx
 from .isa import LANES
-from .linear import Linear, store_rows
+from .linear import Linear, Share, Tiling, store_rows
 from .loops import Work, flat_index
 from .panels import PANEL, Panel, Steps
 from .row_tiles import MANY, Panels
@@ -78,9 +78,47 @@ class Body:
     most: int = FEW
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """All rows of a linear one after another, by the same weights."""
+
+    linear: Linear
+    rows: Expr
+
+    @property
+    def tiles(self) -> Expr:
+        """How many tiles there are."""
+        return bind(tirx.truncdiv(self.rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
+
+    @property
+    def most(self) -> tuple[Expr, Expr]:
+        """How many tiles there are at most, and how many of a share's rows."""
+        return self.tiles, self.tiles
+
+    def has(self, number: Expr) -> Expr:
+        """Whether there is a row at a place."""
+        return tirx.LT(number, self.rows)
+
+    def index(self, number: Expr) -> list[Expr]:
+        """Where x has the row at a place, or the last row."""
+        held = bind(tirx.min(number, self.rows - i64(1)))
+        return flat_index(self.linear.kernel.work(), held, self.linear.rows)
+
+    def over(self, runs: int, body: Callable[[Share], None]) -> None:
+        """body(share) for each of so many runs of columns; threads take runs."""
+        tiles = self.tiles
+        with T.parallel(i64(0), i64(runs)) as run:
+            body(Share(self.linear, run, i64(0), tiles, self.rows))
+
+
+def in_order(linear: Linear, rows: Expr, tiled: Callable[[Linear, Tiling], None]) -> None:
+    """All rows of a linear, one after another."""
+    tiled(linear, InOrder(linear, rows))
+
+
 def emit_panels(
     linear: Linear,
-    rows: Expr,
+    tiling: Tiling,
     steps: Steps,
     sums: Sums,
     body: Body,
@@ -89,18 +127,21 @@ def emit_panels(
     """All rows and columns of a linear: x as tiles, then `body` for every chunk and panel of a run,
     then the run's results; `read` makes the elements of tiles where they are not those of x.
     """
-    tiles = bind(tirx.floordiv(rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
-    x = _tiled(linear, rows, steps, tiles, read)
+    x = _tiled(linear, tiling, steps, read)
     blocks = -(-linear.columns // LANES)
     wide = min(blocks, max(1, sums.vectors // len(linear.offsets)))
     panels = -(-blocks // wide)
-    most = max(1, PANEL * panels_of(linear).run // sums.vectors)
-    run = max(1, min(most, panels // (4 * linear.kernel.isa.cores)))
+    longest = max(1, PANEL * panels_of(linear).run // sums.vectors)
+    run = max(1, min(longest, panels // (4 * linear.kernel.isa.cores)))
     runs = -(-panels // run)
-    with T.parallel(i64(0), i64(runs)) as at:
+
+    _, most = tiling.most
+
+    def emit(share: Share) -> None:
+        linear, at, tiles = share.linear, share.run, share.tiles
         work = linear.kernel.work().within(at, 0, runs)
         # Two tiles more: what is stored before the first two are done.
-        shape = (run, tiles + i64(2), wide * len(linear.offsets), amx.ROWS, LANES)
+        shape = (run, most + i64(2), wide * len(linear.offsets), amx.ROWS, LANES)
         held = amx.buffer(shape, sums.dtype)
         # Made here, not where it is used: at a kilobyte and more the workspace allocates it.
         rooms = max(sums.rooms, len(linear.offsets))
@@ -112,17 +153,20 @@ def emit_panels(
             group = bind(first + place)
             vectors = column_vectors(linear, group, wide)
             after = (first, bind(place + i64(1)), count)
-            return Panel(linear, steps, x, vectors, held, aside, place, tiles, rows, group, after)
+            own = (tiling, share.base, tiles, share.rows, group)
+            return Panel(linear, steps, x, vectors, held, aside, place, *own, after)
 
         columns = wide * len(linear.offsets)
         low = i64(LOW if body.few else 0)
-        height = bind(tirx.Select(tirx.LE(rows, low), low, i64(amx.ROWS)))
+        height = bind(tirx.Select(tirx.LE(share.rows, low), low, i64(amx.ROWS)))
         with amx.configured(steps.bytes, height, sums.registers(columns)):
-            _over_panels(steps, body, panel, count, (tiles, rows))
+            _over_panels(steps, body, panel, count, (tiles, share.rows))
         # Row tile by row tile: the columns of a run are a stretch of each row, which is also how a
         # residual is read. Panel by panel each row's line would come from a page of its own.
         with T.serial(i64(0), tiles) as tile, T.serial(i64(0), count) as place:
             _store_tile(panel(place), work.within(place, 0, run), tile, sums.value)
+
+    tiling.over(runs, emit)
 
 
 def _over_panels(
@@ -184,20 +228,21 @@ def sums_of(sums: tirx.Buffer, vector: int) -> tirx.Buffer:
     return T.decl_buffer((rows, LANES), "float32", data=sums.data, elem_offset=start)
 
 
-def _tiled(linear: Linear, rows: Expr, steps: Steps, tiles: Expr, read: Read | None) -> tirx.Buffer:
-    """x as [chunk, tile, step, 16, size], with zeros past the last row and past the end of k."""
+def _tiled(linear: Linear, tiling: Tiling, steps: Steps, read: Read | None) -> tirx.Buffer:
+    """x as [chunk, tile, step, 16, size], with zeros where no row is and past the end of k."""
+    tiles = tiling.tiles
     source = linear.kernel.places[linear.x].buffer
     dtype = "uint16" if steps.width == 2 else str(source.dtype)
-    shape = (i64(steps.chunks), tiles, i64(steps.chunk), i64(amx.ROWS), i64(steps.size))
+    most, _ = tiling.most
+    shape = (i64(steps.chunks), most, i64(steps.chunk), i64(amx.ROWS), i64(steps.size))
     made = amx.buffer(shape, dtype)
     zero = T.broadcast(const(0, dtype), steps.size)
     lanes = T.ramp(i64(0), i64(1), steps.size)
     with T.parallel(i64(0), tiles * i64(amx.ROWS)) as at:
-        tile, r = bind(tirx.floordiv(at, i64(amx.ROWS))), bind(tirx.floormod(at, i64(amx.ROWS)))
-        with T.If(tirx.LT(at, rows)):
+        tile, r = bind(tirx.truncdiv(at, i64(amx.ROWS))), bind(tirx.truncmod(at, i64(amx.ROWS)))
+        with T.If(tiling.has(at)):
             with T.Then():
-                row = flat_index(linear.kernel.work(), at, linear.rows)
-                _tile_row(steps, read or _as_it_is(linear), made, row, (tile, r))
+                _tile_row(steps, read or _as_it_is(linear), made, tiling.index(at), (tile, r))
             with T.Else(), T.serial(i64(0), i64(steps.groups * steps.count)) as s:
                 T.buffer_store(made, zero, [*steps.place(tile, s), r, lanes])
     return made
@@ -232,7 +277,8 @@ def _tile_row(
 
 def _store_tile(panel: Panel, work: Work, tile: Expr, value: Scaled) -> None:
     """The epilogue of a row tile, column vector by column vector."""
-    linear, start = panel.linear, bind(tile * i64(amx.ROWS))
+    linear, start = panel.linear, panel.number(tile)
+    end = bind(panel.base * i64(amx.ROWS) + panel.rows)
     for c in range(panel.wide):
         sides: dict[int, tirx.Buffer] = {}
         for i, o in enumerate(linear.offsets):
@@ -245,7 +291,7 @@ def _store_tile(panel: Panel, work: Work, tile: Expr, value: Scaled) -> None:
             linear,
             work,
             sides,
-            (start, amx.ROWS, panel.rows),
+            (start, amx.ROWS, end),
             block,
             within=panel.group * i64(panel.wide) + i64(c) if c else None,
         )

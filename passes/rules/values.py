@@ -111,6 +111,13 @@ def without_widening(value: Node) -> Node:
     return value
 
 
+def without_casts(value: Node) -> Node:
+    """What a value was before any casts."""
+    while value.op is tensor.cast:
+        (value,) = value.inputs
+    return value
+
+
 def is_tensor(value: Node) -> bool:
     """Whether a node is one tensor, not a tuple or a cache."""
     return isinstance(value.type, TensorType)

@@ -44,6 +44,16 @@ def conv(dtype: str, channels: int, taps: int) -> Graph:
     return in_place(r.state_conv(t.mul(x, g), w, held, *PLACES))
 
 
+def conv_and_more(dtype: str, channels: int, taps: int, *, rows: bool = False) -> Graph:
+    """A convolution with several results behind its rows; or with some that need whole rows."""
+    body = conv(dtype, channels, taps)
+    y, held = body.outputs
+    p, m = given("p", dtype, T, channels), given("m", dtype, channels)
+    mixed = t.add(t.mul(y, m), p)
+    last = t.softmax(mixed, axis=1) if rows else t.reshape(mixed, shape=(T, channels, 1))
+    return Graph("body", (*body.inputs, p, m), (t.silu(y), last, held))
+
+
 def scan(
     dtype: str, heads: int, groups: int, k: int, v: int, decays: int, *, delta: bool = False
 ) -> Graph:
@@ -63,15 +73,19 @@ def dense(heads: int, groups: int, k: int, v: int, *, delta: bool) -> Graph:
     )
 
 
-def dense_conv(channels: int, taps: int) -> Graph:
+def dense_conv(channels: int, taps: int, *, silu: bool = False) -> Graph:
     x, w = given("x", "f32", B, S, channels), given("w", "f32", channels, taps)
-    return Graph("body", (x, w), (r.causal_conv(x, w),))
+    y = r.causal_conv(x, w)
+    return Graph("body", (x, w), (t.silu(y) if silu else y,))
 
 
 BODIES = {
     "conv": conv("f32", 37, 4),
     "conv bf16": conv("bf16", 64, 3),
     "narrow conv": conv("f16", 5, 2),
+    "conv and more": conv_and_more("f32", 37, 4),
+    "conv and more bf16": conv_and_more("bf16", 80, 2),
+    "conv and rows": conv_and_more("f32", 21, 3, rows=True),
     "heads": scan("f32", 6, 3, 12, 37, 1),
     "rows": scan("f32", 4, 4, 5, 48, 5),
     "bf16": scan("bf16", 3, 1, 16, 64, 1),
@@ -84,6 +98,7 @@ BODIES = {
     "dense": dense(4, 2, 9, 19, delta=False),
     "dense delta": dense(4, 2, 9, 19, delta=True),
     "dense conv": dense_conv(19, 3),
+    "dense conv silu": dense_conv(19, 3, silu=True),
 }
 
 
@@ -97,9 +112,12 @@ def narrow() -> Kernels:
     return Kernels("cpu:x86-64-v3", BODIES)
 
 
+STEADY = ("conv", "conv bf16", "heads", "delta", "one column")
+
+
 @pytest.fixture(scope="module")
 def steady() -> Kernels:
-    bodies = {n: BODIES[n] for n in ("conv", "conv bf16", "heads", "delta", "one column")}
+    bodies = {n: BODIES[n] for n in STEADY}
     return Kernels(replace(Target.parse("cpu"), deterministic=True), bodies)
 
 
@@ -145,7 +163,7 @@ def test_blocks_of_few_tokens(narrow: Kernels, name: str, batch):
 CUTS = ([(0, 4), (4, 5), (5, 11)], [(i, i + 1) for i in range(11)])
 
 
-@pytest.mark.parametrize("name", ["conv", "conv bf16", "heads", "delta", "one column"])
+@pytest.mark.parametrize("name", STEADY)
 def test_tokens_give_the_same_bits_whatever_the_steps_they_come_in(steady: Kernels, name: str):
     given = drawn(BODIES[name], 11)
     one = run(steady, name, given, [(0, 11)])

@@ -230,6 +230,19 @@ def test_whether_a_part_is_all_of_a_value_is_no_case_of_its_own():
         torch.testing.assert_close(found, model(ids))
 
 
+class Remembering(Switch):
+    """Keeps the last tokens' rows, tokens first, for a call that never comes."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids).transpose(0, 1)
+        kept = x[-16:].detach()
+        return self.out(x.transpose(0, 1)) + 0.0 * kept[-1, 0, 0]
+
+
+def test_keeping_the_last_tokens_is_no_way_of_its_own():
+    assert capture(Remembering(), max_context=64).bounds["S"] == (1, 64)
+
+
 class Written(Pairs):
     """Writes into a part."""
 

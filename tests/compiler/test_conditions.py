@@ -6,7 +6,7 @@ import pytest
 import sympy
 import torch
 from ferrule.compiler import conditions
-from ferrule.compiler.capture import capture
+from ferrule.compiler.capture import LENGTH, capture
 from ferrule.compiler.errors import CompileError
 from ferrule.compiler.whole_numbers import in_whole_numbers
 from torch import nn
@@ -85,7 +85,9 @@ def test_what_is_left_by_a_division_is_captured_for_all_lengths() -> None:
 
 
 def test_where_a_size_becomes_a_number_is_said() -> None:
-    with pytest.raises(CompileError, match=r"test_conditions\.py:\d+, where s\d+ becomes 19"):
+    with pytest.raises(
+        CompileError, match=r"test_conditions\.py:\d+, where the number of tokens becomes 19"
+    ):
         capture(Folded(fixed=True).eval(), max_context=40)
 
 
@@ -113,7 +115,7 @@ class Windows(nn.Module):
         if count > 1:
             windows = x[:, : size * count].view(ids.shape[0], count, size, 8).mean(2)
             ended = (torch.arange(length)[:, None] + 1) // size
-            x = x + (ended > torch.arange(count)).float() @ windows
+            x = x + (ended > torch.arange(count)).to(x.dtype) @ windows
         elif count > 0:
             x = x + (ended > 0) * x[:, :size].mean(1)[:, None]
         return self.out(x)
@@ -125,12 +127,18 @@ def test_what_is_otherwise_where_there_are_few_tokens_is_captured_from_there_on(
 ) -> None:
     """With windows that a trace of few tokens has several of, or none."""
     captured = capture(Windows(size).eval(), max_context=most)
-    assert captured.bounds["S"] == (2 * size, most)
+    assert captured.bounds["S"] == (max(2 * size, LENGTH), most)
+
+
+def test_of_a_model_in_few_bits_the_tracer_says_from_where_on_it_is_the_same() -> None:
+    captured = capture(Windows().bfloat16().eval(), max_context=40)
+    assert captured.bounds["S"] == (8, 40)
 
 
 def test_what_has_other_values_where_there_are_few_tokens_is_refused() -> None:
-    with pytest.raises(CompileError, match="computes differently at 4 tokens than at 8 or more"):
-        capture(Windows(short=1).eval(), max_context=40)
+    for model in (Windows(short=1), Windows(short=1).bfloat16()):
+        with pytest.raises(CompileError, match="differently at 4 tokens than at 8 or more"):
+            capture(model.eval(), max_context=40)
 
 
 def test_a_condition_in_whole_numbers_is_what_substitution_gives():

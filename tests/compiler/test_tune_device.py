@@ -74,8 +74,8 @@ def linear(dtype: str = "bf16", rows: object = None) -> Graph:
 def test_each_form_of_a_linear_has_a_space_and_those_of_many_rows_the_library() -> None:
     made = tunable(linear(), HOPPER)
     assert made is not None
-    assert [s.bucket.name for s in made.spaces] == ["1", "16", "64", "256", "many"]
-    assert [BY_LIBRARY in s.choices() for s in made.spaces] == [False] * 3 + [True] * 2
+    assert [s.bucket.name for s in made.spaces] == ["1", "16", "64", "128", "256", "many"]
+    assert [BY_LIBRARY in s.choices() for s in made.spaces] == [False] * 3 + [True] * 3
     for space in made.spaces:
         near = space.refined(DEFAULT)
         found = (*space.choices(), *near)
@@ -261,7 +261,7 @@ def test_an_artifact_is_tuned_and_built_anew(tiny: Path, won: Won) -> None:
     place, records, report = won
     assert report.measurements and not report.faults and not report.left
     by_library = [line for line in report.lines if line.choice == "cublas"]
-    assert by_library and {line.bucket for line in by_library} == {"256"}
+    assert by_library and {line.bucket for line in by_library} == {"128"}
     # Once more finds everything known, and what is built is the same.
     kept = read_records(records)
     assert len(tuned(kept, MACHINE.fingerprint)) == len({line.kernel for line in report.lines})
@@ -273,7 +273,7 @@ def test_an_artifact_is_tuned_and_built_anew(tiny: Path, won: Won) -> None:
     assert {line.kernel for line in by_library} <= chosen.keys()
     products = [line for line in binaries_of(place) if line.binary == "cuBLAS"]
     assert {line.kernel for line in products} == {line.kernel for line in by_library}
-    assert {line.rows for line in products} == {"65 to 256"}
+    assert {line.rows for line in products} == {"65 to 128"}
     table = LaunchTable.from_json((place / LAUNCHES).read_bytes())
     assert read_plan(place / "plan.json").workspace_bytes >= table.scratch_bytes
     assert (tiny / LAUNCHES).read_text() != (place / LAUNCHES).read_text()

@@ -234,9 +234,50 @@ def test_a_gate_joins_the_later_of_two_linears():
     )
 
 
-def test_an_epilogue_may_branch_inside_but_gives_one_value():
+def test_an_epilogue_may_branch_inside_and_gives_several_values_where_a_template_does():
     bodies = [ops(k) for k in kernels(grouped(parse_graph(USED_TWICE)))]
+    assert bodies == [["linear", "tanh", "exp", "add", "neg"]]
+    one = gpu_backend(Target.parse("cuda:sm_90"))
+    bodies = [ops(k) for k in kernels(grouped(parse_graph(USED_TWICE), one))]
     assert bodies == [["linear", "tanh", "exp", "add"], ["neg"]]
+
+
+def test_what_rows_read_the_rows_make():
+    """Of several values behind a linear, those that leave are for other kernels than rows."""
+    text = """graph g(%x: f32[T, 4]) where T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %a = linear %x %u : f32[T, 4]
+  %b = tanh %a : f32[T, 4]
+  %c = exp %a : f32[T, 4]
+  %d = linear %c %u : f32[T, 4]
+  %s = softmax %b {axis = 1} : f32[T, 4]
+  %y = mul %s %a : f32[T, 4]
+  return %d as d, %y as y
+}
+"""
+    bodies = [ops(k) for k in kernels(grouped(parse_graph(text)))]
+    assert sorted(bodies) == [["linear"], ["linear", "exp"], ["tanh", "softmax", "mul"]]
+
+
+def test_a_convolution_takes_in_what_follows_its_rows():
+    rows = "%x: f32[T, 4], %p: f32[T, 4], %q: i32[N + 1], %f: i32[N], %s: state<f32>[1, 4]"
+    text = """
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %w = parameter {name = "w", type = f32[2, 4]} : f32[2, 4]
+  %c = state_conv %x %w %s %q %f %f : (f32[T, 4], state<f32>[1, 4])
+  %y = item %c {index = 0} : f32[T, 4]
+  %t = item %c {index = 1} : state<f32>[1, 4]
+  %a = silu %y : f32[T, 4]
+  %b = add %y %p : f32[T, 4]
+  %d = linear %a %u : f32[T, 4]
+  %e = linear %b %u : f32[T, 4]
+  %z = add %d %e : f32[T, 4]
+  return %z as z, %t as t
+}
+"""
+    graph = parse_graph(f"graph g({rows}) where N in [1, 2], T in [1, 8] {{{text}")
+    bodies = [ops(k) for k in kernels(grouped(graph))]
+    assert bodies == [["state_conv", "silu", "add"], ["linear"], ["linear", "add"]]
 
 
 def test_ops_over_other_rows_have_other_kernels():
