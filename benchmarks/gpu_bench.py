@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ PROMPTS = (2048, 8192)
 CONTEXT = 512
 BLOCK = 16
 STEPS = 20
-CHUNK = 2048
+CHUNK = 8192
 LLAMA = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 16384,
@@ -189,6 +189,26 @@ def seconds(run: Callable[[], object], steps: int = STEPS) -> float:
         if at > 1:
             times.append(time.perf_counter() - begin)
     return statistics.median(times)
+
+
+class Stream:
+    """Decode steps as the engine gives them: one is begun before the one before it is collected,
+    whose tokens it is fed on the device.
+    """
+
+    def __init__(self, runner: CudaExecutor, batch: Batch) -> None:
+        self._runner, self._batch = runner, replace(batch, fed=range(len(batch.tokens)))
+        self._flight = runner.submit(batch)
+
+    def step(self) -> None:
+        """Begin another step, and wait for the one before."""
+        flight = self._runner.submit(self._batch)
+        self._runner.collect(self._flight)
+        self._flight = flight
+
+    def end(self) -> None:
+        """Wait for the last."""
+        self._runner.collect(self._flight)
 
 
 def read_bandwidth(machine: Machine, size: int = 4 << 30) -> float:

@@ -25,7 +25,17 @@ from ferrule.runtime.kernel_times import kernel_report
 from . import gpu_kernels as alone
 from . import gpu_peers as peers
 from . import gpu_tried as tried
-from .gpu_bench import BLOCK, Bench, Machine, decode_batch, prefill_batch, read_bandwidth, seconds
+from .gpu_bench import (
+    BLOCK,
+    STEPS,
+    Bench,
+    Machine,
+    Stream,
+    decode_batch,
+    prefill_batch,
+    read_bandwidth,
+    seconds,
+)
 from .gpu_worker import ROOT, Line, run_sections, shown_on_output
 
 QUEUED = 4
@@ -42,10 +52,10 @@ Section = Callable[[Bench], Iterator[Line]]
 
 def memory(bench: Bench) -> Iterator[Line]:
     """The device, and what its memory gives."""
+    bandwidth = read_bandwidth(bench.machine)  # torch holds the device's context from now on
     device = bench.machine.opened("")
     name, free = device.name, device.free_bytes()
     device.close()
-    bandwidth = read_bandwidth(bench.machine)
     bench.note(lambda k: setattr(k, "bandwidth", bandwidth))
     yield {
         "device": name, "arch": bench.arch, "free_bytes": free, "bytes_per_second": bandwidth,
@@ -148,9 +158,14 @@ def logits(bench: Bench) -> Iterator[Line]:
 
 
 def decode(bench: Bench, count: int, text: str = "") -> Iterator[Line]:
-    """A decode step of a batch, against what reading its weights and its cache takes."""
+    """A decode step of a batch among others, as a server gives them, and alone, against what
+    reading its weights and its cache takes.
+    """
     runner, batch = bench.runner(text), decode_batch(count, bench.context)
-    took = seconds(lambda: runner.step(batch))
+    single = seconds(lambda: runner.step(batch))
+    steps = Stream(runner, batch)
+    took = seconds(steps.step, 2 * STEPS)
+    steps.end()
     bench.note(lambda k: k.decoded.update({f"{text} {count}": took}))
     graph = runner.recorded(batch)
     alone = min(runner.driver.time([graph])[0] for _ in range(5))
@@ -158,7 +173,8 @@ def decode(bench: Bench, count: int, text: str = "") -> Iterator[Line]:
     plain = known.decoded.get(f" {count}") if text else None
     yield {
         "weights": text or "bf16", "batch": count, "context": bench.context, "seconds": took,
-        "device_seconds": alone, "tokens_per_second": count / took, "bytes": read,
+        "single_seconds": single, "device_seconds": alone, "tokens_per_second": count / took,
+        "bytes": read,
         "share_of_bandwidth": read / took / known.bandwidth if known.bandwidth else None,
         **({"times_bfloat16": plain / took} if plain else {}),
     }  # fmt: skip

@@ -167,13 +167,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("types", nargs="*", choices=[*SIZES, []], default=list(SIZES))
+    parser.add_argument("types", nargs="*", metavar="TYPE", default=list(SIZES))
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--work", type=Path, default=Path("build/bench/types"))
     parser.add_argument("--worst", type=int, default=4)
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--old", action="store_true", help="measure what an earlier compiler made")
     given = parser.parse_args()
+    if unknown := sorted({*given.types} - {*SIZES}):
+        parser.error(f"no type {', '.join(unknown)}; wanted some of {', '.join(SIZES)}")
     given.work.mkdir(parents=True, exist_ok=True)
     for kind in given.types:
         for form in given.formats:

@@ -5,8 +5,10 @@ costs, the stated ops.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 
 import pytest
+import tvm
 from ferrule.codegen.backend import KernelBody, cpu_backend
 from ferrule.codegen.cost import cost_of
 from ferrule.codegen.expand import RULES
@@ -120,6 +122,23 @@ def test_a_function_that_was_compiled_is_not_compiled_again(tmp_path: pathlib.Pa
     assert made("once", 3e-12) == 0
     assert made("once", 3.1e-12) == 1  # a number is told from its neighbours
     assert made("another", 3e-12) == 1  # a library finds its functions by their names
+
+
+def test_a_function_that_does_not_compile_ends_the_build(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions are compiled on threads of their own, and whoever builds hears of it."""
+
+    def failing(functions: Mapping[str, tvm.tirx.PrimFunc], target: object) -> tvm.runtime.Module:
+        if "a" in functions:
+            raise ValueError("no code for a")
+        return compile_functions(functions, tvm_target(Target.parse("cpu")))
+
+    monkeypatch.setattr(build, "OBJECTS", Objects(failing))
+    kernels = {"a": KernelBody(linear()), "b": KernelBody(add_norm(0))}
+    with pytest.raises(CodegenError, match=r"kernel a: no code for a\ngraph "):
+        build_library(kernels, Target.parse("cpu"), tmp_path / "kernels.so")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_object_files_that_were_asked_for_last_are_kept() -> None:

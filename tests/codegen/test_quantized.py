@@ -213,19 +213,25 @@ EXPERTS = (
 )
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_values_of_experts(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "dtype"), [*((t, "f32") for t in TARGETS), (TARGETS[0], "bf16")]
+)
+def test_values_of_experts(target: str, dtype: str) -> None:
     if not cpu_runs(target):
         pytest.skip(f"the machine is no {target}")
+    wanted = EXPERTS if dtype == "f32" else (EXPERTS[0], EXPERTS[1], EXPERTS[-1])
     bodies = {
-        f"experts_{i}": Maker(target, f, "f32").experts(n, k, biased=n % 16 > 0)
-        for i, (f, n, k) in enumerate(EXPERTS)
+        f"experts_{i}": Maker(target, f, dtype).experts(n, k, biased=n % 16 > 0)
+        for i, (f, n, k) in enumerate(wanted)
     }
     library = Kernels(target, bodies)
+    given = {"z": below(16), "x": in_steps}
     for name in library.bodies:
-        for rows in (1, 7, 40):
-            given = {"index": below(5), "z": below(16), "x": in_steps}
-            library.check(name, given, T=rows)
+        for rows in (1, 7, 40, 230):
+            library.check(name, given | {"index": below(5)}, T=rows)
+        # All to one expert, the first or the last; and to a few of them.
+        for index in (filled(0), filled(4), lambda s: 3 * below(2)(s)):
+            library.check(name, given | {"index": index}, T=29)
 
 
 def in_steps(shape: tuple[int, ...]) -> torch.Tensor:
