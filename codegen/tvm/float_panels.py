@@ -17,8 +17,9 @@ from tvm.script.ir_builder import tirx as T
 from . import amx
 from .group_steps import fresh_vector, looped
 from .isa import LANES, Isa, Tile
-from .linear import Linear, load_vector, store_rows
-from .loops import Work, flat_index
+from .linear import Linear, Share, Tiling
+from .loops import Work
+from .register_tiles import load_vector, store_rows
 from .row_tiles import MANY
 from .tiles import column_vectors, stored_blocks, sums_of
 from .values import Expr, bind, cast, const, i64
@@ -41,14 +42,18 @@ class _Panel:
     16].
     """
 
-    linear: Linear
+    share: Share
     tile: Tile
     x: tirx.Buffer
     vectors: tuple[tuple[int, Expr], ...]
     blocks: tirx.Buffer
     weights: tirx.Buffer
     sums: tirx.Buffer
-    rows: Expr
+
+    @property
+    def linear(self) -> Linear:
+        """The linear that knows the weights."""
+        return self.share.linear
 
     @property
     def held(self) -> int:
@@ -78,7 +83,7 @@ class _Panel:
         return -(-self.depth // (chunks * self.turn)) * self.turn
 
 
-def emit_float_panels(linear: Linear, rows: Expr, tile: Tile) -> None:
+def emit_float_panels(linear: Linear, tiling: Tiling, tile: Tile) -> None:
     """All rows of a linear, panel of columns by panel."""
     tile = linear.kernel.chosen(MANY.name, tile)
     isa, blocks = linear.kernel.isa, -(-linear.columns // LANES)
@@ -86,46 +91,48 @@ def emit_float_panels(linear: Linear, rows: Expr, tile: Tile) -> None:
     wide = max(1, min(most, blocks // (2 * max(1, isa.cores))))
     panels = -(-blocks // wide)
     tile = replace(tile, columns=wide, rows=-(-tile.rows // isa.many.rows) * isa.many.rows)
-    x = _laid_out(linear, rows)
-    with T.parallel(i64(0), i64(panels)) as group:
-        panel = _panel(linear, tile, group, x, rows)
-        tiles = bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
+    x = _laid_out(linear, tiling)
+
+    def emit(share: Share, group: Expr) -> None:
+        panel = _panel(share, tile, group, x)
+        tiles = bind(tirx.truncdiv(share.rows + i64(tile.rows - 1), i64(tile.rows)))
         with T.serial(i64(0), tiles) as number:
             work = replace(linear.kernel.work().within(group, 0, panels), parallel=False)
             _row_tile(panel, work, group, number)
 
+    tiling.over_panels(panels, emit)
 
-def _laid_out(linear: Linear, rows: Expr) -> tirx.Buffer:
-    """x as [run of rows, k, row], the last row again past the last."""
+
+def _laid_out(linear: Linear, tiling: Tiling) -> tirx.Buffer:
+    """x as [run of rows, k, row], another row again where there is none."""
     held, depth = linear.kernel.isa.many.rows, int(linear.x.shape[-1])
-    source = linear.kernel.places[linear.x]
-    runs = bind(tirx.floordiv(rows + i64(held - 1), i64(held)))
-    made = T.alloc_buffer((runs, i64(depth), i64(held)), "float32")
-    with T.parallel(i64(0), runs) as run:
-        numbers = [bind(tirx.min(run * i64(held) + i64(r), rows - i64(1))) for r in range(held)]
-        at = [flat_index(linear.kernel.work(), n, linear.rows) for n in numbers]
+    source, (most, _) = linear.kernel.places[linear.x], tiling.most
+    made = T.alloc_buffer((most, i64(depth), i64(held)), "float32")
+    with T.parallel(i64(0), tiling.tiles) as run:
+        at = [tiling.index(bind(run * i64(held) + i64(r))) for r in range(held)]
         with T.serial(i64(0), i64(depth)) as k:
             for r, row in enumerate(at):
                 T.buffer_store(made, cast(source.read([*row, k]), "float32"), [run, k, i64(r)])
     return made
 
 
-def _panel(linear: Linear, tile: Tile, group: Expr, x: tirx.Buffer, rows: Expr) -> _Panel:
-    vectors = column_vectors(linear, group, tile.columns)
+def _panel(share: Share, tile: Tile, group: Expr, x: tirx.Buffer) -> _Panel:
+    vectors = column_vectors(share.linear, group, tile.columns)
     width = len(vectors)
-    blocks = stored_blocks(linear, vectors)
+    blocks = stored_blocks(share.linear, vectors)
     weights = amx.buffer((width, CHUNK + 4, LANES), "float32")
     sums = amx.buffer((width, tile.rows, LANES), "float32")
-    return _Panel(linear, tile, x, vectors, blocks, weights, sums, rows)
+    return _Panel(share, tile, x, vectors, blocks, weights, sums)
 
 
 def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr) -> None:
     """The results of a tile of rows in a panel's columns."""
-    linear, width, held = panel.linear, len(panel.vectors), panel.held
-    start = bind(number * i64(panel.tile.rows))
-    first = bind(number * i64(panel.tile.rows // held))
-    left = tirx.floordiv(panel.rows - start + i64(held - 1), i64(held))
-    runs = bind(tirx.min(left, i64(panel.tile.rows // held)))
+    linear, share, width, held = panel.linear, panel.share, len(panel.vectors), panel.held
+    height = panel.tile.rows // held  # in runs of rows, which lie in tiles of their own
+    first = bind(share.base + number * i64(height))
+    start = bind(first * i64(held))
+    rows = bind(share.base * i64(held) + share.rows)
+    runs = bind(tirx.min(share.base + share.tiles - first, i64(height)))
     zero = T.broadcast(const(0, "float32"), LANES)
     with T.serial(i64(0), i64(width)) as v, T.serial(i64(0), i64(panel.tile.rows)) as r:
         T.buffer_store(panel.sums, zero, [v, r, T.ramp(i64(0), i64(1), LANES)])
@@ -142,7 +149,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr) -> None:
         sides = {
             o: sums_of(panel.sums, i * panel.tile.columns + c) for i, o in enumerate(linear.offsets)
         }
-        span, block = (start, panel.tile.rows, panel.rows), panel.vectors[c][1]
+        span, block = (start, panel.tile.rows, rows), panel.vectors[c][1]
         within = group * i64(panel.tile.columns) + i64(c) if c else None
         store_rows(linear, work, sides, span, block, within=within)
 

@@ -21,8 +21,9 @@ from . import amx
 from .dots import Dot
 from .group_steps import codes_at, fresh_vector, looped
 from .isa import LANES, Tile
-from .linear import Linear, load_vector, store_rows
-from .loops import Place, Work, flat_index
+from .linear import Linear, Share, Tiling
+from .loops import Place, Work
+from .register_tiles import load_vector, store_rows
 from .row_tiles import MANY
 from .tiles import column_vectors, stored_blocks, sums_of
 from .two_levels import (
@@ -45,7 +46,8 @@ ONE_TILE = Tile(24, 1)
 """Rows up to which a tile passes once: a block of codes is unpacked as its rows come, in the first
 cache, and the panel is as narrow as may be, so that its weights come from memory in their order.
 """
-_ROWS = 4  # in registers: sums of four rows by sixteen columns take eight of the sixteen
+ROWS = 4
+"""Rows in registers: sums of four rows by sixteen columns take eight of the sixteen."""
 _UNROLL = 2  # fours written out: with more LLVM moves loads ahead, and sums leave their registers
 _DOT = Dot("pairs", "u4")
 
@@ -81,15 +83,19 @@ class _Panel:
     column. With `once` those are of one block of groups and one vector alone.
     """
 
-    linear: Linear
+    share: Share
     tile: Tile
     x: _Rows
     vectors: tuple[tuple[int, Expr], ...]
     blocks: tirx.Buffer
     codes: tirx.Buffer
     times: tirx.Buffer | None
-    rows: Expr
     once: bool
+
+    @property
+    def linear(self) -> Linear:
+        """The linear that knows the weights."""
+        return self.share.linear
 
     def at(self, v: Expr, g: Expr) -> tuple[Expr, Expr]:
         """Where a block of groups of a vector lies: (block, vector)."""
@@ -111,48 +117,50 @@ class _Panel:
         return int(operands(self.linear.node).x.shape[-2])
 
 
-def emit_narrow(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
+def emit_narrow(linear: Linear, tiling: Tiling, tile: Tile, begin: Node) -> None:
     """All rows of a linear, panel of columns by panel; `begin` is what the sums of each group begin
     with, [.., J], or [.., B, P] with multipliers.
     """
-    x = _laid_out(linear, rows, linear.kernel.places[begin])
+    x = _laid_out(linear, tiling, linear.kernel.places[begin])
     blocks = -(-linear.columns // LANES)
     tile = linear.kernel.chosen(MANY.name, tile)
     most = min(tile.columns, HELD // (LANES * int(product(operands(linear.node).x.shape[-2:]))))
     wide = min(blocks, max(1, most // len(linear.offsets)))
-    with T.If(tirx.LE(rows, i64(ONE_TILE.rows))):
+    with T.If(tirx.LE(tiling.mean, i64(ONE_TILE.rows))):
         with T.Then():
-            _over_panels(linear, x, rows, ONE_TILE, once=True)
+            _over_panels(linear, x, tiling, ONE_TILE, once=True)
         with T.Else():
-            _over_panels(linear, x, rows, replace(tile, columns=wide), once=False)
+            _over_panels(linear, x, tiling, replace(tile, columns=wide), once=False)
 
 
-def _over_panels(linear: Linear, x: _Rows, rows: Expr, tile: Tile, *, once: bool) -> None:
+def _over_panels(linear: Linear, x: _Rows, tiling: Tiling, tile: Tile, *, once: bool) -> None:
     """The results of all rows in panels of a tile's columns, a tile of rows after the other."""
     blocks = -(-linear.columns // LANES)
     panels = -(-blocks // tile.columns)
-    with T.parallel(i64(0), i64(panels)) as group:
-        panel = _panel(linear, tile, group, x, rows, once=once)
-        tiles = i64(1) if once else bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
+
+    def emit(share: Share, group: Expr) -> None:
+        panel = _panel(share, tile, group, x, once=once)
+        tiles = bind(tirx.truncdiv(share.rows + i64(tile.rows - 1), i64(tile.rows)))
         with T.serial(i64(0), tiles) as number:
             work = replace(linear.kernel.work().within(group, 0, panels), parallel=False)
             _row_tile(panel, work, group, number, tiles)
 
+    tiling.over_panels(panels, emit)
 
-def _laid_out(linear: Linear, rows: Expr, begin: Place) -> _Rows:
-    """x, its scales and what sums begin with, the last row again past the last."""
+
+def _laid_out(linear: Linear, tiling: Tiling, begin: Place) -> _Rows:
+    """x, its scales and what sums begin with, another row again where there is none."""
     node = linear.node
     found, places = operands(node), linear.kernel.places
     assert found.x_scale is not None
     source, factors = places[linear.x].buffer, places[found.x_scale]
     count, length = (int(d) for d in found.x.shape[-2:])
-    per, runs = groups_per_block(node), bind(tirx.floordiv(rows + i64(_ROWS - 1), i64(_ROWS)))
-    words = T.alloc_buffer((runs, i64(count * length // 4), i64(_ROWS)), "int32")
-    scales = T.alloc_buffer((runs, i64(count), i64(_ROWS)), "float32")
-    first = T.alloc_buffer((runs, i64(count * per), i64(_ROWS)), "int32")
-    with T.parallel(i64(0), runs) as run, T.serial(i64(0), i64(_ROWS)) as r:
-        at = bind(tirx.min(run * i64(_ROWS) + r, rows - i64(1)))
-        row = flat_index(linear.kernel.work(), at, linear.rows)
+    per, (most, _) = groups_per_block(node), tiling.most
+    words = T.alloc_buffer((most, i64(count * length // 4), i64(ROWS)), "int32")
+    scales = T.alloc_buffer((most, i64(count), i64(ROWS)), "float32")
+    first = T.alloc_buffer((most, i64(count * per), i64(ROWS)), "int32")
+    with T.parallel(i64(0), tiling.tiles) as run, T.serial(i64(0), i64(ROWS)) as r:
+        row = tiling.index(bind(run * i64(ROWS) + r))
         with T.serial(i64(0), i64(count)) as g:
             T.buffer_store(scales, factors.read([*row, g]), [run, g, r])
             for p in range(per):
@@ -165,8 +173,9 @@ def _laid_out(linear: Linear, rows: Expr, begin: Place) -> _Rows:
     return _Rows(words, scales, first)
 
 
-def _panel(linear: Linear, tile: Tile, group: Expr, x: _Rows, rows: Expr, *, once: bool) -> _Panel:
+def _panel(share: Share, tile: Tile, group: Expr, x: _Rows, *, once: bool) -> _Panel:
     """A panel with its codes and multipliers laid out, or with room for a block's."""
+    linear = share.linear
     vectors = column_vectors(linear, group, tile.columns)
     node, width = linear.node, len(vectors)
     count, length = (int(d) for d in operands(node).x.shape[-2:])
@@ -176,7 +185,7 @@ def _panel(linear: Linear, tile: Tile, group: Expr, x: _Rows, rows: Expr, *, onc
     times = None
     if operands(node).multipliers is not None:
         times = amx.buffer((held[0] * groups_per_block(node), held[1], 2 * LANES), "int16")
-    panel = _Panel(linear, tile, x, vectors, blocks, codes, times, rows, once)
+    panel = _Panel(share, tile, x, vectors, blocks, codes, times, once)
     if not once:
         with T.serial(i64(0), i64(width)) as v:
             block = bind(blocks[v])
@@ -208,14 +217,12 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr, tiles: Expr)
     """The results of a tile of rows in a panel's columns; a part of the next panel is asked for
     with each.
     """
-    linear, rows, width = panel.linear, panel.rows, len(panel.vectors)
-    start = bind(number * i64(panel.tile.rows))
-    first = bind(number * i64(panel.tile.rows // _ROWS))
-    runs = bind(
-        tirx.min(
-            tirx.floordiv(rows + i64(_ROWS - 1), i64(_ROWS)) - first, i64(panel.tile.rows // _ROWS)
-        )
-    )
+    linear, share, width = panel.linear, panel.share, len(panel.vectors)
+    height = panel.tile.rows // ROWS  # in runs of rows, which lie in tiles of their own
+    first = bind(share.base + number * i64(height))
+    start = bind(first * i64(ROWS))
+    rows = bind(share.base * i64(ROWS) + share.rows)
+    runs = bind(tirx.min(share.base + share.tiles - first, i64(height)))
     sums = T.alloc_buffer((width, panel.tile.rows, LANES), "float32")
     with T.serial(i64(0), i64(width)) as v, T.serial(i64(0), i64(panel.tile.rows)) as r:
         T.buffer_store(sums, _none("float32"), [v, r, T.ramp(i64(0), i64(1), LANES)])
@@ -228,7 +235,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr, tiles: Expr)
             if panel.once:
                 _unpack(panel, v, block, g)
             with T.serial(i64(0), runs) as part:
-                _add_block(panel, sums, (v, block, bind(part * i64(_ROWS))), g, bind(first + part))
+                _add_block(panel, sums, (v, block, bind(part * i64(ROWS))), g, bind(first + part))
     wide = panel.tile.columns
     for c in range(wide):
         mine = {o: sums_of(sums, i * wide + c) for i, o in enumerate(linear.offsets)}
@@ -257,7 +264,7 @@ def _add_block(
 
 def _whole_numbers(panel: _Panel, v: Expr, g: Expr, run: Expr) -> list[tirx.Buffer]:
     """The whole numbers of a block of groups, of each row of a run."""
-    begin, rows, per = panel.x.begin, range(_ROWS), panel.per
+    begin, rows, per = panel.x.begin, range(ROWS), panel.per
     block, vector = panel.at(v, g)
 
     def fours(first: Expr, number: Expr) -> _Fours:

@@ -22,16 +22,17 @@ from ...ir.target import Target
 from ..backend import Layout
 from ..errors import CodegenError
 from ..space import Space
+from . import amx
 from .dots import Dot, nibbles
 from .function import Anchor, Kernel
 from .group_steps import Parts, add_integers, fresh_vector, gather, over_steps
 from .isa import LANES, Isa, Tile, isa_of
-from .linear import Linear, Scheme, Sums, emit_scheme, load_vector
+from .linear import Linear, Many, Scheme, Sums
 from .loops import Place
-from .narrow_panels import PANEL, SIZES, emit_narrow, fits_narrow
+from .narrow_panels import PANEL, ROWS, SIZES, emit_narrow, fits_narrow
 from .quantized_tiles import Vectors, by_tiles, fits_tiles, group_sums, zeros_of
+from .register_tiles import emit_scheme, load_vector
 from .row_tiles import tile_spaces
-from .tiles import in_order
 from .two_levels import (
     begin_of_blocks,
     emit_unpacked,
@@ -53,6 +54,8 @@ NARROW_ABOVE = 6
 """Rows up to which unpacking codes in registers costs less than laying them out, on AVX2."""
 UNPACKED_ABOVE = 24
 """Rows up to which unpacking codes in registers, for eight rows at a time, costs less."""
+TILED_FROM, UNPACKED_EACH, NARROW_EACH = 4, 16, 8
+"""Rows of an expert, in the mean, from which each of the ways for many rows does them."""
 
 
 def _check(node: Node, words: Mapping[str, str], codes: Node) -> None:
@@ -211,33 +214,30 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     _check(node, DOT_WORDS, node.inputs[2])
     if not kernel.isa.integer_dot:
         raise CodegenError(f"{node.op.name} needs avx2 or better, which the target lacks")
-    groups = int(node.inputs[0].shape[-2])
-    tiles = integer_tiles(kernel.isa, node)
-    some = _some_rows(kernel.isa)
-    if kernel.isa.has_integer_tiles and fits_tiles(node):
-        above = 0 if groups == 1 else GROUPS_ABOVE
-        bias, many = _bias_from(node), partial(in_order, tiled=by_tiles)
-        return Scheme(tiles, _over_integer_groups, bias, many, above, tiled=by_tiles)
-    if some is not None and unpacks(kernel.isa, node):
-        begin = block_sums_below(kernel, node)
-        many = partial(emit_unpacked, tile=UNPACKED, begin=begin)
-        until = UNPACKED_ABOVE
-        return Scheme(
-            tiles, _over_integer_groups, _bias_from(node), many, until, some=(until, some)
-        )
-    if narrows(kernel.isa, node):
-        begin = sums_below(kernel, node)
-        many, few = partial(emit_narrow, tile=PANEL, begin=begin), tiles[1]
-        return Scheme(
-            tiles,
-            _over_integer_groups,
-            _bias_from(node),
-            many,
-            NARROW_ABOVE,
-            some=(NARROW_ABOVE, few),
-        )
+    tiles, some = integer_tiles(kernel.isa, node), _some_rows(kernel.isa)
+    many = _many_rows(kernel, node)
     limited = None if some is None else (some.rows, some)
-    return Scheme(tiles, _over_integer_groups, _bias_from(node), some=limited)
+    if many is not None and many.height == amx.ROWS:
+        limited = None
+    elif many is not None:  # up to where another way begins few's tile does them, or that of some
+        limited = (many.above, some or tiles[1])
+    return Scheme(tiles, _over_integer_groups, _bias_from(node), limited, many)
+
+
+def _many_rows(kernel: Kernel, node: Node) -> Many | None:
+    """The way of many rows, where it is not that of a few."""
+    isa = kernel.isa
+    if isa.has_integer_tiles and fits_tiles(node):
+        one_scale = int(node.inputs[0].shape[-2]) == 1
+        return Many(by_tiles, amx.ROWS, 0 if one_scale else GROUPS_ABOVE, TILED_FROM)
+    if isa.registers >= 32 and unpacks(isa, node):
+        begin = block_sums_below(kernel, node)
+        unpacked = partial(emit_unpacked, tile=UNPACKED, begin=begin)
+        return Many(unpacked, above=UNPACKED_ABOVE, each=UNPACKED_EACH)
+    if narrows(isa, node):
+        narrow = partial(emit_narrow, tile=PANEL, begin=sums_below(kernel, node))
+        return Many(narrow, ROWS, NARROW_ABOVE, NARROW_EACH)
+    return None
 
 
 def narrows(isa: Isa, node: Node) -> bool:

@@ -16,8 +16,9 @@ from ...ir.ops.quantized import operands
 from .dots import Dot
 from .group_steps import codes_at
 from .isa import LANES
-from .linear import Linear, Tiling, load_vector
+from .linear import Linear, Tiling
 from .panels import Panel, Put, Steps
+from .register_tiles import load_vector
 from .tiled_codes import Wide, emit_widened
 from .tiled_groups import Codes, emit_groups
 from .tiled_rows import emit_whole

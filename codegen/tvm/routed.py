@@ -24,16 +24,13 @@ from ...ir.ops import tensor as t
 from ...ir.target import Target
 from ..backend import Layout
 from ..space import Bucket, Choice, Sample, Space
-from .amx import ROWS
 from .function import Kernel
 from .isa import LANES, Tile, isa_of
-from .linear import Linear, Route, Scheme, Share, emit_tile, with_epilogue
+from .linear import Linear, Route, Scheme, Share
 from .loops import Place, Work, flat_index
+from .register_tiles import emit_tile, with_epilogue
 from .row_tiles import Tiles, stays_in_registers
 from .values import Expr, bind, i64
-
-TILED_FROM, CODES_TILED_FROM = 2, 4
-"""Rows of an expert, in the mean, from which tile registers do them: by floats, by codes."""
 
 ANY = Bucket("1-", 1, None, (Sample(1), Sample(64)))
 VALUES = {"rows": (2, 4, 6, 8, 12), "columns": (1, 2, 3, 4)}
@@ -154,16 +151,14 @@ def _divisor(whole: int, most: int) -> int:
 
 
 def _emit_all(linear: Linear, stack: Stack) -> None:
-    shape, tiled = _Shape.of(linear), linear.scheme.tiled
+    shape, many = _Shape.of(linear), linear.scheme.many
     order = _in_order(linear, stack, shape)
-    if tiled is None:
+    if many is None or many.each is None:
         return _emit_units(linear, stack, shape, order)
     rows = linear.kernel.dims.expr(product(linear.rows))
-    codes = linear.codes.dtype in ("u4", "u8")
-    least = (CODES_TILED_FROM if codes else TILED_FROM) * stack.experts
-    with T.If(tirx.GE(rows, i64(least))):
+    with T.If(tirx.GE(rows, i64(many.each * stack.experts))):
         with T.Then():
-            tiled(linear, _InTiles.of(linear, stack, order))
+            many.emit(linear, _InTiles.of(linear, stack, order, many.height))
         with T.Else():
             _emit_units(linear, stack, shape, order)
 
@@ -181,9 +176,10 @@ class _InTiles:
     starts: tirx.Buffer
     taken: tirx.Buffer
     numbers: tuple[Expr, Expr]
+    height: int
 
     @staticmethod
-    def of(linear: Linear, stack: Stack, order: _Order) -> _InTiles:
+    def of(linear: Linear, stack: Stack, order: _Order, height: int) -> _InTiles:
         """Lay rows out that are in order."""
         experts = stack.experts
         starts, taken = (T.alloc_buffer((i64(experts + 1),), "int64") for _ in range(2))
@@ -193,21 +189,22 @@ class _InTiles:
         T.buffer_store(starts, zero, [zero])
         with T.serial(zero, i64(experts)) as e:
             own = bind(order.starts[e + i64(1)] - order.starts[e])
-            T.buffer_store(starts, starts[e] + _tiles(own, ROWS), [e + i64(1)])
+            T.buffer_store(starts, starts[e] + _tiles(own, height), [e + i64(1)])
             T.buffer_store(taken, e, [count[zero]])  # written over by the next, if it has no rows
             more = tirx.Select(tirx.GT(own, zero), i64(1), zero)
             T.buffer_store(count, count[zero] + more, [zero])
         tiles = bind(starts[i64(experts)])
-        most, _ = _most_tiles(linear, stack)
-        rows = T.alloc_buffer((most * i64(ROWS),), "int64")
+        most, _ = _most_tiles(linear, stack, height)
+        rows = T.alloc_buffer((most * i64(height),), "int64")
         with T.serial(zero, i64(experts)) as e:
             first, own = bind(order.starts[e]), bind(order.starts[e + i64(1)] - order.starts[e])
-            start = bind(starts[e] * i64(ROWS))
-            with T.serial(zero, (starts[e + i64(1)] - starts[e]) * i64(ROWS)) as r:
+            start = bind(starts[e] * i64(height))
+            with T.serial(zero, (starts[e + i64(1)] - starts[e]) * i64(height)) as r:
                 there = tirx.LT(r, own)
                 held = order.rows[first + tirx.min(r, own - i64(1))]
                 T.buffer_store(rows, tirx.Select(there, held, i64(-1)), [start + r])
-        return _InTiles(linear, stack, order, rows, starts, taken, (tiles, bind(count[zero])))
+        numbers = (tiles, bind(count[zero]))
+        return _InTiles(linear, stack, order, rows, starts, taken, numbers, height)
 
     @property
     def tiles(self) -> Expr:
@@ -217,7 +214,13 @@ class _InTiles:
     @property
     def most(self) -> tuple[Expr, Expr]:
         """How many tiles there are at most, and how many of one expert."""
-        return _most_tiles(self.linear, self.stack)
+        return _most_tiles(self.linear, self.stack, self.height)
+
+    @property
+    def mean(self) -> Expr:
+        """Rows of an expert, in the mean."""
+        rows = self.linear.kernel.dims.expr(product(self.linear.rows))
+        return bind(tirx.truncdiv(rows, i64(self.stack.experts)))
 
     def has(self, number: Expr) -> Expr:
         """Whether there is a row at a place."""
@@ -240,11 +243,26 @@ class _InTiles:
             route = Route(lambda n: self.rows[n], expert, _blocks(self.linear))
             body(Share(replace(self.linear, route=route), run, base, tiles, own))
 
+    def over_panels(self, panels: int, body: Callable[[Share, Expr], None]) -> None:
+        """body(share, panel) for each panel of each expert that has rows: an expert's are shared
+        out evenly, so that its rows stay near while those of a run pass.
+        """
+        runs = min(panels, 4 * self.linear.kernel.isa.cores)
 
-def _most_tiles(linear: Linear, stack: Stack) -> tuple[Expr, Expr]:
+        def over_run(share: Share) -> None:
+            first, end = (
+                bind(tirx.truncdiv((share.run + i64(n)) * i64(panels), i64(runs))) for n in (0, 1)
+            )
+            with T.serial(i64(0), end - first) as place:
+                body(share, bind(first + place))
+
+        self.over(runs, over_run)
+
+
+def _most_tiles(linear: Linear, stack: Stack, height: int) -> tuple[Expr, Expr]:
     """The most tiles of all experts together, and of one."""
     rows = linear.kernel.dims.expr(product(linear.rows))
-    whole = bind(tirx.truncdiv(rows, i64(ROWS)))
+    whole = bind(tirx.truncdiv(rows, i64(height)))
     return bind(whole + i64(stack.experts)), bind(whole + i64(1))
 
 

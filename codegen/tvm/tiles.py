@@ -22,9 +22,10 @@ from tvm.script.ir_builder import tirx as T
 
 from . import amx
 from .isa import LANES
-from .linear import Linear, Share, Tiling, store_rows
-from .loops import Work, flat_index
+from .linear import Linear, Share, Tiling
+from .loops import Work
 from .panels import PANEL, Panel, Steps
+from .register_tiles import store_rows
 from .row_tiles import MANY, Panels
 from .values import Expr, bind, const, i64, vectorized
 
@@ -76,44 +77,6 @@ class Body:
     apart: bool = False
     few: Callable[[Callable[[Expr], Panel], Expr, int], None] | None = None
     most: int = FEW
-
-
-@dataclass(frozen=True)
-class InOrder:
-    """All rows of a linear one after another, by the same weights."""
-
-    linear: Linear
-    rows: Expr
-
-    @property
-    def tiles(self) -> Expr:
-        """How many tiles there are."""
-        return bind(tirx.truncdiv(self.rows + i64(amx.ROWS - 1), i64(amx.ROWS)))
-
-    @property
-    def most(self) -> tuple[Expr, Expr]:
-        """How many tiles there are at most, and how many of a share's rows."""
-        return self.tiles, self.tiles
-
-    def has(self, number: Expr) -> Expr:
-        """Whether there is a row at a place."""
-        return tirx.LT(number, self.rows)
-
-    def index(self, number: Expr) -> list[Expr]:
-        """Where x has the row at a place, or the last row."""
-        held = bind(tirx.min(number, self.rows - i64(1)))
-        return flat_index(self.linear.kernel.work(), held, self.linear.rows)
-
-    def over(self, runs: int, body: Callable[[Share], None]) -> None:
-        """body(share) for each of so many runs of columns; threads take runs."""
-        tiles = self.tiles
-        with T.parallel(i64(0), i64(runs)) as run:
-            body(Share(self.linear, run, i64(0), tiles, self.rows))
-
-
-def in_order(linear: Linear, rows: Expr, tiled: Callable[[Linear, Tiling], None]) -> None:
-    """All rows of a linear, one after another."""
-    tiled(linear, InOrder(linear, rows))
 
 
 def emit_panels(

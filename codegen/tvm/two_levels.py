@@ -22,9 +22,10 @@ from .dots import Dot
 from .fetch import LINE, fetch
 from .group_steps import Parts, add_integers, add_pairs, codes_at, fresh_vector, gather
 from .isa import LANES, Isa, Tile
-from .linear import Linear, Sums, load_vector, store_rows
+from .linear import Linear, Share, Sums, Tiling
 from .loops import Place, Work, flat_index
 from .panels import Put, emit_all
+from .register_tiles import load_vector, store_rows
 from .row_tiles import MANY
 from .tiles import column_vectors
 from .values import Expr, bind, const, i64
@@ -225,7 +226,7 @@ class _Panel:
         return int(operands(self.linear.node).x.shape[-1]) // 4
 
 
-def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
+def emit_unpacked(linear: Linear, tiling: Tiling, tile: Tile, begin: Node) -> None:
     """All rows of a linear over 4-bit codes with one zero, panel of columns by panel; `begin` is
     what the sums of blocks (or of groups, without multipliers) begin with, [.., B].
     """
@@ -236,18 +237,24 @@ def emit_unpacked(linear: Linear, rows: Expr, tile: Tile, begin: Node) -> None:
     node = linear.node
     count, length = (int(d) for d in operands(node).x.shape[-2:])
     first = linear.kernel.places[begin]
-    with T.parallel(i64(0), i64(panels)) as group:
+
+    def emit(share: Share, group: Expr) -> None:
+        linear = share.linear
         vectors = column_vectors(linear, group, wide)
         held = amx.buffer((count * length // 4, len(vectors), BYTES), "uint8")
-        panel = _Panel(linear, replace(tile, columns=wide), vectors, held, first, rows)
+        low = share.base  # a tile of rows in order has one row
+        end = bind(low + share.rows)
+        panel = _Panel(linear, replace(tile, columns=wide), vectors, held, first, end)
         _unpack(panel)
-        tiles = bind(tirx.floordiv(rows + i64(tile.rows - 1), i64(tile.rows)))
+        tiles = bind(tirx.truncdiv(share.rows + i64(tile.rows - 1), i64(tile.rows)))
         with T.serial(i64(0), tiles) as number:
             work = linear.kernel.work().within(group, 0, panels)
-            share = bind(tirx.floordiv(_lines(linear) + tiles - i64(1), tiles))
-            part = (bind(number * share), share)
-            start = bind(number * i64(tile.rows))
+            lines = bind(tirx.truncdiv(_lines(linear) + tiles - i64(1), tiles))
+            part = (bind(number * lines), lines)
+            start = bind(low + number * i64(tile.rows))
             _row_tile(panel, replace(work, parallel=False), group, start, part)
+
+    tiling.over_panels(panels, emit)
 
 
 def _unpack(panel: _Panel) -> None:
@@ -341,7 +348,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
     """The results of a tile of rows in a panel's columns; `part` of the next panel is asked for."""
     linear, rows = panel.linear, panel.rows
     numbers = [bind(tirx.min(start + i64(r), rows - i64(1))) for r in range(panel.tile.rows)]
-    at = [flat_index(work, n, linear.rows) for n in numbers]
+    at = [_row_of_x(linear, work, n) for n in numbers]
     zero = T.broadcast(tirx.FloatImm("float32", 0.0), LANES)
     keys = [(r, v) for r in range(panel.tile.rows) for v in range(len(panel.vectors))]
     sums = {key: fresh_vector("float32", zero) for key in keys}
@@ -349,7 +356,7 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
     assert found.x_scale is not None
     scales, factors = (linear.kernel.places[n] for n in (found.scale, found.x_scale))
     ahead = [bind(tirx.min(n + i64(panel.tile.rows), rows - i64(1))) for n in numbers]
-    later = [flat_index(work, n, linear.rows) for n in ahead]
+    later = [_row_of_x(linear, work, n) for n in ahead]
     source = linear.kernel.places[linear.x].buffer
     with T.serial(i64(0), i64(int(found.x.shape[-2]))) as g:
         ask_next(linear, panel.vectors, panel.tile.columns, g, part)
@@ -373,6 +380,10 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, start: Expr, part: tuple[E
         within = group * i64(wide) + i64(c) if c else None
         span = (start, panel.tile.rows, rows)
         store_rows(linear, work, sides, span, panel.vectors[c][1], within=within)
+
+
+def _row_of_x(linear: Linear, work: Work, number: Expr) -> list[Expr]:
+    return linear.x_row(flat_index(work, linear.row(number), linear.rows))
 
 
 def _block_sums(panel: _Panel, at: list[list[Expr]], g: Expr) -> dict[tuple[int, int], tirx.Buffer]:

@@ -139,6 +139,7 @@ TARGETS = {
     "cpu:x86-64-v4": [
         ("f32", "gated"),
         ("f32", "turns"),
+        ("wide", "gated"),
         ("wide", "residual"),
         ("wide", "experts"),
         ("wide", "long"),
@@ -147,6 +148,10 @@ TARGETS = {
         ("f32", "gated"),
         ("f32", "turns"),
         ("f32", "turned"),
+        ("wide", "gated"),
+        ("wide", "turns"),
+        ("wide", "turned"),
+        ("wide", "experts"),
         ("wide", "residual"),
         ("f16", "residual"),
         ("wide", "long"),

@@ -63,7 +63,7 @@ def below(count: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
 
 @pytest.mark.parametrize("name", BODIES)
 def test_values(kernels: Kernels, name: str) -> None:
-    for rows in (1, 4, 61):
+    for rows in (1, 4, 61, 301):
         kernels.check(name, {"index": below(EXPERTS)}, T=rows)
     # All to one expert, the first or the last; and to a few of them.
     for index in (torch.zeros, lambda s: torch.full(s, EXPERTS - 1), lambda s: 5 * below(2)(s)):

@@ -160,7 +160,7 @@ def test_a_key_changes_with_text_target_and_template(monkeypatch: pytest.MonkeyP
         digest(linear(), Target.parse("cpu:x86-64-v3")),
     }
     assert first not in others and len(others) == 3
-    monkeypatch.setattr("ferrule.codegen.tvm.linear.PARALLEL_FROM", 1)
+    monkeypatch.setattr("ferrule.codegen.tvm.register_tiles.PARALLEL_FROM", 1)
     assert digest(linear()) != first
 
 
@@ -216,7 +216,7 @@ def tile(rows: int) -> Choice:
 def test_a_library_takes_what_was_chosen_and_says_so(tmp_path):
     found = tunable(linear(), CPU)
     assert found is not None
-    right, wrong = tile(48), Choice.of({"rows": 99})
+    right, wrong = tile(4), Choice.of({"rows": 99})
     chosen = {found.digest: {MANY.name: right, FEW.name: wrong, ONE.name: DEFAULT}}
     body = {"k": KernelBody(linear())}
     report = build_library(body, CPU, tmp_path / "tuned.so", chosen)["k"]
@@ -227,7 +227,7 @@ def test_a_library_takes_what_was_chosen_and_says_so(tmp_path):
 
 
 def test_a_candidate_that_cannot_be_built_is_named_and_the_others_are(tmp_path):
-    choices = [tile(48), Choice.of({"depth": 1})]
+    choices = [tile(4), Choice.of({"depth": 1})]
     faults = build_candidates(canonical(linear()), CPU, MANY.name, choices, str(tmp_path / "c.so"))
     assert faults.keys() == {1} and "the template knows rows, columns" in faults[1]
     library = tvm.runtime.load_module(str(tmp_path / "c.so"))
