@@ -43,6 +43,11 @@ def origin(meta: dict[str, Any], prefix: str = "") -> str:
 
 def _innermost(frames: list[tuple[str, int]]) -> str:
     for name, line in reversed(frames):
-        if not name.startswith((_TORCH, _OURS, "<")) and "/importlib/" not in name:
+        if is_model_source(name):
             return f"{Path(name).name}:{line}"
     return ""
+
+
+def is_model_source(name: str) -> bool:
+    """Whether a file's code is a model's own, not that of what traces it."""
+    return not name.startswith((_TORCH, _OURS, "<")) and "/importlib/" not in name

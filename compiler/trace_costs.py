@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gc
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch import nn
+
+from .sources import is_model_source
 
 FEW_PARTS = 100
 SELDOM = 50_000  # objects made before Python looks for unreachable ones: a trace makes millions
@@ -39,3 +45,44 @@ def seldom_collected() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(first, *others)
+
+
+@dataclass(frozen=True, eq=False)
+class _ModelLine:
+    """Where a traced call is made, as torch's tracer asks for it: it takes the whole stack, a
+    hundred frames and the text of each line, and keeps those of forwards.
+    """
+
+    frame: FrameType | None
+
+    @staticmethod
+    def extract(**_: object) -> _ModelLine:
+        """The caller's place."""
+        return _ModelLine(sys._getframe(1))
+
+    def summary(self) -> traceback.StackSummary:
+        """The innermost line of a forward in model source alone."""
+        frame = self.frame
+        while frame is not None:
+            code = frame.f_code
+            if code.co_name == "forward" and is_model_source(code.co_filename):
+                place = (code.co_filename, frame.f_lineno, code.co_name, "")
+                return traceback.StackSummary.from_list([place])
+            frame = frame.f_back
+        return traceback.StackSummary()
+
+
+@contextmanager
+def short_stacks() -> Iterator[None]:
+    """Every traced call has the one line of its stack that origins are told by: to take the whole
+    stack of each takes a fifth of a trace.
+    """
+    import torch.fx.proxy
+
+    tracer: Any = torch.fx.proxy
+    whole = tracer.CapturedTraceback
+    tracer.CapturedTraceback = _ModelLine
+    try:
+        yield
+    finally:
+        tracer.CapturedTraceback = whole

@@ -1,0 +1,50 @@
+"""What is spared beside a trace changes nothing of what is traced."""
+
+from typing import Any
+
+import torch
+import torch.fx.proxy
+from ferrule.compiler.sources import origin
+from ferrule.compiler.trace_costs import short_stacks
+from torch import nn
+from torch.utils._traceback import CapturedTraceback
+
+
+class Inner(nn.Module):
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.scaled(x)
+        return y.softmax(-1)
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.inner(x)) + 1.0
+
+
+def _origins() -> list[str]:
+    program = torch.export.export(Outer(), (torch.ones(2, 4),))
+    return [origin(n.meta) for n in program.graph.nodes if n.op == "call_function"]
+
+
+def test_the_one_line_of_a_short_stack_is_the_origin_that_the_whole_stack_gives():
+    whole = _origins()
+    with short_stacks():
+        short = _origins()
+    assert short == whole
+    assert len(set(whole)) == 4, whole
+    assert all("test_trace_costs.py:" in each for each in whole), whole
+
+
+def test_the_tracer_has_its_own_stacks_back():
+    tracer: Any = torch.fx.proxy
+    with short_stacks():
+        assert tracer.CapturedTraceback is not CapturedTraceback
+    assert tracer.CapturedTraceback is CapturedTraceback
