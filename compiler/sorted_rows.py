@@ -228,6 +228,9 @@ class _SortedRows(TorchFunctionMode):
         run = _run_of(index)
         if run is not None:
             return self._mark(x[:], _Marks(**{**vars(self._of(x)), "run": run}))
+        if self._of(x).order and _keeps_rows(index):
+            with torch._C.DisableTorchFunction():
+                return self._mark(x[index], self._of(x))
         marks = self._of(index)
         if marks.order and isinstance(x, Tensor) and not marks.modulo:
             rows = x.repeat_interleave(marks.over, 0) if marks.over > 1 else x[:]
@@ -303,14 +306,21 @@ class _SortedRows(TorchFunctionMode):
 
 def _is_all(index: Any) -> bool:
     """Whether an index takes an axis whole, or puts one there."""
-    return index is None or (isinstance(index, slice) and index == slice(None))
+    return index is None or index is ... or (isinstance(index, slice) and index == slice(None))
+
+
+def _keeps_rows(index: Any) -> bool:
+    """Whether an index takes all rows, and puts axes of one behind them: `[:, None]`."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return parts[:1] == (slice(None),) and all(map(_is_all, parts[1:]))
 
 
 def _is_counts(x: Any) -> bool:
     """Whether a tensor is a whole number for each of so many experts, unknown as yet."""
     if not isinstance(x, Tensor) or x.dim() != 1 or not isinstance(x.shape[0], int):
         return False
-    fake = isinstance(x, torch._subclasses.FakeTensor) and x.constant is None
+    # Inside torch.vmap what is fake has no such attribute.
+    fake = isinstance(x, torch._subclasses.FakeTensor) and getattr(x, "constant", x) is None
     return fake and not x.is_floating_point() and x.dtype != torch.bool
 
 
