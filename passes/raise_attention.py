@@ -278,6 +278,25 @@ def repeated_keys(root: Node) -> Node | None:
 
 
 @ATTENTION.on(hole("root", is_attention))
+def heads_in_batch(root: Node) -> Node | None:
+    """attention over [1, B H, S, D] = attention over [B, H, S, D]."""
+    q, k, v, *more = root.inputs
+    frame = q.shape[:2]
+    if frame[0] != 1 or isinstance(frame[1], int) or "sinks" in root["extras"]:
+        return None
+    if not all(equal_shapes(x.shape[:2], frame) for x in (k, v)):
+        return None
+    target = best_target([frame[1:]], [q, k, v])
+    if target is None or target[0] == 1:
+        return None
+    inputs = [moved(x, frame, target) for x in (q, k, v, *more)]
+    whole = [x for x in inputs if x is not None]
+    if len(whole) < len(inputs):
+        return None
+    return reshaped(root.with_inputs(tuple(whole)), root.shape)
+
+
+@ATTENTION.on(hole("root", is_attention))
 def scaled_queries(root: Node) -> Node | None:
     """attention(q * c, k * d, ...) = attention(q, k, ...) with c d times the scale."""
     q, k, *more = root.inputs

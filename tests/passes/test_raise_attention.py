@@ -9,7 +9,7 @@ import pytest
 import torch
 from check import check_pass
 from ferrule.compiler.reference import evaluate
-from ferrule.ir.dims import dim
+from ferrule.ir.dims import Dim, dim
 from ferrule.ir.graph import Graph
 from ferrule.ir.node import Node, input_, parameter
 from ferrule.ir.ops import model
@@ -123,6 +123,12 @@ def folded() -> Node:
     return t.reshape(weigh(t.matmul(q, swapped(k)), v), shape=(B, 4, S, 5))
 
 
+def heads_in_batch(count: Dim) -> Node:
+    """As SDPA over [B H, S, D] is imported."""
+    q, k, v = (t.reshape(x, shape=(1, count, S, x.shape[3])) for x in (Q, K, V))
+    return attend(q, k, v, t.reshape(BIAS, shape=(1, count, 1, S)))
+
+
 def grouped() -> Node:
     """Grouped heads as a fifth axis: [B, G, H / G, S, D]."""
     q = t.reshape(Q, shape=(B, 2, 2, S, 6))
@@ -204,6 +210,10 @@ SPELLINGS: dict[str, tuple[Node, Node]] = {
     "gemma2": (softcapped(), attend(mask=MASK, scale=0.25, softcap=7.0)),
     "bloom": (bloom(), attend(mask=t.add(BIAS, MASK), scale=0.4)),
     "heads folded into the batch": (folded(), attend()),
+    "heads in the batch of the op": (
+        t.reshape(heads_in_batch(4 * B), shape=(B, 4, S, 5)),
+        attend(mask=BIAS),
+    ),
     "five axes": (grouped(), attend(Q, KG, VG, MASK)),
     "keys repeated": (weigh(scores(Q, repeated(KG)), repeated(VG)), attend(Q, KG, VG)),
     "keys repeated before": (
