@@ -50,7 +50,7 @@ def _named_functions(
     methods, attributes of modules.
     """
     seen: set[int] = set()
-    for place in _namespaces(model):
+    for place in namespaces(model):
         if id(place) in seen:
             continue
         seen.add(id(place))
@@ -60,7 +60,8 @@ def _named_functions(
                 yield place, name, value
 
 
-def _namespaces(model: nn.Module) -> Iterator[dict[str, Any]]:
+def namespaces(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Where the code of a model's modules finds names: globals of the methods, attributes."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     for cls in classes - {nn.Module, object}:
         for method in vars(cls).values():

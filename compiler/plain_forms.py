@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
-from functools import reduce
+from functools import reduce, wraps
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.modules import transformer
 from .associative import scanned_pairs
 from .errors import CompileError
 from .flexible_attention import plain_flexible_attention
+from .helped import namespaces
 from .recurrent_layers import scanned_layers
 
 
@@ -45,6 +46,7 @@ def plain_forms(model: nn.Module, undo: ExitStack) -> None:
     they are, recurrent layers and associative scans as scans: all exact.
     """
     _plain_attention(model, undo)
+    _plain_causality(model, undo)
     _plain_experts(model, undo)
     _plain_masks(undo)
     scanned_layers(undo)
@@ -64,6 +66,26 @@ def _plain_masks(undo: ExitStack) -> None:
     if hasattr(found, name):
         undo.callback(setattr, found, name, getattr(found, name))
         setattr(found, name, lambda mask, is_causal=None, size=None: bool(is_causal))
+
+
+def _plain_causality(model: nn.Module, undo: ExitStack) -> None:
+    """torch's attention takes no symbol for is_causal, such as `length > 1` is: what it is for the
+    lengths that are traced is asked for, where the model's own modules call it too.
+    """
+    own: Any = F.scaled_dot_product_attention
+
+    @wraps(own)
+    def attention(*args: Any, **more: Any) -> Any:
+        asked = (bool(a) if isinstance(a, torch.SymBool) else a for a in args)
+        if isinstance(more.get("is_causal"), torch.SymBool):
+            more["is_causal"] = bool(more["is_causal"])
+        return own(*asked, **more)
+
+    places = [vars(F), *namespaces(model)]
+    for place in {id(p): p for p in places}.values():
+        for name in [n for n, value in place.items() if value is own]:
+            undo.callback(place.__setitem__, name, own)
+            place[name] = attention
 
 
 def _plain_distances(undo: ExitStack) -> None:

@@ -13,6 +13,7 @@ from ferrule.runtime.errors import RequestError
 from models import zoo
 from models.tables import CountedLM, MaskTableLM
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 
 def test_one_program_serves_any_batch_and_length():
@@ -293,3 +294,21 @@ def test_a_table_that_bounds_the_length_is_named():
     assert re.match(
         r"S <= 96, |the table of 96 rows at", capture(zoo.build("scratch_plain")).bounded_by
     )
+
+
+class Attending(Switch):
+    """Attention that is causal behind more than one token, called by a name of its own."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        return self.out(attention(x, x, x, None, 0.0, ids.shape[1] > 1))
+
+
+def test_attention_may_be_causal_where_there_is_more_than_one_token():
+    model = Attending().eval()
+    imported = import_captured(capture(model, max_context=12))
+    for shape in ((2, 1), (3, 12)):
+        ids = torch.randint(0, 31, shape)
+        (found,) = evaluate(imported.graph, {"ids": ids}, imported.weights)
+        torch.testing.assert_close(found, model(ids), rtol=1e-5, atol=1e-5)
+    assert attention is nn.functional.scaled_dot_product_attention
