@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from .capture import LogitsOf, is_last_alone, prepared
+from .models import copied
 from .parity import Array, Logits
 
 
@@ -51,7 +51,7 @@ def logits_from(run: LogitsOf, ids: torch.Tensor, first: int = 0) -> torch.Tenso
 @contextmanager
 def wide_logits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[Logits]:
     """eager_logits of a copy of the model in float32."""
-    with eager_logits(deepcopy(model).float(), _Wide(weights)) as logits:
+    with eager_logits(copied(model).float(), _Wide(weights)) as logits:
         yield logits
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint import CheckpointWeights, LiveWeights, SafetensorsFiles, Weights
@@ -60,13 +62,36 @@ def check_dtype(dtype: str) -> None:
 
 
 def _in_memory(model: nn.Module, dtype: str) -> Opened:
+    _is_plain(model)
     if dtype != "auto":
-        from copy import deepcopy
-
         # The caller's model stays as it is.
-        model = deepcopy(model).to(DTYPES[dtype])
+        model = copied(model).to(DTYPES[dtype])
     name = getattr(getattr(model, "config", None), "model_type", "") or type(model).__name__
     return Opened(model, LiveWeights(model), None, name, float_dtype(model))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a model; tensors that its modules made and keep, as torch's weight_norm does, are
+    copied as values.
+    """
+    held = (v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
+    return deepcopy(model, {id(v): v.detach().clone() for v in held if not v.is_leaf})
+
+
+def _is_plain(model: nn.Module) -> None:
+    """Raise CompileError where a model in memory is none that can be captured."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CompileError(
+            f"{type(model).__name__} is a TorchScript module, whose code is no Python that "
+            "torch.export could follow; give the torch.nn.Module that it was made of"
+        )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    empty = [n for n, x in tensors if isinstance(x, UninitializedTensorMixin)]
+    if empty:
+        raise CompileError(
+            f"{', '.join(empty)} of {type(model).__name__} have no size yet: they are those of "
+            "lazy modules; run the model once on some token ids"
+        )
 
 
 def graph_name(name: str) -> str:

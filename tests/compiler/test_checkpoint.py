@@ -2,6 +2,7 @@
 named at once.
 """
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ferrule.compiler.errors import CompileError
 from ferrule.compiler.models import open_model
 from models import zoo
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 
 def saved(name: str, folder: Path):
@@ -145,3 +147,22 @@ def test_a_language_model_is_read_alone_where_the_whole_takes_missing_libraries(
     weights, live = open_model(tmp_path).weights, LiveWeights(model)
     for key, _ in model.named_parameters(remove_duplicate=False):
         assert weights[key].equal(live[key]), key
+
+
+def test_a_model_in_memory_is_copied_with_weights_that_it_made():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(nn.Embedding(7, 4), nn.utils.weight_norm(nn.Linear(4, 7)))
+    opened = open_model(model, "float32")
+    assert opened.model is not model
+    ids = torch.tensor([[1, 2, 5]])
+    torch.testing.assert_close(opened.model(ids), model(ids))
+
+
+def test_modules_that_cannot_be_captured_are_refused():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+    with pytest.raises(CompileError, match=r"TopLevelTracedModule is a TorchScript module"):
+        open_model(torch.jit.trace(model, torch.zeros(1, 3, dtype=torch.int64)))
+    lazy = nn.Sequential(nn.Embedding(7, 4), nn.LazyLinear(7))
+    with pytest.raises(CompileError, match=r"1\.weight, 1\.bias of Sequential have no size yet"):
+        open_model(lazy)
