@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -31,6 +31,7 @@ from .helped import helped
 from .last_rows import all_rows_for_last
 from .plain_forms import plain_forms, token_argument
 from .refusals import A_NUMBER, in_plain_words
+from .results import NOT_LOGITS, logits_in, vocabularies_of
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
 from .strides import WithoutStrides
@@ -137,7 +138,7 @@ class LogitsOf(nn.Module):
         self.model, self.ends, self.end = model, (1, longest), end
         self.strides = True  # whether how parts of values lie in memory is looked at
         self.splits, self.by_name = Splits(), token_argument(model)
-        self.sizes = OpenSizes()
+        self.sizes, self.vocabularies = OpenSizes(), vocabularies_of(model)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of ids [B, S]; outside a capture [B, 1, V] where the model gives the
@@ -155,47 +156,12 @@ class LogitsOf(nn.Module):
                 with all_rows_for_last(ids):
                     logits = self._logits(ids)
                 if is_last_alone(logits, ids):
-                    raise CompileError(_NOT_LOGITS.format(given=list(logits.shape), ids=ids.shape))
+                    raise CompileError(NOT_LOGITS.format(given=list(logits.shape), ids=ids.shape))
         return logits
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
         result = self.model(**{self.by_name: ids}) if self.by_name else self.model(ids)
-        return _checked(result, ids)
-
-
-def _checked(result: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The logits in what a forward gives: [B, S, V], or [B, 1, V] of the last token."""
-    logits = logits_in(result)
-    if isinstance(logits, torch.Tensor) and logits.is_floating_point():
-        batch, *rest = logits.shape
-        if len(rest) == 2 and batch == ids.shape[0] and rest[0] in (ids.shape[1], 1):
-            return logits
-        if len(rest) == 1 and batch == ids.shape[0]:
-            return logits[:, None]
-    given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(result).__name__
-    raise CompileError(_NOT_LOGITS.format(given=given, ids=list(ids.shape)))
-
-
-_NOT_LOGITS = (
-    "a causal language model maps token ids [B, S] to floating-point logits [B, S, V], bare, as "
-    ".logits, under the key logits, or first of several results (behind a loss); this forward "
-    "gives {given} for ids {ids}. Pass args=... to compile any other module."
-)
-
-
-def logits_in(result: Any) -> Any:
-    """The logits among the results of a forward: it, its `logits`, those of a field of a dataclass,
-    or the first of several, behind a loss where that comes first.
-    """
-    if isinstance(result, Mapping) and "logits" in result:
-        return result["logits"]
-    if isinstance(result, (tuple, list)) and result and not hasattr(result, "logits"):
-        ranked = [r for r in result if isinstance(r, torch.Tensor) and r.dim() >= 2]
-        return ranked[0] if ranked else result[0]
-    if is_dataclass(result) and not hasattr(result, "logits"):
-        inner = (getattr(result, f.name) for f in fields(result))
-        return next((r.logits for r in inner if hasattr(r, "logits")), result)
-    return getattr(result, "logits", result)
+        return logits_in(result, ids, self.vocabularies)
 
 
 def is_last_alone(logits: torch.Tensor, ids: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ferrule.compiler.build import Options, build_in_temporary
-from ferrule.compiler.capture import logits_in
+from ferrule.compiler.results import logits_in
 from ferrule.compiler.zoo_models import randomize
 from ferrule.runtime.sampling import SamplingParams
 from torch import nn
@@ -125,7 +125,8 @@ def eager(model: nn.Module, prompt: list[int], count: int) -> list[int]:
     ids = list(prompt)
     name = next(iter(inspect.signature(model.forward).parameters))
     for _ in range(count):
-        logits = logits_in(model(**{name: torch.tensor([ids])}))
+        given = torch.tensor([ids])
+        logits = logits_in(model(**{name: given}), given)
         ids.append(int(logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
