@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .capture_helpers import HELPERS
+from .threads import Crew
 
 Function = Callable[..., Any]
 # (batch, every other open dim): the second is past a chunk of 64 tokens.
@@ -98,7 +99,9 @@ def _agree(function: Function, helper: Function, leaves: list[Any], tree: Any) -
                 sizes = _sizes(leaves, trial)
                 drawn = [_drawn(leaf, sizes) for leaf in leaves]
                 args, kwargs = pytree.tree_unflatten(drawn, tree)
-                results = [f(*args, **kwargs) for f in (function, helper)]
+                with Crew() as crew:
+                    crew.take(drawn)
+                    results = [f(*args, **kwargs) for f in (function, helper)]
             except Exception:
                 # A function that takes no such arguments, or does not run here, proves nothing.
                 return False

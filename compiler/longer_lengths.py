@@ -31,6 +31,7 @@ from .fixed_lengths import FEW, captures_at, far_apart, is_computable
 from .import_aten import Imported, import_captured
 from .reference import evaluate
 from .refusals import least_length, most_length, second_window
+from .threads import threads_for
 
 MOST_TRIES = 3
 WINDOWS = 3  # as many of those that a model makes of its tokens are in a trace, and a rest
@@ -130,8 +131,9 @@ def _computed(
     """The logits that a model in memory gives the first tokens alone."""
     logits = LogitsOf(model, ids.shape[1])
     for length in lengths:
-        with torch.no_grad():
-            yield logits(ids[:, :length]).double()
+        with torch.no_grad(), threads_for(model):
+            found = logits(ids[:, :length]).double()
+        yield found
 
 
 def _exported(

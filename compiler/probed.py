@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ..ir.errors import IRError
 from .capture import LENGTH, LogitsOf
 from .errors import CompileError
+from .threads import threads_for
 
 FEWER = 8  # tokens of a shorter run
 APART = 1e-3  # of the largest value: more than rounding changes
@@ -72,7 +73,7 @@ def why_never_served(model: nn.Module) -> str:
 
 def _outputs(model: nn.Module, ids: torch.Tensor) -> Outputs:
     """What each module gives, in the order in which they end; the logits last."""
-    with _noted(model) as found, torch.no_grad():
+    with _noted(model) as found, torch.no_grad(), threads_for(model):
         logits = LogitsOf(model, ids.shape[1])(ids)
     if logits.shape[1] != ids.shape[1]:
         raise CompileError("logits of the last token alone show nothing of the others")
