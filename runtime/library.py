@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .call_list import CallList, Calls
-from .crew import Crew
+from .crew import Crew, Waits
 from .errors import ArtifactError
 from .ffi import tvm_ffi
 from .workers import Workers
@@ -85,12 +85,13 @@ class KernelLibrary:
         if hasattr(self._entered, "crew"):
             return
         if self._workers is None:
-            use_threads(self.threads)
-            self._entered.crew = Crew(self.threads, use_threads)
+            waits = Waits.of_workers(lambda: use_threads(self.threads))
+            self._entered.crew = Crew(self.threads, use_threads, waits)
             return
-        handle = self._workers.hire(self.threads)
-        self._entered.crew = Crew(self.threads, self._workers.hire)
-        self._workers.dismiss_with(self._entered.crew, handle)
+        workers = self._workers
+        waits = Waits.of_workers(lambda: workers.hire(self.threads))
+        self._entered.crew = Crew(self.threads, workers.hire, waits)
+        workers.dismiss_with(self._entered.crew, workers.hire(self.threads))
 
     def leave_thread(self) -> None:
         """End the calling thread's workers; it may enter again."""

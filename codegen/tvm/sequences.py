@@ -86,8 +86,10 @@ class Sequences:
         items: int,
         body: Callable[[Work, Expr, Expr], None],
     ) -> None:
-        with kind(i64(0), self.count * i64(items)) as at:
-            n, each = bind(tirx.floordiv(at, i64(items))), bind(tirx.floormod(at, i64(items)))
+        # Threads take runs of these: each some items of all sequences, one of which may have a
+        # single token and another a whole prompt.
+        with kind(i64(0), i64(items) * self.count) as at:
+            each, n = bind(tirx.truncdiv(at, self.count)), bind(tirx.truncmod(at, self.count))
             body(self.kernel.work().within(n, 0, self.count).within(each, 0, items), n, each)
 
     @property

@@ -1,16 +1,21 @@
 """How many threads kernels use beside busy neighbours, on clocks that the tests turn."""
 
+import multiprocessing
+import os
+import threading
+import time
+
 import pytest
-from ferrule.runtime.crew import PATIENCE, PAUSES, TOLERATED, WINDOW, Crew
+from ferrule.runtime.crew import PATIENCE, PAUSES, TOLERATED, WINDOW, Crew, Waits
 
 
 class Machine:
     """Clocks, and cores of which neighbours hold some."""
 
     def __init__(self, threads):
-        self.now = self.busy = self.taken = 0.0
+        self.now = self.waited = self.taken = 0.0
         self.set = []
-        self.crew = Crew(threads, self.set.append, lambda: self.now, lambda: self.busy)
+        self.crew = Crew(threads, self.set.append, lambda: self.waited, lambda: self.now)
 
     def run(self, seconds, step=0.03):
         """Steps of so long; threads lose what neighbours take of the cores that they use."""
@@ -19,7 +24,8 @@ class Machine:
             with self.crew:
                 free = self.crew.threads - self.taken
                 self.now += step
-                self.busy += step * min(self.crew.used, max(free, 0.5 * self.crew.used))
+                had = min(self.crew.used, max(free, 0.5 * self.crew.used))
+                self.waited += step * (self.crew.used - had)
             self.now += 0.01  # between steps nothing is asked of the cores
 
 
@@ -84,6 +90,56 @@ def test_a_step_that_raises_counts_too():
     for _ in range(PATIENCE):
         with pytest.raises(KeyError), machine.crew:
             machine.now += 2 * WINDOW
-            machine.busy += 2 * WINDOW
+            machine.waited += 2 * WINDOW
             raise KeyError
     assert machine.crew.used == 1
+
+
+def spin(core, begun):
+    os.sched_setaffinity(0, {core})
+    begun.set()
+    while True:
+        pass
+
+
+def test_a_thread_waits_while_another_process_has_its_core():
+    started, stop, found = threading.Event(), threading.Event(), []
+
+    def worker():
+        core = min(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {core})  # of this thread
+        started.wait()
+        end = time.perf_counter() + 0.4
+        while time.perf_counter() < end:
+            pass
+        stop.wait()
+
+    thread = threading.Thread(target=worker)
+    waits = Waits.of_workers(thread.start)
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    core = min(os.sched_getaffinity(0))
+    neighbour = context.Process(target=spin, args=(core, begun), daemon=True)
+    neighbour.start()
+    try:
+        begun.wait()
+        before = waits()
+        started.set()
+        time.sleep(0.5)
+        found.append(waits() - before)
+    finally:
+        neighbour.kill()
+        stop.set()
+        thread.join()
+    assert found[0] > 0.05
+
+
+def test_who_sleeps_does_not_wait():
+    waits = Waits({threading.get_native_id()})
+    before = waits()
+    time.sleep(0.3)
+    assert waits() - before < 0.15
+
+
+def test_nothing_is_known_of_threads_that_are_gone():
+    assert Waits({2**30})() == 0.0
