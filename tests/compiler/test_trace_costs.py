@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.fx.proxy
 from ferrule.compiler.sources import origin
-from ferrule.compiler.trace_costs import short_stacks
+from ferrule.compiler.trace_costs import ALIKE, are_alike, short_stacks, without_known_results
 from torch import nn
 from torch.utils._traceback import CapturedTraceback
 
@@ -48,3 +49,14 @@ def test_the_tracer_has_its_own_stacks_back():
     with short_stacks():
         assert tracer.CapturedTraceback is not CapturedTraceback
     assert tracer.CapturedTraceback is CapturedTraceback
+
+
+def test_results_are_known_by_their_shapes_where_many_parts_are_alike():
+    config: Any = torch._dynamo.config
+    before = config.fake_tensor_cache_enabled
+    few, many = (nn.Sequential(*(Inner() for _ in range(n))) for n in (ALIKE, 4 * ALIKE))
+    assert (are_alike(few), are_alike(many)) == (False, True)
+    for module, known in ((few, False), (many, before)):
+        with without_known_results(module):
+            assert config.fake_tensor_cache_enabled == known
+    assert config.fake_tensor_cache_enabled == before
