@@ -104,4 +104,6 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "CeilToInt": lambda a: sympy.ceiling(_whole(a)),
     "FloorToInt": lambda a: sympy.floor(_whole(a)),
     "PowByNatural": sympy.Pow,
+    "FloatPow": sympy.Pow,
+    **{f"OpaqueUnaryFn_{name}": getattr(sympy, name) for name in ("sqrt", "exp", "log")},
 }

@@ -11,7 +11,10 @@ into one of four kinds:
   S = max_context is taken at each token's own position;
 - *own index*: the token's own row b S + s, as expert layers write it to spread tokens over their
   experts; a take at it is a broadcast;
-- anything else is an error that names the node.
+- anything else is an error that names the node, unless its rows at S = max_context do as well: a
+  scale that grows from the middle of the sequence on, for queries, and falls as much for keys
+  (xPos), moves with the length and leaves every score as it is. With such tables the graph's
+  values are those that it had, at some lengths that are tried.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ SIZES = ((2, 5), (3, 9), (1, 1), (1, 6))
 FEW = max(length for _, length in SIZES)
 PARTS = (0.64, 0.37)  # of the longest length, which are looked at beside it
 POSITIONS = "positions"
+FEW_TRIED = ((2, 5), (1, 12), (1, 45))  # batch and length of whole graphs that are compared
+MOST_TRIED = 4096  # tokens, of which whole graphs are tried at PARTS
+NEAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,47 @@ class TabulatePositions:
         input."""
         positions = input_(name=POSITIONS, type=TensorType("i32", (dim(LENGTH),)))
         frontier = [v for v in analyze(graph).frontier() if isinstance(v.type, TensorType)]
-        mapping: dict[Node, Node] = {}
         try:
-            for value in frontier:
-                mapping.update(self._lifted(graph, value, positions))
+            lifted = self._replaced(graph, frontier, positions)
         except IRError as error:
-            raise _mixing(graph) or error from None
-        lifted = graph.replace(mapping)
+            longest = None if (mixing := _mixing(graph)) else self._of_longest(graph, positions)
+            if longest is None:
+                raise mixing or error from None
+            lifted = longest
         return replace(lifted, inputs=(*lifted.inputs, positions))
 
-    def _lifted(self, graph: Graph, value: Node, positions: Node) -> dict[Node, Node]:
+    def _replaced(
+        self, graph: Graph, frontier: list[Node], positions: Node, *, moving: bool = False
+    ) -> Graph:
+        mapping: dict[Node, Node] = {}
+        for value in frontier:
+            mapping.update(self._lifted(graph, value, positions, moving=moving))
+        return graph.replace(mapping)
+
+    def _of_longest(self, graph: Graph, positions: Node) -> Graph | None:
+        """The graph with rows of the longest length in place of values that change with it; None
+        where its own values are others then, or there are more lengths than can be tried.
+        """
+        if self.max_context > MOST_TRIED:
+            return None
+        evaluate = need_evaluate(self.evaluate, self.name)
+        tried = (*FEW_TRIED, *((1, max(1, int(self.max_context * part))) for part in PARTS))
+        frontier = [v for v in analyze(graph).frontier() if isinstance(v.type, TensorType)]
+        try:
+            lifted = self._replaced(graph, frontier, positions, moving=True)
+            both = (*_on_few_tokens(graph).outputs, *_on_few_tokens(lifted).outputs)
+            for b, s in tried:
+                found = evaluate(both, {BATCH: b, LENGTH: min(s, self.max_context)})
+                half = len(found) // 2
+                if not all(map(_near, found[:half], found[half:])):
+                    return None
+        except (IRError, IndexError, ValueError, RuntimeError):
+            return None
+        return lifted
+
+    def _lifted(
+        self, graph: Graph, value: Node, positions: Node, *, moving: bool = False
+    ) -> dict[Node, Node]:
         evaluate = need_evaluate(self.evaluate, self.name)
         try:
             axes = _Axes(value)
@@ -76,7 +113,7 @@ class TabulatePositions:
             long = self._long(evaluate, axes)
             if _is_uniform([*rows, *long]):
                 return {value: axes.uniform()}
-            self._check_table(evaluate, axes, [*rows, *long])
+            self._check_table(evaluate, axes, [*rows, *long], moving=moving)
             return {value: axes.table(positions, self.max_context)}
         except _NoTableError as error:
             raise IRError(
@@ -90,10 +127,14 @@ class TabulatePositions:
         lengths = dict.fromkeys(max(1, int(self.max_context * part)) for part in (1.0, *PARTS))
         return [axes.rows(_run(evaluate, axes.value, 1, n), 1, n) for n in lengths]
 
-    def _check_table(self, evaluate: Evaluate, axes: _Axes, rows: list[Array]) -> None:
-        """Refuse what is no table."""
+    def _check_table(
+        self, evaluate: Evaluate, axes: _Axes, rows: list[Array], *, moving: bool
+    ) -> None:
+        """Refuse what is no table; what moves with the length is one that others have to prove."""
         if not _agree([r[:1] for r in rows], rows):
             raise _NoTableError("differs between the sequences of a batch")
+        if moving:
+            return
         whole = max(rows, key=lambda r: r.shape[1])  # at the longest length
         for found in rows:
             if not _close(whole[0, : found.shape[1]], found[0]):
@@ -143,6 +184,26 @@ def _run(evaluate: Evaluate, value: Node, b: int, s: int) -> Array:
         raise _NoTableError(
             f"cannot be had at length {s}: {error}; max_context must stay within the model's own"
         ) from error
+
+
+def _on_few_tokens(graph: Graph) -> Graph:
+    """The graph with its inputs as values of their own: token ids of a few numbers, positions."""
+    made: dict[Node, Node] = {}
+    for each in [n for n in graph.nodes() if n.op.name == "input"]:
+        count = product(each.shape)
+        places = tensor.iota(size=count, dtype=each.dtype)
+        if each["name"] != POSITIONS:
+            few = (tensor.scalar(n, each.dtype) for n in (5, 7, 3, 4))
+            by, more, shift, most = few
+            squared = tensor.mul(places, tensor.add(places, by))
+            places = tensor.add(shift, tensor.mod(tensor.add(squared, more), most))
+        made[each] = tensor.reshape(places, shape=each.shape)
+    return graph.replace(made)
+
+
+def _near(a: Array, b: Array) -> bool:
+    """Whether two results are one, but for how they were computed."""
+    return bool(np.isfinite(a).all() and np.abs(a - b).max() <= NEAR * np.abs(a).max())
 
 
 def _close(a: Array, b: Array) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ...ir.node import Node
 from ...ir.ops import tensor as t
-from .table import Builder, Call, Complex, cast, operand
+from .table import Builder, Call, Complex, Unsupported, cast, operand
+from .trigonometry import atan2
 
 Formula = Callable[..., Any]
 
@@ -27,6 +28,21 @@ def _exp(builder: Builder, call: Call, z: Complex) -> Complex:
 
 def _abs(builder: Builder, call: Call, z: Complex) -> Node:
     return t.sqrt(_square(z))
+
+
+def _log(builder: Builder, call: Call, z: Complex) -> Complex:
+    """log |z| + i angle(z)."""
+    half = operand(0.5, z.real.dtype)
+    return Complex(t.mul(half, t.log(_square(z))), atan2(call, z.imag, z.real))
+
+
+def _power(builder: Builder, call: Call, z: Any, y: Any) -> Complex:
+    """|z|^y (cos(y angle(z)) + i sin(y angle(z))), for a real y."""
+    if not isinstance(z, Complex) or isinstance(y, (Complex, complex)):
+        raise Unsupported("a complex number to a real power was wanted, no complex power")
+    by = operand(y, call.dtype)
+    size, turn = t.pow_(_abs(builder, call, z), by), t.mul(by, atan2(call, z.imag, z.real))
+    return Complex(t.mul(size, t.cos(turn)), t.mul(size, t.sin(turn)))
 
 
 def _reciprocal(builder: Builder, call: Call, z: Complex) -> Complex:
@@ -97,6 +113,8 @@ def _part(x: Any, which: int, dtype: str) -> Node | None:
 
 _FORMULAS: dict[str, Formula] = {
     "exp": _exp,
+    "log": _log,
+    "pow": _power,
     "abs": _abs,
     "reciprocal": _reciprocal,
     "div": _quotient,

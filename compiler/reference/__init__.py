@@ -106,18 +106,19 @@ def value_of(
     function = context.replaced.get(name) or TABLE.get(name)
     if function is None:
         raise IRError(f"no reference value for op {name!r}")
-    attributes = {k: _number(v, context) for k, v in node.attributes.items()}
+    number = context.number if name == "dim_value" else context.size
+    attributes = {k: _number(v, number) for k, v in node.attributes.items()}
     result = function(context, *arguments, **attributes)
     if context.checked:
         _check(node, node.type, result, context)
     return result
 
 
-def _number(value: Any, context: Context) -> Any:
-    """Attributes with their dims as ints."""
+def _number(value: Any, number: Callable[[Any], Any]) -> Any:
+    """Attributes with their dims as numbers."""
     if isinstance(value, tuple):
-        return tuple(_number(v, context) for v in value)
-    return context.size(value) if hasattr(value, "free_symbols") else value
+        return tuple(_number(v, number) for v in value)
+    return number(value) if hasattr(value, "free_symbols") else value
 
 
 def _by_name(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsComplex, cast
 
 import sympy
 import torch
@@ -55,6 +56,16 @@ class Context:
                 raise IRError(f"no value for dim {d}; known: {dict(self.sizes)}")
             self.known[d] = value
         return self.known[d]
+
+    def number(self, d: Dim) -> float | int:
+        """The dim as a number: what a model computes of its sizes in Python need not be whole, and
+        is none where those are sizes that its way is not for.
+        """
+        value = substitute(d, self.sizes)
+        if isinstance(value, int) or not value.is_number:
+            return self.size(d)
+        number = complex(cast("SupportsComplex", value))
+        return number.real if number.imag == 0 else math.nan
 
     def dtype(self, name: str) -> torch.dtype:
         """The torch dtype that stands for one of the IR's."""

@@ -266,7 +266,17 @@ def _of_complex(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     z = torch.complex(x, x.roll(1, -1) + 2)
     w = torch.exp(z * 0.1) / (z[:, :1] - 1j)
     total = torch.einsum("bij,bkj->bik", w, z.conj()) + (1 / z).sum(-1, keepdim=True)
-    return total.real, total.imag, (-z).abs(), (z @ z.mT).imag, (1 - w).real, (1j * x + 2j).imag
+    places = torch.arange(x.shape[1])[:, None]
+    power, root = z[0, :1] ** places, torch.log(z) ** 0.5
+    return (
+        *(power.real, power.imag, root.imag),
+        total.real,
+        total.imag,
+        (-z).abs(),
+        (z @ z.mT).imag,
+        (1 - w).real,
+        (1j * x + 2j).imag,
+    )
 
 
 def _convolved(x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -4,6 +4,7 @@ import math
 
 import ferrule.ir.ops  # noqa: F401 - declares the ops
 import pytest
+import sympy
 import torch
 from ferrule.compiler.reference import TABLE, evaluate
 from ferrule.ir.dims import dim
@@ -35,6 +36,14 @@ def test_dims_are_read_off_inputs_and_checked():
         evaluate(graph, [torch.zeros(3, 7)])
     with pytest.raises(IRError, match="no value for input x"):
         evaluate(graph, {})
+
+
+def test_what_is_computed_of_dims_need_not_be_whole():
+    x = tensor_input("x", "f32", T)
+    root = t.dim_value(dim=(T / 4 - 2) ** sympy.Float(0.5), dtype="f32")
+    graph = Graph("g", (x,), (t.add(x, root),))
+    assert evaluate(graph, [torch.zeros(17)])[0][0] == 1.5
+    assert evaluate(graph, [torch.zeros(3)])[0].isnan().all()  # of no number there
 
 
 def test_missing_and_misshapen_parameters_are_named():

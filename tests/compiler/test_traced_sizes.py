@@ -4,7 +4,16 @@ import pytest
 import sympy
 from ferrule.compiler.traced_sizes import OpenSizeError, TracedSizes
 from ferrule.ir.dims import dim
-from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, FloorDiv, Mod, PythonMod, ToFloat
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    FloatPow,
+    FloatTrueDiv,
+    FloorDiv,
+    Mod,
+    OpaqueUnaryFn_sqrt,
+    PythonMod,
+    ToFloat,
+)
 
 s0, s1, u0 = sympy.symbols("s0 s1 u0", integer=True)
 SIZES = TracedSizes({"s0": "B", "s1": "S"}, {"B": (1, 8), "S": (1, 96)})
@@ -29,6 +38,8 @@ B, S = dim("B"), dim("S")
         (s1 + PythonMod(-s1, 8), 8 * sympy.floor((S + 7) / 8)),
         (FloorDiv(s1 + PythonMod(-s1, 8), 8), sympy.floor((S + 7) / 8)),
         (s1 - Mod(s1, 4), 4 * sympy.floor(S / 4)),
+        (FloatPow(ToFloat(s1), ToFloat(s0)), S**B),
+        (OpaqueUnaryFn_sqrt(ToFloat(s1)), sympy.sqrt(S)),
     ],
 )
 def test_a_size_becomes_a_dim(given: sympy.Expr, wanted: object):
