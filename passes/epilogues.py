@@ -39,17 +39,37 @@ class Epilogue:
         return best
 
     def of_several(self, key: Mapping[Node, Key]) -> tuple[Node, ...]:
-        """All of the nodes but those that leave for nothing, which rows make where they read them;
-        nothing where what leaves is not of as many columns. `key` tells what needs a later anchor.
+        """All of the nodes but those that leave for nothing, which rows make where they read them,
+        and those that need such; nothing where what leaves is not of as many columns. `key` tells
+        what needs a later anchor.
         """
         part = dict.fromkeys(self.nodes)
-        for node in reversed(self.nodes):
-            kept = node in (self.anchor, self.value) or not self.leaves(node, part)
-            if not kept and (_is_cheap(node) or not self._is_for_kernels(node, part, key)):
-                del part[node]
+        while (node := self._for_nothing(part, key)) is not None:
+            # Rows make it behind this kernel, which then reads nothing that is made of it.
+            for reader in self._reading(node, part):
+                del part[reader]
         left = self._left(part)
         even = all(equal_shapes(n.shape[-1:], left[0].shape[-1:]) for n in left)
         return tuple(part) if even else ()
+
+    def _for_nothing(self, part: Collection[Node], key: Mapping[Node, Key]) -> Node | None:
+        """The last node of a part that leaves it for rows alone."""
+        for node in reversed(self.nodes):
+            if node not in part or node in (self.anchor, self.value):
+                continue
+            if not self.leaves(node, part):
+                continue
+            if _is_cheap(node) or not self._is_for_kernels(node, part, key):
+                return node
+        return None
+
+    def _reading(self, root: Node, part: Collection[Node]) -> list[Node]:
+        """A node of a part, and the nodes of it that need the node."""
+        found = [root]
+        for node in self.nodes:
+            if node in part and node not in found and any(i in found for i in node.inputs):
+                found.append(node)
+        return found
 
     def _left(self, part: Collection[Node]) -> list[Node]:
         """The nodes of a part that leave it, where a tuple that is taken apart is none."""

@@ -112,7 +112,7 @@ class _Assembly:
 
     def _ensure(self, value: Node) -> None:
         """Build the kernels that a value needs, deepest first."""
-        stack = self._values_behind((value,))
+        stack, begun = self._values_behind((value,)), set[Group]()
         while stack:
             node = stack[-1]
             group = self.group.get(_owner(node))
@@ -125,6 +125,8 @@ class _Assembly:
                 v for v in needs if v not in self.new and self.group.get(_owner(v)) is not group
             ]
             if missing:
+                assert group not in begun, f"kernels that need each other: {group} needs {missing}"
+                begun.add(group)
                 stack.extend(missing)
                 continue
             self._build(group)

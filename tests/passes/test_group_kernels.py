@@ -259,6 +259,23 @@ def test_what_rows_read_the_rows_make():
     assert sorted(bodies) == [["linear"], ["linear", "exp"], ["tanh", "softmax", "mul"]]
 
 
+def test_what_needs_what_rows_make_comes_behind_them():
+    """No kernel reads what rows make of its own result."""
+    text = """graph g(%x: f32[T, 4]) where T in [1, 8] {
+  %u = parameter {name = "u", type = f32[4, 4]} : f32[4, 4]
+  %a = linear %x %u : f32[T, 4]
+  %b = tanh %a : f32[T, 4]
+  %c = exp %b : f32[T, 4]
+  %d = linear %c %u : f32[T, 4]
+  %s = softmax %b {axis = 1} : f32[T, 4]
+  %y = mul %s %a : f32[T, 4]
+  return %d as d, %y as y
+}
+"""
+    bodies = [ops(k) for k in kernels(grouped(parse_graph(text)))]
+    assert sorted(bodies) == [["linear"], ["linear"], ["tanh", "exp", "softmax", "mul"]]
+
+
 def test_a_convolution_takes_in_what_follows_its_rows():
     rows = "%x: f32[T, 4], %p: f32[T, 4], %q: i32[N + 1], %f: i32[N], %s: state<f32>[1, 4]"
     text = """
