@@ -10,13 +10,14 @@ import sympy
 from ..ir.dims import Dim, names_in
 from ..ir.graph import Graph
 from ..ir.node import Node, input_, walk
-from ..ir.ops import contexts
+from ..ir.ops import contexts, model
 from ..ir.ops import tensor as t
 from ..ir.ops.recurrent import causal_conv
 from ..ir.types import TensorType
 from .canonicalize import Canonicalize
 from .rules.values import reshaped
 from .scan_regions import in_dtype, rebuild, token_axes, tokens_back, tokens_first
+from .spell_attention import spelled_attention
 from .spell_out import spelled_conv
 from .token_slices import TokenSlices
 from .token_values import Axis, B, S, numbers_of
@@ -93,16 +94,18 @@ def _row(
     }
     rebuild(node, done)
     whole = Graph("region", tuple(fresh), (tokens_first(done[node], axes),))
-    whole = _without_convs(whole.substitute({str(B): 1, str(S): length}))
+    whole = _in_plain_ops(whole.substitute({str(B): 1, str(S): length}))
     slices = TokenSlices()
     return slices.of(slices.at(whole.outputs[0], 1, place))
 
 
-def _without_convs(graph: Graph) -> Graph:
-    """Convolutions, of which a body has none, as sums of what they read: of tokens, or of blocks of
-    them.
+def _in_plain_ops(graph: Graph) -> Graph:
+    """Convolutions and attention, of which a body has none, as sums of what they read: of tokens,
+    or of blocks of them.
     """
-    return graph.replace({n: spelled_conv(n) for n in graph.nodes() if n.op is causal_conv})
+    graph = graph.replace({n: spelled_conv(n) for n in graph.nodes() if n.op is causal_conv})
+    attention = (n for n in graph.nodes() if n.op is model.attention)
+    return graph.replace({n: y for n in attention if (y := spelled_attention(n)) is not None})
 
 
 def _fresh(at: int, x: Node) -> Node:

@@ -49,6 +49,20 @@ graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
   return %13 as y
 }
 """
+BEHIND_ROWS = """
+graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
+  %0 = parameter {name = "x"} : f32[11, 6]
+  %1 = take %0 %ids {axis = 0} : f32[B, S, 6]
+  %2 = parameter {name = "rows"} : f32[1, 2, 6]
+  %3 = broadcast %2 {shape = (B, 2, 6)} : f32[B, 2, 6]
+  %4 = concat %3 %1 {axis = 1} : f32[B, S + 2, 6]
+  %5 = reshape %4 {shape = (B, S + 2, 2, 3)} : f32[B, S + 2, 2, 3]
+  %6 = transpose %5 {permutation = (0, 2, 1, 3)} : f32[B, 2, S + 2, 3]
+  %7 = attention %6 %6 %6 {scale = 0.5, causal = true} : f32[B, 2, S + 2, 3]
+  %8 = slice %7 {axis = 2, start = 2, stop = S + 2} : f32[B, 2, S, 3]
+  return %8 as y
+}
+"""
 WINDOWS = """
 graph m(%ids: i64[B, S]) where B in [1, 3], S in [4, 9] {
   %0 = parameter {name = "x"} : f32[11, 3]
@@ -123,6 +137,13 @@ def test_sizes_that_hold_from_some_length_on_hold_for_fewer_tokens():
     for length in range(1, 6):
         (given,) = evaluate(after, [ids[:, :length]], values, wide=True)
         torch.testing.assert_close(given, wanted[:, :length])
+
+
+def test_attention_behind_rows_of_the_model_is_spelled_out():
+    """Kernels of a body have no attention: the last row of it is scores and a sum of values."""
+    after = check_pass(PASS, BEHIND_ROWS)
+    (made,) = (n for n in after.nodes() if n.op.name == "token_context")
+    assert "attention" not in names(after) + names(made["body"])
 
 
 def test_a_convolution_over_blocks_of_tokens_is_spelled_out():
