@@ -53,7 +53,7 @@ BEHIND_ROWS = """
 graph m(%ids: i64[B, S]) where B in [1, 3], S in [1, 9] {
   %0 = parameter {name = "x"} : f32[11, 6]
   %1 = take %0 %ids {axis = 0} : f32[B, S, 6]
-  %2 = parameter {name = "rows"} : f32[1, 2, 6]
+  %2 = constant {value = 0.5, dtype = "f32"} : f32[]
   %3 = broadcast %2 {shape = (B, 2, 6)} : f32[B, 2, 6]
   %4 = concat %3 %1 {axis = 1} : f32[B, S + 2, 6]
   %5 = reshape %4 {shape = (B, S + 2, 2, 3)} : f32[B, S + 2, 2, 3]
