@@ -134,9 +134,8 @@ class _ChosenRows(TorchFunctionMode):
         return table
 
     def _numbers(self, mask: Tensor, axis: int) -> Tensor:
-        shape = [mask.shape[axis] if a == axis else 1 for a in range(mask.dim())]
-        numbers = torch.arange(mask.shape[axis], device=mask.device).view(shape)
-        made = self._kept(numbers.expand(mask.shape).reshape(-1))
+        # As many as there are places; what stands here is not read.
+        made = self._kept(torch.arange(math.prod(mask.shape), device=mask.device))
         self.places[id(made)] = _Places(mask, axis)
         return made
 
@@ -266,18 +265,20 @@ class _ChosenRows(TorchFunctionMode):
         rest = x.shape[len(axes) :]
         count = math.prod(mask.shape)
         value = torch.as_tensor(value, dtype=x.dtype).expand(count, *rest)
-        value = value.reshape(*mask.shape, *rest)
+        value = value.reshape(*mask.shape, *rest) if mask.dim() > 1 else value
         wide = mask.view(*mask.shape, *(1 for _ in rest))
         others = [a for a in range(mask.dim()) if a not in axes]
         order = [*(sorted(axes).index(a) for a in axes), *range(len(axes), x.dim())]
         if adds or others:
             value = torch.where(wide, value, torch.zeros((), dtype=x.dtype))
             value = value.sum(others) if others else value
+        plain = order == [*range(x.dim())]
         if adds:
-            x.add_(value.permute(order))
+            x.add_(value if plain else value.permute(order))
             return
         hit = wide.any(dim=others[0]) if len(others) == 1 else wide
-        x.copy_(torch.where(hit.permute(order), value.permute(order), x))
+        hit, value = (hit, value) if plain else (hit.permute(order), value.permute(order))
+        x.copy_(torch.where(hit, value, x))
 
     def _parts(self, x: Any, index: Any) -> tuple[list[Any], tuple[_Places, ...]] | None:
         """The parts of an index, masks as the places of their axes; None where it has others."""
@@ -347,11 +348,16 @@ def _spread_rows(x: Tensor, places: tuple[_Places, ...], first: int) -> Tensor:
     mask, axes = places[0].mask, [p.axis for p in places]
     lead, rest = x.shape[:first], x.shape[first + len(axes) :]
     order = sorted(range(len(axes)), key=lambda n: axes[n])
-    after = range(first + len(axes), x.dim())
-    x = x.permute([*range(first), *(first + n for n in order), *after])
-    sizes = [mask.shape[a] if a in axes else 1 for a in range(mask.dim())]
-    wide = x.reshape(*lead, *sizes, *rest).expand(*lead, *mask.shape, *rest)
-    return wide.reshape(*lead, math.prod(mask.shape), *rest)
+    if order != [*range(len(axes))]:
+        after = range(first + len(axes), x.dim())
+        x = x.permute([*range(first), *(first + n for n in order), *after])
+    if mask.dim() == 1:
+        return x
+    missing = [a for a in range(mask.dim()) if a not in axes]
+    for axis in missing:
+        x = x.unsqueeze(first + axis)
+    wide = x.expand(*lead, *mask.shape, *rest) if missing else x
+    return wide.flatten(first, first + mask.dim() - 1)
 
 
 _OF_SHAPE = frozenset({"__get__", "numel", "nelement", "size", "dim", "__len__", "is_complex"})
