@@ -35,7 +35,7 @@ from .results import NOT_LOGITS, logits_in, vocabularies_of
 from .sorted_rows import rows_as_they_are
 from .sources import model_line
 from .strides import WithoutStrides
-from .trace_costs import seldom_collected, short_stacks, without_known_results
+from .trace_costs import seldom_collected, seldom_written, short_stacks, without_known_results
 
 # Sizes that the trace runs with: no other dim of a model's source is likely to be confused with
 # them, because symbolic
@@ -303,6 +303,7 @@ def export(
             torch.no_grad(),
             without_known_results(module),
             seldom_collected(),
+            seldom_written(),
             short_stacks(),
             tried_conditions(),
             noted_numbers(refused=IDS if open_sizes else "") as numbers,

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from torch import nn
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from .sources import is_model_source
 
@@ -77,6 +78,15 @@ class _ModelLine:
                 return traceback.StackSummary.from_list([place])
             frame = frame.f_back
         return traceback.StackSummary()
+
+
+@contextmanager
+def seldom_written() -> Iterator[None]:
+    """The tracer's graph becomes Python code when that is asked for: written and compiled anew
+    after each of its passes it takes a twelfth of a trace, and nobody runs it.
+    """
+    with _use_lazy_graph_module(True):
+        yield
 
 
 @contextmanager

@@ -6,7 +6,13 @@ import torch
 import torch._dynamo
 import torch.fx.proxy
 from ferrule.compiler.sources import origin
-from ferrule.compiler.trace_costs import ALIKE, are_alike, short_stacks, without_known_results
+from ferrule.compiler.trace_costs import (
+    ALIKE,
+    are_alike,
+    seldom_written,
+    short_stacks,
+    without_known_results,
+)
 from torch import nn
 from torch.utils._traceback import CapturedTraceback
 
@@ -60,3 +66,13 @@ def test_results_are_known_by_their_shapes_where_many_parts_are_alike():
         with without_known_results(module):
             assert config.fake_tensor_cache_enabled == known
     assert config.fake_tensor_cache_enabled == before
+
+
+def test_a_program_that_is_written_late_is_the_same_and_runs():
+    x = torch.randn(2, 4)
+    model = Outer()
+    whole = torch.export.export(model, (x,))
+    with seldom_written():
+        late = torch.export.export(model, (x,))
+    assert str(late.graph) == str(whole.graph)
+    assert torch.equal(late.module()(x), model(x))
