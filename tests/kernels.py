@@ -33,8 +33,10 @@ from ferrule.runtime.tiles import allow_tiles
 if TYPE_CHECKING:
     import tvm
 
-TOLERANCE = {"f64": 1e-12, "f32": 1e-5, "f16": 2e-3, "bf16": 1e-2}
-"""Largest error relative to the largest value of an output."""
+TOLERANCE = {"f64": 1e-12, "f32": 1e-5, "f16": 2e-3, "bf16": 2e-2}
+"""Largest error relative to the largest value of an output. Products of two sums of inputs that are
+rounded to bfloat16 are off by more than 1e-2 of the largest of 21 in one draw of 200.
+"""
 
 Make = Callable[[tuple[int, ...]], torch.Tensor]
 

@@ -21,12 +21,20 @@ from .function import Anchor, Kernel
 from .isa import LANES
 from .loops import Place, Work
 from .scan_blocks import emit_blocks, over_runs
-from .scan_values import Pieces, Scan, fill, load_decays, load_vector, sum_of_rows
+from .scan_values import (
+    Pieces,
+    Scan,
+    fill,
+    load_decays,
+    load_vector,
+    sum_of_rows,
+    sums_of_vectors,
+)
 from .sequences import Sequences, accumulated, pieces_of, wanted_whole
 from .values import Expr, bind, bind_opaque, const, i64, vectorized
 
-HEADS = 16
-"""Heads of an item where a head has one column."""
+HEADS = LANES
+"""Heads of an item where a head has one column: a vector of sums."""
 
 
 def _needs(kernel: Kernel, node: Node) -> dict[Node, str]:
@@ -201,22 +209,49 @@ def _heads(scan: Scan, work: Work, n: Expr, each: Expr) -> None:
     with T.serial(low, high) as h:
         _begin(scan, n, target, lambda v: (h, v, i64(0)), pieces)
     decay = scan.vector()
-    with T.serial(*scan.batch.rows(n)) as t, T.serial(low, high) as h:
+    with T.serial(*scan.batch.rows(n)) as t:
         index = scan.batch.index(n, t)
-        group = scan.group(h)
-        factor = _decays(scan, work, [*index, h], decay)
-        new = bind_opaque(scan.value(work, 2, [*index, h, i64(0)]))
-        key = lambda j: scan.value(work, 1, [*index, group, j])  # noqa: E731
-        if scan.beta is not None:
-            old = sum_of_rows(scan, lambda j: scan.read(target, h, j, i64(0)) * factor(j) * key(j))
-            new = bind_opaque((new - old) * scan.value(work, scan.beta, [*index, h]))
+        if not _sums_by_transposing(scan):
+            with T.serial(low, high) as h:
+                value = sum_of_rows(scan, _products(scan, work, target, index, h, decay))
+                scan.place.store([*index, h, i64(0)], value)
+            return
+        products = T.alloc_buffer((HEADS, LANES), "float32")
+        with T.serial(i64(0), i64(HEADS)) as number:
+            row = _products(scan, work, target, index, bind(low + number), decay)
+            with vectorized(LANES) as v:
+                for first in range(0, scan.rows, LANES):
+                    value = row(i64(first) + v)
+                    total = products[number, v] + value if first else value
+                    T.buffer_store(products, total, [number, v])
+        y = sums_of_vectors(scan, products)
+        with vectorized(HEADS) as v:
+            scan.place.store([*index, low + v, i64(0)], y[v])
 
-        def row(j: Expr) -> Expr:
-            s = bind_opaque(scan.read(target, h, j, i64(0)) * factor(j) + key(j) * new)
-            scan.state.store([target, h, j, i64(0)], s)
-            return s * scan.value(work, 0, [*index, group, j])
 
-        scan.place.store([*index, h, i64(0)], sum_of_rows(scan, row))
+def _sums_by_transposing(scan: Scan) -> bool:
+    """Whether the sums of all of an item's heads are made at once."""
+    return scan.dtype == "float32" and scan.heads % HEADS == 0 and scan.rows % LANES == 0
+
+
+def _products(
+    scan: Scan, work: Work, target: Expr, index: tuple[Expr, ...], h: Expr, decay: tirx.Buffer
+) -> Callable[[Expr], Expr]:
+    """What a row of a head's state, gone on by a token, adds to the token's result."""
+    group = scan.group(h)
+    factor = _decays(scan, work, [*index, h], decay)
+    new = bind_opaque(scan.value(work, 2, [*index, h, i64(0)]))
+    key = lambda j: scan.value(work, 1, [*index, group, j])  # noqa: E731
+    if scan.beta is not None:
+        old = sum_of_rows(scan, lambda j: scan.read(target, h, j, i64(0)) * factor(j) * key(j))
+        new = bind_opaque((new - old) * scan.value(work, scan.beta, [*index, h]))
+
+    def row(j: Expr) -> Expr:
+        s = bind_opaque(scan.read(target, h, j, i64(0)) * factor(j) + key(j) * new)
+        scan.state.store([target, h, j, i64(0)], s)
+        return s * scan.value(work, 0, [*index, group, j])
+
+    return row
 
 
 SCAN = Anchor(_needs, emit_scan)

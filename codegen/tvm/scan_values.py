@@ -139,3 +139,58 @@ def sum_of_rows(scan: Scan, element: Callable[[Expr], Expr]) -> Expr:
     for part in parts[1:]:
         total = total + across(part, fold_of("reduce_sum"), scan.dtype)
     return bind_opaque(total)
+
+
+def sums_of_vectors(scan: Scan, vectors: tirx.Buffer) -> tirx.Buffer:
+    """The sums of sixteen vectors [16, 16], side by side: vectors are added in pairs whose halves
+    are interleaved, which takes 45 instructions where a sum for each takes eight.
+    """
+    scan.batch.kernel.snippets.add(SUMS)
+    lanes = T.ramp(i64(0), i64(1), LANES)
+    rows = [vectors[i64(r), lanes] for r in range(LANES)]
+    y = T.alloc_buffer((LANES,), "float32")
+    T.buffer_store(y, T.call_extern(f"float32x{LANES}", "ferrule_sums", *rows), [lanes])
+    return y
+
+
+def _sums() -> str:
+    """LLVM's text of `ferrule_sums`. Four additions of halves: of quarters 0, 2 and 1, 3 of two
+    vectors, twice, and of neighbours within quarters, twice.
+    """
+    lines: list[str] = []
+
+    def joined(a: str, b: str, low: list[int], high: list[int]) -> str:
+        name = f"%v{len(lines)}"
+        for part, mask in (("l", low), ("h", high)):
+            picked = ", ".join(f"i32 {i}" for i in mask)
+            lines.append(
+                f"  {name}{part} = shufflevector {_V} {a}, {_V} {b}, <16 x i32> <{picked}>"
+            )
+        lines.append(f"  {name} = fadd {_V} {name}l, {name}h")
+        return name
+
+    def quarters(*numbers: int) -> list[int]:
+        return [4 * q + i for q in numbers for i in range(4)]
+
+    def within(*places: int) -> list[int]:
+        return [4 * q + i for q in range(4) for i in places]
+
+    apart = quarters(0, 2, 4, 6), quarters(1, 3, 5, 7)
+    rows = [f"%a{r}" for r in range(LANES)]
+    # Column q of quarters holds rows 4 q to 4 q + 3 in the end.
+    fours = [
+        joined(
+            joined(rows[r], rows[4 + r], *apart), joined(rows[8 + r], rows[12 + r], *apart), *apart
+        )
+        for r in range(4)
+    ]
+    neighbours = within(0, 16, 1, 17), within(2, 18, 3, 19)
+    twos = [joined(a, b, *neighbours) for a, b in (fours[:2], fours[2:])]
+    total = joined(twos[0], twos[1], within(0, 1, 16, 17), within(2, 3, 18, 19))
+    given = ", ".join(f"{_V} {r}" for r in rows)
+    body = "\n".join(lines)
+    return f"define {_V} @ferrule_sums({given}) alwaysinline {{\n{body}\n  ret {_V} {total}\n}}\n"
+
+
+_V = "<16 x float>"
+SUMS = _sums()
