@@ -95,7 +95,8 @@ class JoinLengths:
             if node in self.twins or any(i not in self.twins for i in node.inputs):
                 continue
             beside = (node.op, tuple(self.twins[i] for i in node.inputs))
-            # The same numbers first: steps of two loops are paired from their beginnings.
+            # The same numbers first: steps of two loops are paired from their beginnings. Where
+            # tokens are shifted, 3:14 goes with 3:17 and not with 0:14.
             choices = sorted(self.alike.get(beside, ()), key=lambda c: _apart(node, c))
             any(self._pair(node, twin) for twin in choices)
 
@@ -278,15 +279,20 @@ class JoinLengths:
         return f", nor one step for each of them: {self.reason}" if self.reason else ""
 
 
-def _apart(node: Node, twin: Node) -> int:
-    """In how many numbers the attributes of two nodes differ."""
-    return sum(_differences(value, twin[name]) for name, value in node.attributes.items())
+def _apart(node: Node, twin: Node) -> tuple[int, int]:
+    """In how many numbers the attributes of two nodes differ: those that are less at the greater
+    length, and all.
+    """
+    pairs = [p for name, value in node.attributes.items() for p in _pairs(value, twin[name])]
+    whole = ((a, b) for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+    return sum(b < a for a, b in whole), sum(a != b for a, b in pairs)
 
 
-def _differences(a: Any, b: Any) -> int:
+def _pairs(a: Any, b: Any) -> list[tuple[Any, Any]]:
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return sum(map(_differences, cast("Many", a), cast("Many", b)))
-    return int(a != b)
+        both = zip(cast("Many", a), cast("Many", b), strict=False)  # ranks may differ
+        return [pair for x, y in both for pair in _pairs(x, y)]
+    return [(a, b)]
 
 
 def step_of(graph: Graph) -> int:

@@ -168,6 +168,20 @@ def by_long_chunks(model: Mixer, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> 
     return torch.cat(rows, dim=2)[:, :, :length].transpose(1, 2)
 
 
+def behind_shifts(model: Mixer, v: Tensor, a: Tensor) -> Tensor:
+    """RG-LRU (De et al., 2024) behind a short convolution that is a sum of shifted tokens; the
+    first token has no state to keep.
+    """
+    length, shifted = v.shape[1], F.pad(v, (0, 0, 3, 0))
+    x = sum(model.slopes[n % 3] * shifted[:, n : n + length] for n in range(4))
+    a = torch.where((torch.arange(length) == 0)[:, None], 0.0, a.sigmoid())
+    gated, state, rows = (1 - a * a).sqrt() * x, torch.zeros_like(v[:, 0]), []
+    for t in range(length):
+        state = a[:, t] * state + gated[:, t]
+        rows.append(state.unsqueeze(1))
+    return torch.cat(rows, dim=1)
+
+
 SPELLINGS: dict[str, Callable[[], Mixer]] = {
     "scores": lambda: Mixer(by_scores, q=(5,), k=(5,), v=(3, 4), g=(3,)),
     "running sums": lambda: Mixer(by_running_sums, q=(3, 5), k=(3, 5), v=(3, 4)),
@@ -182,5 +196,6 @@ FIXED: dict[str, Callable[[], Mixer]] = {
     "tokens": lambda: Mixer(by_tokens, q=(5,), k=(5,), v=(3, 4), g=(3,), b=(3,)),
     "in place": lambda: Mixer(in_place, v=(6,), a=(6,)),
     "average": lambda: Mixer(by_average, v=(6,)),
+    "shifts": lambda: Mixer(behind_shifts, v=(6,), a=(6,)),
     "whole chunks": lambda: Mixer(by_whole_chunks, q=(3, 5), k=(3, 5), v=(3, 4)),
 }
