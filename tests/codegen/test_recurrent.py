@@ -90,6 +90,8 @@ BODIES = {
     "rows": scan("f32", 4, 4, 5, 48, 5),
     "bf16": scan("bf16", 3, 1, 16, 64, 1),
     "one column": scan("f32", 21, 1, 16, 1, 16),
+    "columns": scan("f32", 32, 2, 16, 1, 16),
+    "columns bf16": scan("bf16", 16, 1, 32, 1, 1, delta=True),
     "odd column": scan("f32", 3, 3, 7, 1, 1, delta=True),
     "delta": scan("f32", 4, 2, 20, 33, 1, delta=True),
     "many rows": scan("f32", 4, 2, 130, 83, 1),
@@ -112,7 +114,7 @@ def narrow() -> Kernels:
     return Kernels("cpu:x86-64-v3", BODIES)
 
 
-STEADY = ("conv", "conv bf16", "heads", "delta", "one column")
+STEADY = ("conv", "conv bf16", "heads", "delta", "one column", "columns")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,9 @@ def test_batches_begin_with_zeros(kernels: Kernels, name: str, size: tuple[int, 
 
 
 @pytest.mark.parametrize("batch", [MANY, ONES])
-@pytest.mark.parametrize("name", ["heads", "rows", "bf16", "many rows", "delta", "delta rows"])
+@pytest.mark.parametrize(
+    "name", ["heads", "rows", "bf16", "many rows", "delta", "delta rows", "columns"]
+)
 def test_blocks_of_few_tokens(narrow: Kernels, name: str, batch):
     given = values(BODIES[name], *batch)
     narrow.check(name, given, T=sum(batch[0]), N=len(batch[0]), C=STATES)
@@ -172,7 +176,7 @@ def test_tokens_give_the_same_bits_whatever_the_steps_they_come_in(steady: Kerne
             assert torch.equal(have, want)
 
 
-@pytest.mark.parametrize("name", ["heads", "rows", "many rows", "delta", "one column"])
+@pytest.mark.parametrize("name", ["heads", "rows", "many rows", "delta", "one column", "columns"])
 def test_steps_change_no_more_than_the_order_of_sums(kernels: Kernels, name: str):
     given = drawn(BODIES[name], 11)
     one = run(kernels, name, given, [(0, 11)])
