@@ -8,7 +8,7 @@ loops between are recognized as scans (passes/join_lengths.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from torch.export import Dim
 
 from ..ir.errors import IRError
 from ..ir.graph import Graph
+from ..ir.node import parameter
 from ..passes.base import run_passes
 from ..passes.join_lengths import JoinLengths, step_of
 from ..passes.lift_steps import lift_steps
@@ -47,6 +48,7 @@ from .refusals import A_NUMBER
 LENGTHS = ((11, 14), (19, 26), (64, 96), (64, 128), (128, 192), (256, 512))
 MOST_CHUNK = 256
 CHECKED = (1,)
+MASKED = 256  # tokens at which masks are compared that are numbers at the lengths captured
 MOST_CHECKED = 1024  # tokens
 WIDE = (torch.float32, torch.float64)
 FEW = 8  # token ids below this exist in every vocabulary
@@ -100,7 +102,8 @@ def _joined(
 ) -> Captured:
     """Two captures as one for any length up to a limit."""
     imports = {length: import_captured(each) for length, each in captures.items()}
-    short, long = imports.values()
+    (_, short), (last, long) = imports.items()
+    imports[last] = long = _with_own_names(long, short, f"@{last}")
     held = OverlaidWeights(short.weights, _constants(long, short))
     graphs = {length: lift_steps(each.graph, length) for length, each in imports.items()}
     join = JoinLengths(graphs, limit, _raised, part_runner(held))
@@ -124,7 +127,8 @@ def _joined(
     first = captures[min(captures)]
     imported = Imported(graph, held)
     try:
-        _check(model, imported, first.weights, name, min(captures))
+        lengths = (*CHECKED, min(limit, MASKED)) if join.tables else CHECKED
+        _check(model, imported, first.weights, name, captures, lengths)
     except IRError as error:  # a size that is no more than that of the lengths tried
         raise CompileError(f"{refusal}\n{error}\n{WHAT_TO_WRITE}") from None
     return replace(first, bounds={**first.bounds, "S": graph.bounds["S"]}, imported=imported)
@@ -147,11 +151,18 @@ def _within_slices(graph: Graph, limit: int) -> Graph:
     return replace(graph, bounds={**graph.bounds, "S": (1, low)})
 
 
-def _check(model: nn.Module, joined: Imported, weights: Weights, name: str, shortest: int) -> None:
+def _check(
+    model: nn.Module,
+    joined: Imported,
+    weights: Weights,
+    name: str,
+    captures: Collection[int],
+    lengths: Sequence[int],
+) -> None:
     """Refuse a graph that has other values than the model's own program at other lengths, both in
     float64: half-precision sums in another order are no other computation.
     """
-    for length, captured in captures_at(model, CHECKED, weights, name):
+    for length, captured in captures_at(model, lengths, weights, name):
         own = import_captured(captured)
         ids = torch.randint(0, FEW, (2, length))
         both = (evaluate(i.graph, [ids], i.weights, wide=True) for i in (own, joined))
@@ -159,7 +170,7 @@ def _check(model: nn.Module, joined: Imported, weights: Weights, name: str, shor
         if far_apart(wanted, given):
             raise CompileError(
                 f"the model computes differently at {length} tokens than at the lengths that it "
-                f"was captured at, {shortest} or more"
+                f"was captured at, {' and '.join(map(str, captures))}"
             )
 
 
@@ -224,6 +235,29 @@ def captures_at(
         if isinstance(batch, int):
             return
         yield length, of_logits(program, {batch: "B"}, {}, weights, name)
+
+
+def _with_own_names(long: Imported, short: Imported, suffix: str) -> Imported:
+    """The longer program with names of its own for tensors that a model makes in Python for its
+    length, which have the same names in both.
+    """
+    made, other = (getattr(i.weights, "above", {}) for i in (long, short))
+    own = {n for n in made if n in other and not _equal(made[n], other[n])}
+    if not own:
+        return long
+    fresh = {
+        p: parameter(name=p["name"] + suffix, type=p.tensor)
+        for p in long.graph.parameters()
+        if p["name"] in own
+    }
+    held = {p["name"] + suffix: made[p["name"]] for p in fresh}
+    return replace(
+        long, graph=long.graph.replace(fresh), weights=OverlaidWeights(long.weights, held)
+    )
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
 
 
 def _constants(long: Imported, short: Imported) -> dict[str, torch.Tensor]:

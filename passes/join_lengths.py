@@ -37,7 +37,8 @@ from .scan_regions import (
     token_axes,
     tokens_first,
 )
-from .token_values import S
+from .step_tables import step_table
+from .token_values import B, S
 from .walk_tokens import TokenWalk
 
 Raise = Callable[[Graph], Graph]
@@ -61,11 +62,12 @@ class JoinLengths:
         (self.short, self.first), (self.long, self.second) = sorted(self.graphs.items())
         self.origins: dict[Node, tuple[str, ...]] = {}
         self.inputs: tuple[Node, ...] = ()
-        self.loops = 0
+        self.loops = self.tables = 0
         self.reason = ""  # why the first region was no loop of one step
         self.alike: dict[Any, list[Node]] = {}
         for node in self.second.nodes():
             self.alike.setdefault((node.op, node.inputs), []).append(node)
+        self.free = _without_tokens(self.first) | _without_tokens(self.second)
 
     def run(self) -> Graph:
         """The graph for any length; raises IRError that names the loop where it is no scan."""
@@ -92,13 +94,49 @@ class JoinLengths:
     def _match(self) -> None:
         """Pair every node whose inputs are paired with the node of the other graph that fits."""
         for node in self.first.nodes():
-            if node in self.twins or any(i not in self.twins for i in node.inputs):
+            if node in self.twins:
+                continue
+            if any(i not in self.twins for i in node.inputs) and not self._tabled(node):
                 continue
             beside = (node.op, tuple(self.twins[i] for i in node.inputs))
             # The same numbers first: steps of two loops are paired from their beginnings. Where
             # tokens are shifted, 3:14 goes with 3:17 and not with 0:14.
             choices = sorted(self.alike.get(beside, ()), key=lambda c: _apart(node, c))
             any(self._pair(node, twin) for twin in choices)
+
+    def _tabled(self, node: Node) -> bool:
+        """Whether all that a value reads is paired once masks that were made for one length are
+        those for any.
+        """
+        missing = [at for at, i in enumerate(node.inputs) if i not in self.twins]
+        if node in self.free or any(node.inputs[at] not in self.free for at in missing):
+            return False
+        for twin in self.second.nodes():
+            if twin.op is not node.op or len(twin.inputs) != len(node.inputs):
+                continue
+            pairs = list(zip(node.inputs, twin.inputs, strict=True))
+            if any(self.twins[a] is not b for a, b in pairs if a in self.twins):
+                continue
+            tables = [self._table(*pairs[at]) for at in missing]
+            if all(made is not None for made in tables):
+                for at, made in zip(missing, tables, strict=True):
+                    self._settle(*pairs[at], made or pairs[at][0])
+                self.tables += len(missing)
+                return True
+        return False
+
+    def _table(self, node: Node, twin: Node) -> Node | None:
+        """A mask for any length, of one for each of two."""
+        if twin not in self.free or not isinstance(node.type, TensorType):
+            return None
+        try:
+            kind = self._type(node.type, twin.type)
+        except ValueError:
+            return None
+        if not isinstance(kind, TensorType) or sum(d.has(S) for d in map(_expr, kind.shape)) != 2:
+            return None
+        (short,), (long,) = (self.run_part((n,), {str(B): 1}, {}) for n in (node, twin))
+        return step_table(short, long, kind)
 
     def _pair(self, node: Node, twin: Node) -> bool:
         joined = self._joined(node, twin)
@@ -112,6 +150,8 @@ class JoinLengths:
         """The node for any length, where numbers in the two follow the length in one way."""
         if node.op is t.constant and node.attributes != twin.attributes:
             return self._joined_number(node, twin)
+        if node.op.name == "parameter" and node is not twin:
+            return None  # what a model holds is of one size
         inputs = tuple(self.made[i] for i in node.inputs)
         try:
             attributes = {k: self._value(v, twin[k]) for k, v in node.attributes.items()}
@@ -277,6 +317,19 @@ class JoinLengths:
 
     def _why(self) -> str:
         return f", nor one step for each of them: {self.reason}" if self.reason else ""
+
+
+def _without_tokens(graph: Graph) -> set[Node]:
+    """The values of a graph that no input is behind."""
+    found: set[Node] = set()
+    for node in graph.nodes():
+        if node.op.name != "input" and all(i in found for i in node.inputs):
+            found.add(node)
+    return found
+
+
+def _expr(d: Dim) -> sympy.Expr:
+    return sympy.sympify(d)
 
 
 def _apart(node: Node, twin: Node) -> tuple[int, int]:

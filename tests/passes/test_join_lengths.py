@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from ferrule.compiler.capture import capture
@@ -109,6 +112,53 @@ def test_spellings(name: str):
         (given,) = evaluate(imported.graph, [ids], weights)
         torch.testing.assert_close(given, model(ids), rtol=1e-5, atol=1e-5)
     evaluate(imported.graph, [torch.randint(0, 31, (2, 7))], weights)
+
+
+def by_rows(size: int) -> Tensor:
+    mask = torch.zeros(size, size)
+    for row in range(size):
+        mask[row, : row + 1] = 1
+    return mask == 1
+
+
+def by_numpy(size: int) -> Tensor:
+    return torch.from_numpy(np.triu(np.ones((1, size, size)), k=1).astype("uint8")) == 0
+
+
+def by_lists(size: int) -> Tensor:
+    return torch.tensor([[column <= row for column in range(size)] for row in range(size)])
+
+
+def in_window(size: int, width: int) -> Tensor:
+    return torch.from_numpy(np.tri(size) * (1 - np.tri(size, k=-width))) == 1
+
+
+def masked(mask: Callable[[int], Tensor]) -> Mixer:
+    def attend(model: Mixer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen = mask(q.shape[1])
+        return (q @ k.mT).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+    return Mixer(attend, q=(4,), k=(4,), v=(6,)).eval()
+
+
+@pytest.mark.parametrize("mask", [by_rows, by_numpy, by_lists])
+def test_a_mask_that_is_made_for_one_length_is_made_for_any(mask: Callable[[int], Tensor]):
+    torch.manual_seed(0)
+    model = masked(mask)
+    imported = import_captured(capture(model, max_context=40))
+    assert imported.graph.bounds["S"] == (1, 40)
+    weights = {p["name"]: imported.weights[p["name"]] for p in imported.graph.parameters()}
+    for length in (1, 5, 40):
+        ids = torch.randint(0, 31, (2, length))
+        (given,) = evaluate(imported.graph, [ids], weights)
+        torch.testing.assert_close(given, model(ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [5, 30])
+def test_a_mask_that_is_no_step_is_refused(width: int):
+    """Nor is one whose window is wider than what it is seen at."""
+    with pytest.raises(CompileError, match="does not export"):
+        capture(masked(lambda size: in_window(size, width)), max_context=40)
 
 
 def test_no_more_steps_are_traced_than_two_lengths_have():
