@@ -26,8 +26,9 @@ class BlockPool:
 
     A block may be held by several sequences (`retain`), which is what sharing a prefix and copying
     on write need. A block that nobody holds is cached where its content was named, and free
-    otherwise; the cached ones are given away last, the least recently held first. `evictions`
-    counts those, `times` is what blocks live through.
+    otherwise; the cached ones are given away last, the least recently held first. A free block that
+    was held is taken again before one that never was: its memory is there. `evictions` counts
+    those that are evicted, `times` is what blocks live through.
     """
 
     def __init__(self, size: int) -> None:
@@ -97,7 +98,7 @@ class BlockPool:
                 self._cached[block] = None
                 self.times.leave(block)
             else:
-                self._free.append(block)
+                self._free.appendleft(block)
 
     def is_shared(self, block: int) -> bool:
         """Whether writing to the block would be seen by another holder."""
@@ -129,7 +130,7 @@ class BlockPool:
             del self._keys[block]
             if not self._counts[block]:
                 del self._cached[block]
-                self._free.append(block)
+                self._free.appendleft(block)
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """The blocks with these contents, up to the first that is not known."""
@@ -143,7 +144,7 @@ class BlockPool:
 
     def forget(self) -> None:
         """Forget every content: nothing is found until blocks are named again."""
-        self._free.extend(self._cached)
+        self._free.extendleft(reversed(self._cached))
         for known in (self._cached, self._keys, self._blocks):
             known.clear()
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..ir.plan import Plan, PlanError, TensorSpec, evaluate_dim, evaluate_shape, tensor_bytes
 from .binding import Binder, Bound, Kernels, run_bound, run_timed
 from .kernel_times import StepSample
+from .pages_ahead import PagesAhead
 from .tensors import STORAGE, Array, aligned_bytes, allocate_together, place, release
 from .weights import Weights
 
@@ -168,6 +169,7 @@ class Executor:
         self._caches = dict(zip(names, allocate_together(shapes), strict=True))
         self._paged = [self._caches[c.name] for c in plan.caches if not c.state]
         self._states = [self._caches[c.name] for c in plan.caches if c.state]
+        self._ahead = PagesAhead(self._paged)
         self._signature: dict[str, TensorSpec] = {}
         sizes: dict[str, int] = {}
         for spec in _tensors(plan):
@@ -186,6 +188,7 @@ class Executor:
     def step(self, batch: Batch) -> tuple[Array, Array]:
         """Run one step; raises `StepError` where a kernel does."""
         bound = self.prepare(batch)
+        self._ahead.reach(max(batch.slots, default=0) // self.block)
         with self._library.crew:
             if self.samples:
                 seconds, states = run_timed(bound), bool(self.states)
@@ -228,6 +231,7 @@ class Executor:
         """Give the memory of caches and states back to the machine; they hold zeros after it."""
         for cache in self._caches.values():
             release(cache)
+        self._ahead.forget()
 
     def prepare(self, batch: Batch) -> Bound:
         """The calls of one step, its inputs filled in, for whoever measures kernels one by one."""

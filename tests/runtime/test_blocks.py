@@ -107,11 +107,13 @@ def test_a_lost_block_is_named(size):
         pool.check([])
 
 
-def test_blocks_freed_first_are_taken_first():
-    pool = BlockPool(3)
+def test_blocks_that_were_held_are_taken_before_others():
+    pool = BlockPool(9)
     a, b, c = pool.allocate(3)
-    pool.release([b, a, c])
-    assert pool.allocate(2) == [b, a]
+    pool.release([c, b, a])
+    assert pool.allocate(2) == [a, b]
+    pool.release([a])
+    assert pool.allocate(3) == [a, c, 3]
     with pytest.raises(ValueError, match="a pool of 0 blocks"):
         BlockPool(0)
 
