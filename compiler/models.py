@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint import CheckpointWeights, LiveWeights, SafetensorsFiles, Weights
@@ -86,7 +86,7 @@ def _is_plain(model: nn.Module) -> None:
             "torch.export could follow; give the torch.nn.Module that it was made of"
         )
     tensors = (*model.named_parameters(), *model.named_buffers())
-    empty = [n for n, x in tensors if isinstance(x, UninitializedTensorMixin)]
+    empty = [n for n, x in tensors if is_lazy(x)]
     if empty:
         raise CompileError(
             f"{', '.join(empty)} of {type(model).__name__} have no size yet: they are those of "
