@@ -3,8 +3,8 @@
 ; time slice out of each of a step's regions.
 ;
 ; Who waits spins a while (a turn takes 15 to 40 ns), giving its core to nobody, and then sleeps: not
-; at once, because runtime/crew.py takes what a process leaves of its cores' time for lost to
-; others. The calling thread takes part. A worker that a neighbour keeps from its core is waited
+; at once, because to be woken takes longer than most regions of a step are apart. The calling
+; thread takes part. A worker that a neighbour keeps from its core is waited
 ; for asleep in the end, so that it may come to the core of who waits.
 
 %worker = type { i32, i32, i32, i32, ptr, [40 x i8] }
