@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .capture_helpers import HELPERS
-from .threads import Crew
+from .threads import TorchThreads
 
 Function = Callable[..., Any]
 # (batch, every other open dim): the second is past a chunk of 64 tokens.
@@ -99,8 +99,8 @@ def _agree(function: Function, helper: Function, leaves: list[Any], tree: Any) -
                 sizes = _sizes(leaves, trial)
                 drawn = [_drawn(leaf, sizes) for leaf in leaves]
                 args, kwargs = pytree.tree_unflatten(drawn, tree)
-                with Crew() as crew:
-                    crew.take(drawn)
+                with TorchThreads() as threads:
+                    threads.take(drawn)
                     results = [f(*args, **kwargs) for f in (function, helper)]
             except Exception:
                 # A function that takes no such arguments, or does not run here, proves nothing.

@@ -18,10 +18,10 @@ SMALL = 1 << 16
 """Elements of the largest argument of an op that one thread does."""
 
 
-class Crew:
+class TorchThreads:
     """The threads of torch, as many as there were or one; all of them again at the end."""
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> TorchThreads:
         self.all = self.now = torch.get_num_threads()
         return self
 
@@ -42,6 +42,6 @@ class Crew:
 @contextmanager
 def threads_for(model: nn.Module) -> Iterator[None]:
     """One thread, for a few tokens of a model that has no large parameter."""
-    with Crew() as crew:
-        crew.take(model.parameters())
+    with TorchThreads() as threads:
+        threads.take(model.parameters())
         yield

@@ -19,7 +19,7 @@ from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.types import CacheType, TensorType, Type
-from ..threads import Crew
+from ..threads import TorchThreads
 from . import contexts, loops, model, quantized, recurrent, selection, serving, tensor
 from .context import Context, bind
 
@@ -70,11 +70,11 @@ def walk(
     values: dict[Node, Any] = {}
     left = {n: len(graph.users(n)) for n in graph.nodes()}
     kept = set(graph.outputs)
-    with Crew() as crew:
+    with TorchThreads() as threads:
         for node in graph.nodes():
             arguments = [values[i] for i in node.inputs]
             if context.checked:  # else sizes may be open ones
-                crew.take(arguments)
+                threads.take(arguments)
             values[node] = value_of(node, arguments, context, inputs, parameters)
             for source in dict.fromkeys(node.inputs):
                 left[source] -= 1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ferrule.compiler.threads import SMALL, Crew, threads_for
+from ferrule.compiler.threads import SMALL, TorchThreads, threads_for
 from torch import nn
 
 
@@ -16,20 +16,20 @@ def two():
 
 @pytest.mark.usefixtures("two")
 def test_small_arguments_have_one_thread_and_large_ones_all():
-    with Crew() as crew:
-        crew.take([torch.ones(3), "no tensor"])
+    with TorchThreads() as threads:
+        threads.take([torch.ones(3), "no tensor"])
         assert torch.get_num_threads() == 1
-        crew.take([torch.ones(3), torch.ones(SMALL)])
+        threads.take([torch.ones(3), torch.ones(SMALL)])
         assert torch.get_num_threads() == 2
-        crew.take([])
+        threads.take([])
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two")
 def test_all_threads_are_back_after_an_error():
-    with pytest.raises(ValueError, match="wrong"), Crew() as crew:
-        crew.take([torch.ones(3)])
+    with pytest.raises(ValueError, match="wrong"), TorchThreads() as threads:
+        threads.take([torch.ones(3)])
         raise ValueError("wrong")
     assert torch.get_num_threads() == 2
 
