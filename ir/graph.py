@@ -68,6 +68,14 @@ class Graph:
         """The parameter nodes that an output reaches."""
         return tuple(n for n in self._nodes if n.op.name == "parameter")
 
+    def constants(self) -> set[Node]:
+        """The nodes that depend on parameters and constants alone: no input is behind them."""
+        found: set[Node] = set()
+        for node in self._nodes:
+            if node.op.name != "input" and all(i in found for i in node.inputs):
+                found.add(node)
+        return found
+
     @functools.cached_property
     def _users(self) -> dict[Node, tuple[Node, ...]]:
         users: dict[Node, list[Node]] = {n: [] for n in self._nodes}

@@ -67,7 +67,7 @@ class JoinLengths:
         self.alike: dict[Any, list[Node]] = {}
         for node in self.second.nodes():
             self.alike.setdefault((node.op, node.inputs), []).append(node)
-        self.free = _without_tokens(self.first) | _without_tokens(self.second)
+        self.free = self.first.constants() | self.second.constants()
 
     def run(self) -> Graph:
         """The graph for any length; raises IRError that names the loop where it is no scan."""
@@ -317,15 +317,6 @@ class JoinLengths:
 
     def _why(self) -> str:
         return f", nor one step for each of them: {self.reason}" if self.reason else ""
-
-
-def _without_tokens(graph: Graph) -> set[Node]:
-    """The values of a graph that no input is behind."""
-    found: set[Node] = set()
-    for node in graph.nodes():
-        if node.op.name != "input" and all(i in found for i in node.inputs):
-            found.add(node)
-    return found
 
 
 def _expr(d: Dim) -> sympy.Expr:

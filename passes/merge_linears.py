@@ -29,7 +29,7 @@ class MergeLinears:
 
     def run(self, graph: Graph) -> Graph:
         """The graph with one linear for each value that several read."""
-        constant = _constants(graph)
+        constant = graph.constants()
         together: dict[tuple[object, ...], list[Node]] = {}
         for node in graph.nodes():
             if node.op in _FEWEST and _is_mergeable(graph, node, constant):
@@ -42,15 +42,6 @@ class MergeLinears:
             if len(alike) > 1:
                 mapping.update(merged(alike))
         return graph.replace(mapping) if mapping else graph
-
-
-def _constants(graph: Graph) -> set[Node]:
-    """The nodes that depend on parameters and constants alone."""
-    found: set[Node] = set()
-    for node in graph.nodes():
-        if node.op.name != "input" and all(i in found for i in node.inputs):
-            found.add(node)
-    return found
 
 
 def _is_mergeable(graph: Graph, node: Node, constant: set[Node]) -> bool:

@@ -74,12 +74,10 @@ class Crew:
         self.threads, self.used = threads, threads
         self._use, self._waited, self._clock = use, waited, clock
         self._seconds = self._retry = self._begun = 0.0
-        self._before: float | None = None
+        self._before = waited()
         self._pause, self._left = PAUSES[0], PATIENCE
 
     def __enter__(self) -> None:
-        if self._before is None:
-            self._before = self._waited()
         self._begun = self._clock()
 
     def __exit__(
@@ -98,7 +96,7 @@ class Crew:
     def _judge(self, now: float) -> None:
         """Give up the cores that were lost; try all again after a pause, longer each time."""
         waited = self._waited()
-        lost = (waited - (self._before or 0.0)) / self._seconds
+        lost = (waited - self._before) / self._seconds
         self._seconds, self._before = 0.0, waited
         if self.used == self.threads:
             self._judge_all(lost, now)

@@ -8,17 +8,16 @@ Rapids). How a file lies in the page cache is the kernel's choice and differs fr
 import ctypes
 import fcntl
 import mmap
-import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from .background import start_in_background
 from .tensors import LARGE_PAGE, Array, advise
 
 _STRETCH = 8 * LARGE_PAGE  # moved at a time: what memory holds twice
-_NICE = 10  # a tenth of a core where requests want it, all of it where nothing runs
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _NODES = Path("/sys/devices/system/node/online")
 _MADV_POPULATE_READ = 22  # linux/mman-common.h, since 5.14
@@ -59,16 +58,12 @@ def move_in_background(memory: Array, name: str, delay: float) -> threading.Thre
     Where memory runs out the rest stays as it is.
     """
 
-    def run() -> None:
+    def move() -> None:
         time.sleep(delay)
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         with suppress(OSError):
             move_to_large_pages(memory)
 
-    thread = threading.Thread(target=run, name=f"large pages of {name}", daemon=True)
-    thread.start()
-    return thread
+    return start_in_background(f"large pages of {name}", move)
 
 
 def move_to_large_pages(memory: Array) -> int:

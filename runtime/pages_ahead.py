@@ -7,14 +7,13 @@ next (Zen 4).
 """
 
 import mmap
-import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from .background import start_in_background
 from .tensors import LARGE_PAGE, Array, advise
 
-_NICE = 10  # a tenth of a core where requests want it
 _MADV_POPULATE_WRITE = 23  # linux/mman-common.h, since 5.14
 
 
@@ -45,15 +44,10 @@ class PagesAhead:
             return
         low = max(self._asked, block + 1)
         self._asked = min(low + self._stretch, self._blocks)
-        arguments = (low, self._asked)
-        self._thread = threading.Thread(
-            target=self._ask, args=arguments, name="pages ahead", daemon=True
-        )
-        self._thread.start()
+        high = self._asked
+        self._thread = start_in_background("pages ahead", lambda: self._ask(low, high))
 
     def _ask(self, low: int, high: int) -> None:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         for cache in self._caches:
             size = cache.nbytes // len(cache)
             first = (cache.ctypes.data + low * size) // mmap.PAGESIZE * mmap.PAGESIZE

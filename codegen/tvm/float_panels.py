@@ -21,7 +21,7 @@ from .linear import Linear, Share, Tiling
 from .loops import Work
 from .register_tiles import load_vector, store_rows
 from .row_tiles import MANY
-from .tiles import column_vectors, stored_blocks, sums_of
+from .tiles import RowTile, column_vectors, stored_blocks, sums_of
 from .values import Expr, bind, cast, const, i64
 
 CHUNK = 256
@@ -127,12 +127,8 @@ def _panel(share: Share, tile: Tile, group: Expr, x: tirx.Buffer) -> _Panel:
 
 def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr) -> None:
     """The results of a tile of rows in a panel's columns."""
-    linear, share, width, held = panel.linear, panel.share, len(panel.vectors), panel.held
-    height = panel.tile.rows // held  # in runs of rows, which lie in tiles of their own
-    first = bind(share.base + number * i64(height))
-    start = bind(first * i64(held))
-    rows = bind(share.base * i64(held) + share.rows)
-    runs = bind(tirx.min(share.base + share.tiles - first, i64(height)))
+    linear, width, held = panel.linear, len(panel.vectors), panel.held
+    own = RowTile.of(panel.share, number, panel.tile.rows, held)
     zero = T.broadcast(const(0, "float32"), LANES)
     with T.serial(i64(0), i64(width)) as v, T.serial(i64(0), i64(panel.tile.rows)) as r:
         T.buffer_store(panel.sums, zero, [v, r, T.ramp(i64(0), i64(1), LANES)])
@@ -143,13 +139,13 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr) -> None:
             abreast = [bind(some * i64(panel.abreast) + i64(n)) for n in range(panel.abreast)]
             for v in abreast:
                 _widen(panel, v, (k, count))
-            with T.serial(i64(0), runs) as run:
-                _add(panel, abreast, (k, count), bind(first + run), bind(run * i64(held)))
+            with T.serial(i64(0), own.runs) as run:
+                _add(panel, abreast, (k, count), bind(own.first + run), bind(run * i64(held)))
     for c in range(panel.tile.columns):
         sides = {
             o: sums_of(panel.sums, i * panel.tile.columns + c) for i, o in enumerate(linear.offsets)
         }
-        span, block = (start, panel.tile.rows, rows), panel.vectors[c][1]
+        span, block = (own.start, panel.tile.rows, own.end), panel.vectors[c][1]
         within = group * i64(panel.tile.columns) + i64(c) if c else None
         store_rows(linear, work, sides, span, block, within=within)
 

@@ -25,7 +25,7 @@ from .linear import Linear, Share, Tiling
 from .loops import Place, Work
 from .register_tiles import load_vector, store_rows
 from .row_tiles import MANY
-from .tiles import column_vectors, stored_blocks, sums_of
+from .tiles import RowTile, column_vectors, stored_blocks, sums_of
 from .two_levels import (
     BYTES,
     ask_next,
@@ -217,12 +217,8 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr, tiles: Expr)
     """The results of a tile of rows in a panel's columns; a part of the next panel is asked for
     with each.
     """
-    linear, share, width = panel.linear, panel.share, len(panel.vectors)
-    height = panel.tile.rows // ROWS  # in runs of rows, which lie in tiles of their own
-    first = bind(share.base + number * i64(height))
-    start = bind(first * i64(ROWS))
-    rows = bind(share.base * i64(ROWS) + share.rows)
-    runs = bind(tirx.min(share.base + share.tiles - first, i64(height)))
+    linear, width = panel.linear, len(panel.vectors)
+    own = RowTile.of(panel.share, number, panel.tile.rows, ROWS)
     sums = T.alloc_buffer((width, panel.tile.rows, LANES), "float32")
     with T.serial(i64(0), i64(width)) as v, T.serial(i64(0), i64(panel.tile.rows)) as r:
         T.buffer_store(sums, _none("float32"), [v, r, T.ramp(i64(0), i64(1), LANES)])
@@ -234,15 +230,15 @@ def _row_tile(panel: _Panel, work: Work, group: Expr, number: Expr, tiles: Expr)
             block = bind(panel.blocks[v])
             if panel.once:
                 _unpack(panel, v, block, g)
-            with T.serial(i64(0), runs) as part:
-                _add_block(panel, sums, (v, block, bind(part * i64(ROWS))), g, bind(first + part))
+            with T.serial(i64(0), own.runs) as part:
+                run = bind(own.first + part)
+                _add_block(panel, sums, (v, block, bind(part * i64(ROWS))), g, run)
     wide = panel.tile.columns
     for c in range(wide):
         mine = {o: sums_of(sums, i * wide + c) for i, o in enumerate(linear.offsets)}
         within = group * i64(wide) + i64(c) if c else None
-        store_rows(
-            linear, work, mine, (start, panel.tile.rows, rows), panel.vectors[c][1], within=within
-        )
+        span, block = (own.start, panel.tile.rows, own.end), panel.vectors[c][1]
+        store_rows(linear, work, mine, span, block, within=within)
 
 
 def _add_block(

@@ -214,30 +214,30 @@ def integer_scheme(kernel: Kernel, node: Node) -> Scheme:
     _check(node, DOT_WORDS, node.inputs[2])
     if not kernel.isa.integer_dot:
         raise CodegenError(f"{node.op.name} needs avx2 or better, which the target lacks")
-    tiles, some = integer_tiles(kernel.isa, node), _some_rows(kernel.isa)
-    many = _many_rows(kernel, node)
-    limited = None if some is None else (some.rows, some)
-    if many is not None and many.height == amx.ROWS:
-        limited = None
-    elif many is not None:  # up to where another way begins few's tile does them, or that of some
-        limited = (many.above, some or tiles[1])
+    tiles = integer_tiles(kernel.isa, node)
+    limited, many = _more_rows(kernel, node, tiles[1])
     return Scheme(tiles, _over_integer_groups, _bias_from(node), limited, many)
 
 
-def _many_rows(kernel: Kernel, node: Node) -> Many | None:
-    """The way of many rows, where it is not that of a few."""
-    isa = kernel.isa
+def _more_rows(
+    kernel: Kernel, node: Node, few: Tile
+) -> tuple[tuple[int, Tile] | None, Many | None]:
+    """The tile that takes some rows by itself, with the most of them, and the way of many rows,
+    where these are others than those of few and many.
+    """
+    isa, some = kernel.isa, _some_rows(kernel.isa)
     if isa.has_integer_tiles and fits_tiles(node):
         one_scale = int(node.inputs[0].shape[-2]) == 1
-        return Many(by_tiles, amx.ROWS, 0 if one_scale else GROUPS_ABOVE, TILED_FROM)
-    if isa.registers >= 32 and unpacks(isa, node):
+        return None, Many(by_tiles, amx.ROWS, 0 if one_scale else GROUPS_ABOVE, TILED_FROM)
+    if some is not None and unpacks(isa, node):
         begin = block_sums_below(kernel, node)
         unpacked = partial(emit_unpacked, tile=UNPACKED, begin=begin)
-        return Many(unpacked, above=UNPACKED_ABOVE, each=UNPACKED_EACH)
+        many = Many(unpacked, above=UNPACKED_ABOVE, each=UNPACKED_EACH)
+        return (UNPACKED_ABOVE, some), many
     if narrows(isa, node):
         narrow = partial(emit_narrow, tile=PANEL, begin=sums_below(kernel, node))
-        return Many(narrow, ROWS, NARROW_ABOVE, NARROW_EACH)
-    return None
+        return (NARROW_ABOVE, few), Many(narrow, ROWS, NARROW_ABOVE, NARROW_EACH)
+    return None if some is None else (some.rows, some), None
 
 
 def narrows(isa: Isa, node: Node) -> bool:

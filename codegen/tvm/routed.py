@@ -6,8 +6,8 @@ order). The work is then units of one expert, one group of columns and one tile 
 order of significance; threads take even runs of units, so that a group of columns stays in a
 thread's cache for all rows of its expert.
 
-Where there are tile registers and experts have some rows each, they are done as the dense linears'
-are, each expert's in tiles of their own. Threads take runs of columns then, of all experts.
+Where a linear has another way for many rows and experts have some rows each, they go that way, each
+expert's in tiles of their own. Threads take runs of columns then, of all experts.
 """
 
 from __future__ import annotations

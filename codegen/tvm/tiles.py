@@ -184,6 +184,29 @@ def stored_blocks(linear: Linear, vectors: Sequence[tuple[int, Expr]]) -> tirx.B
     return blocks
 
 
+@dataclass(frozen=True)
+class RowTile:
+    """A tile of a share's rows that register tiles pass: its first run of rows, which lies in a
+    tile of the tiling of its own, and how many runs, its first row, and the end of the share's.
+    """
+
+    first: Expr
+    runs: Expr
+    start: Expr
+    end: Expr
+
+    @staticmethod
+    def of(share: Share, number: Expr, rows: int, run: int) -> RowTile:
+        """The tile of a number, of so many rows in runs of so many."""
+        height = rows // run
+        first = bind(share.base + number * i64(height))
+        start = bind(first * i64(run))
+        end = bind(share.base * i64(run) + share.rows)
+        return RowTile(
+            first, bind(tirx.min(share.base + share.tiles - first, i64(height))), start, end
+        )
+
+
 def sums_of(sums: tirx.Buffer, vector: int) -> tirx.Buffer:
     """The sums of one column vector [row, lane], of those of a panel [vector, row, lane]."""
     rows = int(sums.shape[1])
